@@ -1,0 +1,1 @@
+"""Vocabulary-sized operations, each beside its plain-torch definition."""

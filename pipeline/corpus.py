@@ -1,0 +1,212 @@
+"""Text in, clean documents out: the built-in corpus, files, and Hub datasets.
+
+The built-in corpus (`python`) needs no download: it is the English prose of pydoc's topics and of the docstrings of the
+standard library and of every installed distribution, read from their sources without importing them.
+
+Documents are split by content hash, so the split depends neither on order nor on what else is in the corpus: 2 % is held
+out, and the rest falls into two halves, `first` and `second`, so that a compass and its judge never share a document.
+"""
+
+import ast
+import hashlib
+import io
+import json
+import re
+import sysconfig
+import unicodedata
+from collections.abc import Iterable, Iterator
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import zstandard
+
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.train import CorpusConfig, CorpusPart
+
+HELD_OUT_PERCENT = 2
+MIN_CHARACTERS = 60  # shorter documents are labels, not prose
+MIN_LETTER_SHARE = 0.93  # letters, spaces and sentence punctuation; below it a paragraph is code or a table
+SKIPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "node_modules", "site-packages"}
+SKIPPED_DISTRIBUTIONS = {"pip", "setuptools", "wheel", "tsdfm-pipeline"}
+TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")
+
+_NOT_PROSE = re.compile(r"^\w+ ?:|--|>>>|::|[={}<>|\\@#^~\[\]]|``\w*\(|^\s*[-*+:.\d]|\s\d+\.\s|https?:")
+_MARKUP = re.compile(r":[\w:+.]+:`~?!?([^`<]+?)(?:\s*<[^`]*>)?`|``([^`]+)``|`([^`]+)`_*|\*\*([^*]+)\*\*|\*([^*\s]+)\*")
+
+
+def clean(text: str) -> str:
+    """NFC, no control characters but newlines, runs of blanks folded."""
+    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n")
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
+
+
+def prose(docstring: str) -> str:
+    """The paragraphs of a docstring that read as English sentences, one per line; markup removed, '' if none do."""
+    kept = []
+    for paragraph in re.split(r"\n\s*\n", docstring):
+        line = " ".join(_MARKUP.sub(lambda m: next(g for g in m.groups() if g), paragraph).split())
+        if len(line) < MIN_CHARACTERS or not line[0].isupper() or line[-1] not in ".!?" or not line.isascii():
+            continue
+        plain = sum(c.isalpha() or c in " .,;'-()" for c in line)
+        if plain < MIN_LETTER_SHARE * len(line) or _NOT_PROSE.search(line):
+            continue
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def _docstrings(source: bytes) -> Iterator[str]:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = ast.get_docstring(node)
+            if docstring:
+                yield docstring
+
+
+def python_distributions() -> list[Distribution]:
+    """The installed distributions that the built-in corpus reads: all but this project and the installers."""
+    by_name = {d.name.lower(): d for d in distributions() if d.name.lower() not in SKIPPED_DISTRIBUTIONS}
+    return [by_name[name] for name in sorted(by_name)]
+
+
+def _python_sources() -> Iterator[Path]:
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    yield from sorted(p for p in stdlib.rglob("*.py") if not SKIPPED_FOLDERS & set(p.relative_to(stdlib).parts))
+    for distribution in python_distributions():
+        for file in sorted(distribution.files or (), key=str):
+            if file.suffix == ".py" and not SKIPPED_FOLDERS & set(file.parts):
+                yield Path(str(distribution.locate_file(file)))
+
+
+def python_documents() -> Iterator[str]:
+    """Prose of pydoc's topics and of every docstring of the standard library and the installed distributions."""
+    from pydoc_data.topics import topics
+
+    for _, topic in sorted(topics.items()):
+        yield prose(topic)
+    for path in _python_sources():
+        try:
+            source = path.read_bytes()
+        except OSError:
+            continue  # a file that a distribution lists and doesn't ship
+        for docstring in _docstrings(source):
+            yield prose(docstring)
+
+
+def _record_text(record: object, field: str, where: str) -> str:
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        raise InputError(f"{where}: no text field '{field}'; name the right one with corpus.text_field")
+    return str(record[field])
+
+
+def _jsonl(lines: Iterable[str], field: str, path: Path) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}:{number}: not JSON ({error.msg}); mend or remove the line") from None
+            yield _record_text(record, field, f"{path}:{number}")
+
+
+def _file_documents(path: Path, field: str) -> Iterator[str]:
+    try:
+        if path.name.endswith(".jsonl.zst"):
+            with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
+                yield from _jsonl(io.TextIOWrapper(stream, "utf-8"), field, path)
+        elif path.name.endswith(".jsonl"):
+            with path.open(encoding="utf-8") as lines:
+                yield from _jsonl(lines, field, path)
+        elif path.name.endswith(".parquet"):
+            table = pq.ParquetFile(path)
+            if field not in table.schema_arrow.names:
+                raise InputError(f"{path}: no column '{field}'; it has {', '.join(table.schema_arrow.names)}")
+            for batch in table.iter_batches(columns=[field]):
+                yield from (str(text) for text in batch.column(0).to_pylist() if text)
+        else:
+            yield from re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
+    except (zstandard.ZstdError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); check the file") from None
+
+
+def _hub_documents(name: str, field: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    repo, _, split = name.partition(":")
+    try:
+        rows = load_dataset(repo, split=split or "train", streaming=True)
+        yield from (_record_text(row, field, f"hub:{name}") for row in rows)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"hub:{name}: cannot be loaded ({reason}); check the name, the split and the network") from None
+
+
+def _raw_documents(config: CorpusConfig) -> Iterator[str]:
+    if config.path == "python":
+        yield from python_documents()
+        return
+    if config.path.startswith("hub:"):
+        yield from _hub_documents(config.path.removeprefix("hub:"), config.text_field)
+        return
+    path = Path(config.path)
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.name.endswith(TEXT_SUFFIXES))
+        if not files:
+            raise InputError(f"{path}: no {', '.join(TEXT_SUFFIXES)} files in this folder; point corpus.path at your text")
+    elif path.is_file():
+        files = [path]
+    else:
+        raise InputError(f"corpus {path}: no such file or folder; give a path, 'python' or 'hub:NAME'")
+    for file in files:
+        yield from _file_documents(file, config.text_field)
+
+
+def _bucket(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def split_of(text: str) -> str:
+    """'held_out', 'first' or 'second': a function of the text alone."""
+    bucket = _bucket(text)
+    if bucket % 100 < HELD_OUT_PERCENT:
+        return "held_out"
+    return "first" if bucket // 100 % 2 else "second"
+
+
+def load_documents(config: CorpusConfig) -> list[str]:
+    """All clean documents, exact duplicates of a paragraph dropped, in corpus order. Raises InputError if there are none."""
+    seen: set[bytes] = set()
+    documents = []
+    for raw in _raw_documents(config):
+        paragraphs = []
+        for paragraph in clean(raw).split("\n"):
+            digest = hashlib.blake2b(" ".join(paragraph.lower().split()).encode(), digest_size=8).digest()
+            if paragraph and digest not in seen:
+                seen.add(digest)
+                paragraphs.append(paragraph)
+        text = "\n".join(paragraphs)
+        if len(text) >= MIN_CHARACTERS:
+            documents.append(text)
+    if not documents:
+        raise InputError(f"corpus {config.path}: no document of at least {MIN_CHARACTERS} characters; give more text")
+    return documents
+
+
+def select(documents: list[str], part: CorpusPart) -> list[str]:
+    """The training documents of `part`; `all` is both halves. Held-out documents are never among them."""
+    wanted = {"first", "second"} if part == "all" else {part}
+    return [text for text in documents if split_of(text) in wanted]
+
+
+def held_out(documents: list[str]) -> list[str]:
+    """The held-out documents."""
+    return [text for text in documents if split_of(text) == "held_out"]

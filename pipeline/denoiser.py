@@ -1,0 +1,114 @@
+"""The denoiser p(x_1 | x_t, t): a DiT with rotary attention and adaLN-zero time conditioning.
+
+The architecture is that of Peebles & Xie (2023, arXiv 2212.09748) as used for text by SEDD and by our predecessor FS-DFM
+(arXiv 2509.20624), so that its checkpoints can be imported. The vocabulary head is kept apart from the trunk: callers
+compute logits for the rows they need, never for all of [B, L, V].
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tsdfm.pipeline.layers import MLP, LayerNorm, merge_heads, rotary, rotate, split_heads
+from tsdfm.schemas.model import DenoiserConfig
+
+FREQUENCIES = 256  # width of the sinusoidal time features
+MAX_PERIOD = 10_000.0
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN: x (1 + scale) + shift; x [B, L, D], shift and scale [B, 1, D]."""
+    return x * (1 + scale) + shift
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal features of a time in [0, 1], through a two-layer MLP."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """[B] -> [B, cond_dim]."""
+        half = FREQUENCIES // 2
+        frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=t.device).float() / half)
+        angles = t.float()[:, None] * frequencies
+        features = torch.cat([angles.cos(), angles.sin()], -1)
+        out: Tensor = self.mlp(features.to(self.mlp[0].weight.dtype))
+        return out
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the time conditioning (gates start at zero)."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.n_heads, self.dropout = config.n_heads, config.dropout
+        self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.mlp = MLP(dim, config.mlp_ratio)
+        self.modulation = nn.Linear(config.cond_dim, 6 * dim)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, c: Tensor) -> Tensor:
+        """x [B, L, D], cos and sin [L, d], c [B, cond_dim] -> [B, L, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
+        qkv = self.qkv(modulate(self.norm1(x), shift1, scale1))
+        q, k, v = (split_heads(part, self.n_heads) for part in qkv.chunk(3, -1))
+        attended = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        x = x + gate1 * F.dropout(self.attn_out(merge_heads(attended)), self.dropout, self.training)
+        hidden = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x + gate2 * F.dropout(hidden, self.dropout, self.training)
+
+
+class Trunk(nn.Module):
+    """Everything below the vocabulary head: tokens and time to hidden states."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.n_heads
+        self.vocab_embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.vocab_embed.weight, std=0.02)
+        self.time_embedding = TimeEmbedding(config.cond_dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.norm_final = LayerNorm(config.hidden_size)
+        self.modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_t [B, L] int64, t [B] in [0, 1] -> hidden [B, L, D]."""
+        c = F.silu(self.time_embedding(t))
+        x = self.vocab_embed(x_t)
+        cos, sin = rotary(x_t.shape[1], self.head_dim, x_t.device)
+        for block in self.blocks:
+            x = block(x, cos, sin, c)
+        shift, scale = self.modulation(c)[:, None].chunk(2, -1)
+        return modulate(self.norm_final(x), shift, scale)
+
+
+class Denoiser(nn.Module):
+    """Trunk and head. `head.weight` [V, D] and `head.bias` [V] feed the row-wise kernels directly."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def hidden(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_t [B, L] int64, t [B] -> hidden [B, L, D]; logits of a row are head(hidden row)."""
+        out: Tensor = self.trunk(x_t, t)
+        return out
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """All logits [B, L, V]: for tests and tiny vocabularies only."""
+        out: Tensor = self.head(self.hidden(x_t, t))
+        return out

@@ -1,0 +1,50 @@
+"""Transformer parts that the denoiser and the causal models share."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROTARY_BASE = 10_000.0
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with a gain and no bias, in float32 whatever the input."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return F.layer_norm(x.float(), x.shape[-1:], self.weight.float()).to(x.dtype)
+
+
+def rotary(length: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, head_dim], GPT-NeoX halves (Su et al. 2021, arXiv 2104.09864)."""
+    inverse = ROTARY_BASE ** (-torch.arange(0, head_dim, 2, device=device).float() / head_dim)
+    angles = torch.outer(torch.arange(length, device=device).float(), inverse)
+    return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn x [B, H, L, d] by the angles of its positions; cos, sin [L, d]."""
+    low, high = x.chunk(2, -1)
+    return x * cos.to(x.dtype) + torch.cat([-high, low], -1) * sin.to(x.dtype)
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """[B, L, H d] -> [B, H, L, d]."""
+    batch, length, width = x.shape
+    return x.view(batch, length, n_heads, width // n_heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, H, L, d] -> [B, L, H d]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class MLP(nn.Sequential):
+    """Linear, GELU (tanh form), Linear; biases on both."""
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__(nn.Linear(dim, ratio * dim), nn.GELU(approximate="tanh"), nn.Linear(ratio * dim, dim))

@@ -1,0 +1,183 @@
+"""The one training loop: AdamW, warm-up and cosine, clipping, EMA, exact resume.
+
+Every random number of update s comes from a generator seeded with (seed, s), so an interrupted run that resumes takes the
+same updates as one that never stopped. A training checkpoint is tensors in one safetensors file plus a JSON header.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from tsdfm.pipeline.files import write_atomic
+from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.train import OptimConfig
+
+STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
+
+LossAt = Callable[[int, torch.Generator], Tensor]  # (update, its generator) -> scalar loss
+Report = Callable[[int, dict[str, float]], None]
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """The generator of one update: a function of (seed, step) alone."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Linear warm-up to the peak, then cosine decay to final_lr_ratio of it."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Trainer:
+    """Trains `model` in place of `steps` updates; afterwards `model` holds the EMA weights.
+
+    `identity` is what must not change between a run and its resumption (the whole config); a mismatch is refused.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig, folder: Path, identity: dict[str, object]) -> None:
+        self.model, self.config, self.folder, self.identity = model, config, folder, identity
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        vectors = [p for p in model.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.lr, betas=(0.9, config.beta2), fused=True,
+        )
+        self.parameters = matrices + vectors
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.step = 0
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {}
+        for index, parameter in enumerate(self.parameters):
+            state = self.optimizer.state[parameter]
+            tensors |= {f"{index}.weight": parameter.detach(), f"{index}.ema": self.average[index],
+                        f"{index}.exp_avg": state["exp_avg"], f"{index}.exp_avg_sq": state["exp_avg_sq"]}
+        return tensors
+
+    def save(self) -> None:
+        """Write the training checkpoint; the header, written last, names the update it belongs to."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        header = {"step": self.step, "identity": self.identity}
+        data = save(self._tensors(), metadata={"step": str(self.step)})
+        write_atomic(self.folder / STATE_FILE, data)
+        write_atomic(self.folder / HEADER_FILE, json.dumps(header, indent=2, sort_keys=True).encode())
+
+    def resume(self) -> bool:
+        """Load the training checkpoint if there is one. Raises InputError if it belongs to another config."""
+        state_file, header_file = self.folder / STATE_FILE, self.folder / HEADER_FILE
+        if not (state_file.is_file() and header_file.is_file()):
+            return False
+        header = json.loads(header_file.read_text())
+        old, new = header["identity"], json.loads(json.dumps(self.identity))
+        if old != new:
+            names = ", ".join(sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)))
+            raise InputError(f"{self.folder}: holds a run of another config (differs in {names}); "
+                             "give another --out, or remove the folder")
+        try:
+            tensors = load_file(state_file)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{state_file}: unreadable training checkpoint ({error}); remove the folder") from None
+        with torch.no_grad():
+            for index, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"{index}.weight"])
+                self.average[index].copy_(tensors[f"{index}.ema"])
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0), "exp_avg": tensors[f"{index}.exp_avg"],
+                    "exp_avg_sq": tensors[f"{index}.exp_avg_sq"],
+                }
+            # The tensors' own step rules: a crash between the two files leaves newer tensors under an older header.
+            self.step = _state_step(state_file)
+            for state in self.optimizer.state.values():
+                state["step"].fill_(float(self.step))
+        return True
+
+    def update(self, loss_at: LossAt) -> tuple[float, float]:
+        """One update. Returns loss and gradient norm. Raises WorkError on a loss that is not finite."""
+        rate = learning_rate(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_at(self.step, generator_of(self.config.seed, self.step))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise WorkError(f"the loss is {value} at update {self.step}; the last checkpoint in {self.folder} is kept; "
+                            "lower optim.lr or optim.clip and start a new --out")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        self.optimizer.step()
+        # Early on the average follows the weights closely, so that it forgets the initialisation.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        self.step += 1
+        return value, norm
+
+    def run(self, loss_at: LossAt, report: Report) -> None:
+        """Train from the current update to the last, with checkpoints, log lines and TensorBoard scalars."""
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+        window: list[float] = []
+        self.model.train()
+        while self.step < self.config.steps:
+            value, norm = self.update(loss_at)
+            window.append(value)
+            last = self.step == self.config.steps
+            if last or self.step % self.config.log_every == 0:
+                scalars = {"loss": sum(window) / len(window), "gradient_norm": norm,
+                           "lr": learning_rate(self.config, self.step - 1)}
+                window.clear()
+                for name, scalar in scalars.items():
+                    writer.add_scalar(name, scalar, self.step)
+                report(self.step, scalars)
+            if last or self.step % self.config.checkpoint_every == 0:
+                self.save()
+        writer.close()
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+        self.model.eval()
+
+
+def _state_step(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(os.fspath(path), framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+class TokenWindows:
+    """Windows of L tokens of one stream: the batch of update s is a pure function of (seed, s).
+
+    Every epoch shifts the windows by a random offset and shuffles them.
+    """
+
+    def __init__(self, stream: Tensor, length: int, batch_size: int, seed: int) -> None:
+        if len(stream) < 2 * length:
+            raise InputError(f"the corpus has {len(stream)} tokens, fewer than two windows of {length}; give more text")
+        self.stream, self.length, self.batch_size, self.seed = stream, length, batch_size, seed
+        self.windows = len(stream) // length - 1
+        self._epoch, self._offset, self._order = -1, 0, torch.empty(0, dtype=torch.long)
+
+    def batch(self, step: int) -> Tensor:
+        """[batch_size, L] int64."""
+        rows = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return torch.stack([self._window(int(row)) for row in rows])
+
+    def _window(self, row: int) -> Tensor:
+        epoch, index = divmod(row, self.windows)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed((self.seed << 32) + 0x5EED0000 + epoch)
+            self._offset = int(torch.randint(self.length, (), generator=generator))
+            self._order = torch.randperm(self.windows, generator=generator)
+            self._epoch = epoch
+        start = int(self._order[index]) * self.length + self._offset
+        return self.stream[start : start + self.length].long()

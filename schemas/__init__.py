@@ -1,0 +1,1 @@
+"""The contract: configs, records and the Arrow schema. Imports nothing of ours."""

@@ -1,0 +1,81 @@
+"""The `config.json` of a model folder: one pydantic model per kind of network.
+
+A model folder holds `config.json` (one of these), `model.safetensors` and `tokenizer.json`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from tsdfm.schemas.base import Frozen, explain
+
+Source = Literal["mask", "uniform"]
+
+
+class TransformerShape(Frozen):
+    """Sizes shared by all our transformers."""
+
+    hidden_size: int = Field(192, ge=8, le=16384, description="width D of the residual stream")
+    n_blocks: int = Field(5, ge=1, le=256, description="number of transformer blocks")
+    n_heads: int = Field(6, ge=1, le=256, description="attention heads; divides hidden_size")
+    mlp_ratio: int = Field(4, ge=1, le=16, description="MLP width as a multiple of hidden_size")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability on each residual branch")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "TransformerShape":
+        if self.hidden_size % (2 * self.n_heads):
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be a multiple of 2 * n_heads ({2 * self.n_heads}), "
+                "for rotary attention turns pairs of channels"
+            )
+        return self
+
+
+class DenoiserConfig(TransformerShape):
+    """A DiT-style denoiser: p(x_1 | x_t, t) per position."""
+
+    kind: Literal["denoiser"] = "denoiser"
+    vocab_size: int = Field(ge=2, description="ids 0..vocab_size-1, [MASK] included where there is one")
+    length: int = Field(ge=1, description="longest sequence the model was trained on, in tokens")
+    cond_dim: int = Field(128, ge=8, description="width of the time conditioning")
+    source: Source = Field("mask", description="distribution of x_0: all [MASK], or independent uniform tokens")
+    mask_id: int | None = Field(None, ge=0, description="id of [MASK]; null for the uniform source")
+    kappa_exponent: float = Field(1.0, gt=0, description="n of the schedule kappa_t = t^n")
+
+    @model_validator(mode="after")
+    def _mask_matches_source(self) -> "DenoiserConfig":
+        if self.source == "mask" and self.mask_id is None:
+            raise ValueError("source 'mask' needs mask_id; give the id of [MASK] in the tokenizer")
+        if self.source == "uniform" and self.mask_id is not None:
+            raise ValueError("source 'uniform' has no [MASK]; set mask_id to null")
+        if self.mask_id is not None and self.mask_id >= self.vocab_size:
+            raise ValueError(f"mask_id {self.mask_id} is outside the vocabulary of {self.vocab_size}; give an id below it")
+        return self
+
+
+class CausalConfig(TransformerShape):
+    """A small causal language model over the same vocabulary: the `ar` compass, or a judge."""
+
+    kind: Literal["causal"] = "causal"
+    vocab_size: int = Field(ge=2, description="ids 0..vocab_size-1 ([MASK] is never scored)")
+    length: int = Field(ge=1, description="longest sequence the model was trained on, in tokens")
+    bos_id: int = Field(0, ge=0, description="id fed before the first token")
+
+
+class NceConfig(Frozen):
+    """A time-conditioned encoder with a scalar head: the `nce` compass."""
+
+    kind: Literal["nce"] = "nce"
+    trunk: DenoiserConfig
+
+
+ModelConfig = Annotated[DenoiserConfig | CausalConfig | NceConfig, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[DenoiserConfig | CausalConfig | NceConfig] = TypeAdapter(ModelConfig)
+
+
+def parse_model_config(text: str | bytes, where: str) -> DenoiserConfig | CausalConfig | NceConfig:
+    """Validate the JSON of a model folder's config. Raises InputError, naming `where` and the fields."""
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        raise explain(error, where) from None
