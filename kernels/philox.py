@@ -1,0 +1,39 @@
+"""Philox4x32-10, the counter-based generator behind every random number of generation.
+
+Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A 128-bit counter and a 64-bit key
+give four 32-bit words; nothing is stateful, so any number can be drawn anywhere, in any order, on any worker.
+Words are held in int64 tensors, for torch has no full uint32 arithmetic; all values lie in [0, 2^32).
+"""
+
+import torch
+from torch import Tensor
+
+_MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+_WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
+_WORD = 0xFFFFFFFF
+ROUNDS = 10
+
+
+def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low words of the 64-bit product; the 16-bit split keeps every partial product below 2^49."""
+    low, high = a * (b & 0xFFFF), a * (b >> 16)
+    carried = high + (low >> 16)
+    return carried >> 16, (low + (high << 16)) & _WORD
+
+
+def philox4x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Ten rounds. Key and counter words: int64 tensors in [0, 2^32), broadcast together -> four words of that shape."""
+    k0, k1 = key
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    for _ in range(ROUNDS):
+        high0, low0 = _multiply(_MULTIPLIER_0, c0)
+        high1, low1 = _multiply(_MULTIPLIER_1, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL_0) & _WORD, (k1 + _WEYL_1) & _WORD
+    return c0, c1, c2, c3
+
+
+def uniform(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """float64 uniforms in [0, 1) of 53 bits, from the first two words; shapes as in `philox4x32`."""
+    w0, w1, _, _ = philox4x32(key, counter)
+    return ((w0 >> 5) * 67108864 + (w1 >> 6)).double() * 2.0**-53

@@ -1,0 +1,87 @@
+"""Verify a dataset: every file against the manifest, every row against the invariants of the jump log."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tsdfm.pipeline.card import dataset_card
+from tsdfm.pipeline.dataset import CARD_FILE, check_bytes, plan, read_manifest, read_vocabulary
+from tsdfm.pipeline.rollout import shaped_steps
+from tsdfm.pipeline.paths import time_grid
+from tsdfm.pipeline.storage import Store
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.manifest import DatasetManifest
+
+
+@dataclass(frozen=True)
+class DatasetFault:
+    """One fault: a file of the dataset, a row of it (None: the whole file), and what is wrong."""
+
+    path: str
+    row: int | None
+    what: str
+
+    def __str__(self) -> str:
+        where = self.path if self.row is None else f"{self.path}: row {self.row}"
+        return f"{where}: {self.what}"
+
+
+def verify(store: Store, progress: Callable[[int, int], None]) -> tuple[DatasetManifest, list[DatasetFault]]:
+    """Check a finished dataset. `progress(done, total)` is called per shard.
+
+    Raises InputError if there is no dataset, or its manifest can't be read.
+    """
+    manifest = read_manifest(store)
+    faults = list(_manifest_faults(store, manifest))
+    by_path = {record.path: record for record in manifest.shards}
+    items = plan(manifest.identity)
+    vocabulary = None
+    try:
+        vocabulary = read_vocabulary(store, manifest)
+    except InputError as error:
+        faults.append(DatasetFault("tokenizer.json", None, str(error).partition(": ")[2]))
+    for done, item in enumerate(items):
+        record, data = by_path.get(item.path), store.read(item.path)
+        if record is None:
+            faults.append(DatasetFault(item.path, None, "not in the manifest"))
+        elif data is None:
+            faults.append(DatasetFault(item.path, None, "missing"))
+        else:
+            if len(data) != record.bytes:
+                faults.append(DatasetFault(item.path, None, f"{len(data)} bytes, the manifest says {record.bytes}"))
+            elif hashlib.sha256(data).hexdigest() != record.sha256:
+                faults.append(DatasetFault(item.path, None, "checksum differs from the manifest's"))
+            try:
+                table, found = check_bytes(data, item, manifest.identity)
+            except InputError as error:
+                faults.append(DatasetFault(item.path, None, str(error).partition(": ")[2]))
+            else:
+                if table.num_rows != record.rows:
+                    faults.append(DatasetFault(item.path, None, f"{table.num_rows} rows, the manifest says {record.rows}"))
+                faults += [DatasetFault(item.path, row, what) for row, what in found]
+                if vocabulary is not None and not found:
+                    texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()
+                    faults += [DatasetFault(item.path, row, "text is not the decoded tokens")
+                               for row in range(table.num_rows) if vocabulary.decode(tokens[row]) != texts[row]]
+        progress(done + 1, len(items))
+    return manifest, faults
+
+
+def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[DatasetFault]:
+    identity = manifest.identity
+    if manifest.time_grid != time_grid(identity.rollout.steps).tolist():
+        yield DatasetFault("manifest.json", None, "time_grid is not the grid of its config")
+    if manifest.shaped_steps != shaped_steps(identity.rollout.steps, identity.shaping).tolist():
+        yield DatasetFault("manifest.json", None, "shaped_steps are not those of its config")
+    planned = {item.path for item in plan(identity)}
+    for record in manifest.shards:
+        if record.path not in planned:
+            yield DatasetFault("manifest.json", None, f"shard {record.path} is not in the plan of its config")
+    for name in store.names("data"):
+        if f"data/{name}" not in planned:
+            yield DatasetFault(f"data/{name}", None, "not part of the dataset; remove it")
+    card = store.read(CARD_FILE)
+    if card is None:
+        yield DatasetFault(CARD_FILE, None, "missing; run generate again to write it")
+    elif not card.decode(errors="replace").startswith(dataset_card(manifest).partition("\n---\n")[0]):
+        yield DatasetFault(CARD_FILE, None, "its YAML head was changed, so load_dataset may not find the shards")

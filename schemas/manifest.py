@@ -1,0 +1,103 @@
+"""`manifest.json`: the commit of a dataset. No manifest, no dataset; it names exactly one file per shard."""
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.model import Source
+from tsdfm.schemas.trajectory import Grid
+
+FORMAT_VERSION = 1
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ShardRecord(Frozen):
+    """One Parquet file: where, how much, and what its bytes hash to."""
+
+    path: str = Field(description="POSIX path relative to the dataset, inside it")
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    sha256: Sha256
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        parts = PurePosixPath(path).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\\" in path or ":" in path or "\0" in path:
+            raise ValueError(f"path {path!r} leaves the dataset; only relative paths inside it are allowed")
+        return path
+
+
+class TeacherFacts(Frozen):
+    """The teacher, as far as a reader of trajectories must know it."""
+
+    fingerprint: Sha256
+    source: Source
+    vocab_size: int = Field(ge=2)
+    mask_id: int | None
+    kappa_exponent: float = Field(gt=0)
+
+
+class CompassFacts(Frozen):
+    """The compass: its kind, and what its weights hash to."""
+
+    kind: Literal["nce", "ar", "denoiser"]
+    fingerprint: Sha256
+
+
+class Identity(Frozen):
+    """All that the bytes of the data files depend on. Two runs of one identity give the same files."""
+
+    trajectories: int = Field(ge=1)
+    arm: Literal["shaped", "blind", "both"]
+    shard_size: int = Field(ge=1)
+    rollout: RolloutConfig
+    shaping: ShapingConfig
+    teacher: TeacherFacts
+    compass: CompassFacts | None
+    tokenizer: Sha256
+    device: Literal["cpu", "cuda"]
+
+    def grid(self, shaped_steps: list[int]) -> Grid:
+        """What every shard is checked against."""
+        if self.rollout.length is None:
+            raise ValueError("an identity has a resolved length")
+        return Grid(
+            length=self.rollout.length, steps=self.rollout.steps, vocab_size=self.teacher.vocab_size,
+            mask_id=self.teacher.mask_id, candidates=self.shaping.candidates, top_k=self.rollout.top_k,
+            shaped_steps=shaped_steps, select=self.shaping.select, compass=self.compass is not None,
+        )
+
+
+class Totals(Frozen):
+    """Sums over all shards."""
+
+    rows: int = Field(ge=1)
+    events: int = Field(ge=1)
+    tokens: int = Field(ge=1, description="rows times length")
+    bytes: int = Field(ge=1)
+
+
+class DatasetManifest(Frozen):
+    """The whole dataset."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    identity: Identity
+    time_grid: list[float] = Field(min_length=2, description="the N + 1 times of the rollout")
+    shaped_steps: list[int] = Field(description="the steps that were shaped, in order of step_choice")
+    shards: list[ShardRecord] = Field(min_length=1)
+    totals: Totals
+    versions: dict[str, str] = Field(description="library versions it was made with")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "DatasetManifest":
+        if len({shard.path for shard in self.shards}) != len(self.shards):
+            raise ValueError("shards: a path occurs twice; each shard is one file")
+        if sum(shard.rows for shard in self.shards) != self.totals.rows:
+            raise ValueError("totals.rows is not the sum of the shards' rows")
+        if len(self.time_grid) != self.identity.rollout.steps + 1:
+            raise ValueError("time_grid must hold steps + 1 times")
+        return self

@@ -1,0 +1,249 @@
+"""One row of a dataset, its Arrow schema, and the vectorised check of a whole shard.
+
+Invariants of a row of L tokens, E events, S shaped steps, K candidates (1 on the blind arm) and top-k posteriors:
+events are sorted by (step, position), each pair once; replaying them on the source gives `tokens`; with the mask source every
+position has exactly one event; the kept token of a shaped step is the chosen candidate, that of an unshaped step is repeated K
+times; with `argmin` the choice is the first lowest energy; energies are NaN, and the choice 0, where all candidates agree;
+top-k log-probabilities fall, and their probabilities sum to at most 1.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from tsdfm.schemas.base import Frozen
+
+Word = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+TOPK_SLACK = 2e-2  # float16 log-probabilities of a top-k that holds everything may sum to a little over 1
+
+
+class TrajectoryRow(Frozen):
+    """One trajectory, as one row of a Parquet shard; flat lists are row-major."""
+
+    trajectory_id: int = Field(ge=0, lt=2**63, description="id; the key of the trajectory's noise")
+    arm: Literal["shaped", "blind"] = Field(description="whether a compass chose its jumps")
+    text: str = Field(description="the decoded tokens, for people")
+    tokens: list[Word] = Field(min_length=1, description="the state at t = 1 (L)")
+    source_tokens: list[Word] | None = Field(description="the state at t = 0 (L); null: all [MASK]")
+    event_step: list[Word] = Field(description="0-based step of each event (E)")
+    event_position: list[Word] = Field(description="position of each event (E)")
+    event_token: list[Word] = Field(description="token written by each event (E)")
+    event_candidates: list[Word] = Field(description="candidate tokens of each event (E*K); candidate 0 is the blind draw")
+    event_topk_ids: list[Word] = Field(description="the teacher's likeliest tokens at the event (E*k)")
+    event_topk_logprobs: list[float] = Field(description="their log-probabilities, nats (E*k)")
+    step_energy: list[float] = Field(description="energies of the candidates of each shaped step (S*K), nats per token")
+    step_choice: list[Annotated[int, Field(ge=0, le=127)]] = Field(description="chosen candidate of each shaped step (S)")
+    final_energy: float | None = Field(description="energy of `tokens`; null without a compass")
+
+    @model_validator(mode="after")
+    def _lengths_agree(self) -> "TrajectoryRow":
+        events = len(self.event_step)
+        if not len(self.event_position) == len(self.event_token) == events:
+            raise ValueError("event_step, event_position and event_token must be equally long")
+        if self.source_tokens is not None and len(self.source_tokens) != len(self.tokens):
+            raise ValueError("source_tokens must be as long as tokens")
+        if events and (len(self.event_candidates) % events or len(self.event_topk_ids) % events):
+            raise ValueError("event_candidates and event_topk_ids must hold a whole number of entries per event")
+        if len(self.event_topk_ids) != len(self.event_topk_logprobs):
+            raise ValueError("event_topk_ids and event_topk_logprobs must be equally long")
+        if self.step_choice and len(self.step_energy) % len(self.step_choice):
+            raise ValueError("step_energy must hold a whole number of entries per step_choice")
+        return self
+
+
+ARROW_SCHEMA = pa.schema([
+    pa.field("trajectory_id", pa.int64(), nullable=False),
+    pa.field("arm", pa.string(), nullable=False),
+    pa.field("text", pa.string(), nullable=False),
+    pa.field("tokens", pa.list_(pa.int32()), nullable=False),
+    pa.field("source_tokens", pa.list_(pa.int32())),
+    pa.field("event_step", pa.list_(pa.int32()), nullable=False),
+    pa.field("event_position", pa.list_(pa.int32()), nullable=False),
+    pa.field("event_token", pa.list_(pa.int32()), nullable=False),
+    pa.field("event_candidates", pa.list_(pa.int32()), nullable=False),
+    pa.field("event_topk_ids", pa.list_(pa.int32()), nullable=False),
+    pa.field("event_topk_logprobs", pa.list_(pa.float16()), nullable=False),
+    pa.field("step_energy", pa.list_(pa.float32()), nullable=False),
+    pa.field("step_choice", pa.list_(pa.int8()), nullable=False),
+    pa.field("final_energy", pa.float32()),
+])
+
+
+class Grid(Frozen):
+    """What a shard's rows must agree with: sizes, the shaped steps, and the rule of choice."""
+
+    length: int
+    steps: int
+    vocab_size: int
+    mask_id: int | None
+    candidates: int
+    top_k: int
+    shaped_steps: list[int]
+    select: Literal["argmin", "resample"]
+    compass: bool
+
+
+class Fault(Frozen):
+    """One broken invariant. `row` is the index within the shard, None for the whole file."""
+
+    row: int | None
+    what: str
+
+
+class _Column:
+    """A list column as flat values and offsets; rows that are null count as empty."""
+
+    def __init__(self, table: pa.Table, name: str) -> None:
+        array = table.column(name).combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # a table of no rows
+            array = pa.array([], table.schema.field(name).type)
+        self.null: npt.NDArray[np.bool_] = np.asarray(array.is_null())
+        lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+        self.sizes = lengths.astype(np.int64)
+        self.offsets = np.concatenate([[0], self.sizes.cumsum()])
+        self.values = array.flatten().to_numpy(zero_copy_only=False)
+        self.row = np.repeat(np.arange(len(self.sizes)), self.sizes)
+
+
+def _faults(bad: npt.NDArray[np.bool_], what: str) -> Iterator[Fault]:
+    for row in np.flatnonzero(bad):
+        yield Fault(row=int(row), what=what)
+
+
+def _rows_with(bad_values: npt.NDArray[np.bool_], column: _Column) -> npt.NDArray[np.bool_]:
+    return np.bincount(column.row[bad_values], minlength=len(column.sizes)).astype(bool)
+
+
+def check_shard(table: pa.Table, grid: Grid) -> list[Fault]:
+    """Every broken invariant of every row of a shard; [] if it is sound.
+
+    Sizes are checked first: rows whose lists have the wrong lengths are reported and nothing further is asked of the shard.
+    """
+    if not table.schema.equals(ARROW_SCHEMA):
+        names = [f.name for f in ARROW_SCHEMA if f.name not in table.schema.names or table.schema.field(f.name) != f]
+        extra = sorted(set(table.schema.names) - set(ARROW_SCHEMA.names))
+        return [Fault(row=None, what=f"columns differ from the schema: {', '.join(names + extra) or 'their order'}")]
+    nulls = [f.name for f in ARROW_SCHEMA if not f.nullable and table.column(f.name).null_count]
+    if nulls:
+        return [Fault(row=None, what=f"nulls in {', '.join(nulls)}")]
+    if not table.num_rows:
+        return []
+    faults = list(_check_sizes(table, grid))
+    return faults or [*_check_events(table, grid), *_check_choices(table, grid), *_check_topk(table, grid)]
+
+
+def _candidates_of(table: pa.Table, grid: Grid) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    arms = np.asarray(table.column("arm").to_pylist())
+    shaped = (arms == "shaped") & (grid.candidates > 1)
+    return shaped, np.where(shaped, grid.candidates, 1)
+
+
+def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
+    arms = np.asarray(table.column("arm").to_pylist())
+    yield from _faults(~np.isin(arms, ["shaped", "blind"]), "arm is neither 'shaped' nor 'blind'")
+    shaped, candidates = _candidates_of(table, grid)
+    events = _Column(table, "event_step").sizes
+    steps = np.where(shaped, len(grid.shaped_steps), 0)
+    wanted = {
+        "tokens": np.full(len(events), grid.length), "event_position": events, "event_token": events,
+        "event_candidates": events * candidates, "event_topk_ids": events * grid.top_k,
+        "event_topk_logprobs": events * grid.top_k, "step_choice": steps, "step_energy": steps * candidates,
+    }
+    for name, sizes in wanted.items():
+        yield from _faults(_Column(table, name).sizes != sizes, f"{name} has the wrong length")
+    source = _Column(table, "source_tokens")
+    if grid.mask_id is None:
+        yield from _faults(source.null | (source.sizes != grid.length), "source_tokens is missing or has the wrong length")
+    else:
+        yield from _faults(~source.null, "source_tokens must be null for the mask source")
+    energy_null = np.asarray(table.column("final_energy").combine_chunks().is_null())
+    yield from _faults(energy_null == grid.compass, "final_energy is null where there is a compass, or given where there is none")
+
+
+def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:
+    step, position, token = (_Column(table, f"event_{name}") for name in ("step", "position", "token"))
+    outside = (step.values < 0) | (step.values >= grid.steps)
+    yield from _faults(_rows_with(outside, step), f"event_step outside 0..{grid.steps - 1}")
+    misplaced = (position.values < 0) | (position.values >= grid.length)
+    yield from _faults(_rows_with(misplaced, position), f"event_position outside 0..{grid.length - 1}")
+    for name in ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids"):
+        column = _Column(table, name)
+        unknown = (column.values < 0) | (column.values >= grid.vocab_size)
+        if grid.mask_id is not None:
+            unknown |= column.values == grid.mask_id
+        yield from _faults(_rows_with(unknown, column), f"{name} holds an id outside the vocabulary")
+    if outside.any() or misplaced.any():
+        return
+    order = step.values.astype(np.int64) * grid.length + position.values
+    unsorted = np.zeros(len(order), bool)
+    unsorted[1:] = (np.diff(order) <= 0) & (np.diff(step.row) == 0)
+    yield from _faults(_rows_with(unsorted, step), "events are not sorted by (step, position), or one occurs twice")
+    replayed = np.full((table.num_rows, grid.length), -1 if grid.mask_id is None else grid.mask_id, dtype=np.int64)
+    if grid.mask_id is None:
+        replayed[:] = _Column(table, "source_tokens").values.reshape(-1, grid.length)
+    replayed[step.row, position.values] = token.values  # numpy keeps the last of repeated assignments
+    wrong = (replayed != _Column(table, "tokens").values.reshape(-1, grid.length)).any(1)
+    yield from _faults(wrong, "replaying the events on the source does not give tokens")
+    if grid.mask_id is not None:
+        yield from _faults(step.sizes != grid.length, "the mask source needs exactly one event per position")
+
+
+def _check_choices(table: pa.Table, grid: Grid) -> Iterator[Fault]:
+    shaped, candidates = _candidates_of(table, grid)
+    step, token, proposals = (_Column(table, f"event_{name}") for name in ("step", "token", "candidates"))
+    blind_events = ~shaped[step.row]
+    starts = proposals.offsets[step.row] + (np.arange(len(step.row)) - step.offsets[step.row]) * candidates[step.row]
+    unequal = blind_events & (proposals.values[starts] != token.values)
+    yield from _faults(_rows_with(unequal, step), "event_candidates of a blind row is not its event_token")
+    if not shaped.any() or np.any((step.values < 0) | (step.values >= grid.steps)):
+        return
+    # sets: [events of shaped rows, K]; energy: [shaped rows, S, K]; choice: [shaped rows, S]
+    events = np.flatnonzero(~blind_events)
+    sets = proposals.values[starts[events][:, None] + np.arange(grid.candidates)]
+    energy = _Column(table, "step_energy").values.reshape(-1, len(grid.shaped_steps), grid.candidates)
+    choice = _Column(table, "step_choice").values.reshape(-1, len(grid.shaped_steps)).astype(np.int64)
+    index_of_step = np.full(grid.steps, -1)
+    index_of_step[grid.shaped_steps] = np.arange(len(grid.shaped_steps))
+    index_of_row = np.cumsum(shaped) - 1
+    row, slot = index_of_row[step.row[events]], index_of_step[step.values[events]]
+    row_ids = np.flatnonzero(shaped)
+
+    def named(bad_rows: npt.NDArray[np.bool_], what: str) -> Iterator[Fault]:
+        for index in np.flatnonzero(bad_rows):
+            yield Fault(row=int(row_ids[index]), what=what)
+
+    out_of_range = (choice < 0) | (choice >= grid.candidates)
+    yield from named(out_of_range.any(1), f"step_choice outside 0..{grid.candidates - 1}")
+    if out_of_range.any():
+        return
+    chosen = np.where(slot >= 0, choice[row, slot], 0)
+    kept = sets[np.arange(len(sets)), chosen] == token.values[events]
+    yield from named(_any_by(row, ~kept, len(row_ids)), "event_token is not the chosen candidate")
+    agree = (sets == sets[:, :1]).all(1)
+    yield from named(_any_by(row, (slot < 0) & ~agree, len(row_ids)), "an unshaped step has differing candidates")
+    disagreeing = np.zeros(choice.shape, bool)
+    disagreeing[row[(slot >= 0) & ~agree], slot[(slot >= 0) & ~agree]] = True
+    scored = np.isfinite(energy).all(2)
+    consistent = np.where(disagreeing, scored, np.isnan(energy).all(2) & (choice == 0))
+    yield from named(~consistent.all(1), "step_energy must be finite exactly where candidates differ")
+    if grid.select == "argmin":
+        lowest = np.where(scored, np.nan_to_num(energy).argmin(2), 0)
+        yield from named((scored & (choice != lowest)).any(1), "step_choice is not the lowest of step_energy")
+
+
+def _any_by(row: npt.NDArray[np.int64], bad: npt.NDArray[np.bool_], rows: int) -> npt.NDArray[np.bool_]:
+    return np.bincount(row[bad], minlength=rows).astype(bool)
+
+
+def _check_topk(table: pa.Table, grid: Grid) -> Iterator[Fault]:
+    if not grid.top_k:
+        return
+    column = _Column(table, "event_topk_logprobs")
+    logprobs = column.values.astype(np.float64).reshape(-1, grid.top_k)
+    row = column.row[:: grid.top_k]
+    falls = (np.diff(logprobs, axis=1) <= 0).all(1) & (np.exp(logprobs).sum(1) <= 1 + TOPK_SLACK)
+    yield from _faults(_any_by(row, ~falls, table.num_rows), "event_topk_logprobs must fall and sum to at most probability 1")
