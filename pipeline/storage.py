@@ -35,7 +35,7 @@ def _explained(what: str, uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ENOSPC or "No space left" in str(error):
             raise WorkError(f"{uri}: the disk is full; free some space and run the same command to resume") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"{uri}: cannot {what} ({error.strerror or error}); give a folder you can write to") from None
         raise WorkError(f"{uri}: cannot {what} ({error.strerror or error})") from None
 
@@ -162,23 +162,32 @@ def _busy(uri: str, owner: dict[str, object]) -> str:
     return f"{uri}: another run is writing there ({who}); wait for it, stop it, or give another --out"
 
 
+def _open_locked(path: Path, uri: str) -> int:
+    """Open and lock the lock file; a file that its former owner unlinked in between does not count."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(handle).st_ino == path.stat().st_ino:
+                    return handle
+        except BlockingIOError:
+            held = os.pread(handle, 4096, 0)
+            os.close(handle)
+            raise InputError(_busy(uri, json.loads(held) if held else {})) from None
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def _flock(folder: Path, uri: str) -> Iterator[None]:
     path = folder / LOCK_FILE
     with _explained("write there", uri):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _open_locked(path, uri)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            held = os.pread(handle, 4096, 0)
-            raise InputError(_busy(uri, json.loads(held) if held else {})) from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_owner()).encode(), 0)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(handle)

@@ -1,0 +1,46 @@
+# Two commands do everything: `make demo` and `make test`. Both set up .venv first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ASSETS := pipeline/assets
+
+.PHONY: setup demo test test-slow lint assets wheel clean
+.DEFAULT_GOAL := test
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $$(command -v $(PYTHON) || command -v python3) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt torch triton
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[eval,dev]'
+	touch $(STAMP)
+
+demo: setup  ## Generate, verify and show trajectories on the embedded defaults; DEMO passes options on.
+	$(BIN)/tsdfm-pipeline demo $(DEMO)
+
+test: setup  ## The default test suite.
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup  ## The slow tests only: kills, resumes, clusters, wheels.
+	$(BIN)/python -m pytest -m slow
+
+# The four folders are a namespace only once installed; a type checker finds them through a link made here.
+lint: setup
+	$(BIN)/ruff check .
+	mkdir -p .namespace && ln -sfn .. .namespace/tsdfm
+	cd .namespace && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p tsdfm.schemas -p tsdfm.kernels -p tsdfm.pipeline -p tsdfm.jobs
+	$(BIN)/yamllint -s docker $(ASSETS)/recipe
+
+
+assets: setup  ## Train the embedded models anew from their recipes (about two hours on two cores).
+	$(BIN)/tsdfm-pipeline pretrain $(ASSETS)/recipe/teacher-mask.yaml --out $(ASSETS)/teacher-mask --half
+	$(BIN)/tsdfm-pipeline pretrain $(ASSETS)/recipe/teacher-uniform.yaml --out $(ASSETS)/teacher-uniform --half
+	$(BIN)/tsdfm-pipeline fit-compass $(ASSETS)/recipe/compass.yaml --out $(ASSETS)/compass --half
+	$(BIN)/tsdfm-pipeline fit-compass $(ASSETS)/recipe/judge.yaml --out $(ASSETS)/judge --half
+
+wheel: setup
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist .namespace *.egg-info

@@ -1,0 +1,141 @@
+"""Fit a compass: a causal LM (`ar`; also how a judge is made) or an NCE encoder (`nce`), and say how well it separates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tsdfm.pipeline.causal import CausalLM
+from tsdfm.pipeline.checkpoint import Checkpoint
+from tsdfm.pipeline.denoiser import Denoiser
+from tsdfm.pipeline.losses import causal_nll, nce
+from tsdfm.pipeline.nce import NceEncoder
+from tsdfm.pipeline.paths import MixturePath
+from tsdfm.pipeline.pretrain import EVAL_WINDOWS, Corpus, prepare, windows_of
+from tsdfm.pipeline.rollout import roll_out
+from tsdfm.pipeline.training import Report, TokenWindows, Trainer
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.model import CausalConfig, NceConfig
+from tsdfm.schemas.train import CompassConfig
+
+TIME_BINS = 8
+HELD_OUT_SHARE = 0.2  # of the rollouts, kept for the AUC
+ROLLOUT_BATCH = 64
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted network and what was measured on held-out data."""
+
+    network: CausalLM | NceEncoder
+    facts: dict[str, object]
+
+
+def fit_ar(config: CompassConfig, teacher: Denoiser, checkpoint: Checkpoint, folder: Path, report: Report) -> Fit:
+    """Fit a causal LM on one half of the corpus. Facts: held-out perplexity per token."""
+    torch.set_num_threads(config.optim.threads)
+    vocabulary = checkpoint.vocabulary
+    corpus = prepare(config.corpus, vocabulary, vocabulary.size)
+    torch.manual_seed(config.optim.seed)
+    model = CausalLM(CausalConfig(
+        **config.shape.model_dump(), vocab_size=vocabulary.size - 1, length=teacher.config.length, bos_id=vocabulary.eos_id))
+    windows = _windows(config, corpus, teacher.config.length)
+    trainer = Trainer(model, config.optim, folder, _identity(config, corpus, checkpoint))
+    trainer.resume()
+    trainer.run(lambda step, generator: _seeded(lambda: causal_nll(model, windows.batch(step)), generator), report)
+    with torch.no_grad():
+        held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)
+        nll = torch.stack([causal_nll(model, part) * len(part) for part in held.split(64)]).sum() / len(held)
+    return Fit(model, {"corpus": corpus.facts, "held_out_perplexity": float(nll.exp())})
+
+
+def _seeded(loss: Callable[[], Tensor], generator: torch.Generator) -> Tensor:
+    """Run `loss` with torch's global generator seeded from `generator`: dropout has no generator of its own."""
+    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    return loss()
+
+
+def fit_nce(
+    config: CompassConfig, teacher: Denoiser, checkpoint: Checkpoint, folder: Path, report: Report, progress: Progress
+) -> Fit:
+    """Fit an encoder, started from the teacher's trunk, by noise-contrastive estimation.
+
+    Real: noised text at time t. Noise: states of blind teacher rollouts at time t. Facts: held-out AUC per time bin.
+    """
+    torch.set_num_threads(config.optim.threads)
+    corpus = prepare(config.corpus, checkpoint.vocabulary, checkpoint.vocabulary.size)
+    states = noise_states(config, teacher, progress)
+    cut = max(1, int(len(states) * (1 - HELD_OUT_SHARE)))
+    torch.manual_seed(config.optim.seed)
+    model = NceEncoder(NceConfig(trunk=teacher.config))
+    model.trunk.load_state_dict(teacher.trunk.state_dict())
+    model.requires_grad_(True)
+    windows, path = _windows(config, corpus, teacher.config.length), MixturePath.of(teacher.config)
+
+    def loss_at(step: int, generator: torch.Generator) -> Tensor:
+        steps = torch.randint(states.shape[1], (config.optim.batch_size,), generator=generator)
+        return nce(model, *_contrast(windows.batch(step), states[:cut], steps, path, generator))
+
+    trainer = Trainer(model, config.optim, folder, _identity(config, corpus, checkpoint))
+    trainer.resume()
+    trainer.run(loss_at, report)
+    held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)
+    return Fit(model, {"corpus": corpus.facts, "rollouts": len(states), "held_out_auc": auc_per_bin(model, held, states[cut:], path)})
+
+
+def noise_states(config: CompassConfig, teacher: Denoiser, progress: Progress) -> Tensor:
+    """Every state of every blind rollout: [R, N, L] int64, entry [r, s] at time (s + 1)/N."""
+    rollout = RolloutConfig(steps=config.rollout_steps, seed=config.optim.seed)
+    states = np.empty((config.rollouts, config.rollout_steps, teacher.config.length), dtype=np.int64)
+    for start in range(0, config.rollouts, ROLLOUT_BATCH):
+        ids = range(start, min(start + ROLLOUT_BATCH, config.rollouts))
+        for log in roll_out(teacher, None, rollout, ShapingConfig(candidates=1), ids, "blind"):
+            for step in range(config.rollout_steps):
+                states[log.trajectory_id, step] = log.state_after(step, teacher.config.mask_id)
+        progress(ids.stop, config.rollouts)
+    return torch.from_numpy(states)
+
+
+def _contrast(
+    text: Tensor, states: Tensor, steps: Tensor, path: MixturePath, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pair text [B, L] with teacher states [R, N, L] at its steps [B]: (real [B, L], noise [B, L], t [B])."""
+    row = torch.randint(len(states), (len(text),), generator=generator)
+    t = (steps + 1).float() / states.shape[1]
+    return path.sample(text, t, generator), states[row, steps], t
+
+
+@torch.no_grad()
+def auc_per_bin(model: NceEncoder, text: Tensor, states: Tensor, path: MixturePath) -> list[dict[str, float]]:
+    """Area under the ROC curve of real text [n, L] against teacher states [R, N, L], in up to TIME_BINS bins of t."""
+    generator = torch.Generator().manual_seed(0)
+    model.eval()
+    steps = states.shape[1]
+    result = []
+    for part in torch.arange(steps).tensor_split(min(TIME_BINS, steps)):
+        picked = part[torch.randint(len(part), (len(text),), generator=generator)]
+        real, noise, t = _contrast(text, states, picked, path, generator)
+        scores = [torch.cat([model(x, s) for x, s in zip(xs.split(64), t.split(64), strict=True)]).numpy() for xs in (real, noise)]
+        result.append({"t_from": float(part[0] + 1) / steps, "t_to": float(part[-1] + 1) / steps, "auc": auc(*scores)})
+    return result
+
+
+def auc(positive: npt.NDArray[np.floating], negative: npt.NDArray[np.floating]) -> float:
+    """P(positive > negative) + P(equal)/2 over all pairs (the Mann-Whitney statistic); 1-d arrays."""
+    difference = np.sign(positive[:, None] - negative[None, :])
+    return float((difference.mean() + 1) / 2)
+
+
+def _windows(config: CompassConfig, corpus: Corpus, length: int) -> TokenWindows:
+    return TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)
+
+
+def _identity(config: CompassConfig, corpus: Corpus, checkpoint: Checkpoint) -> dict[str, object]:
+    return {**config.model_dump(mode="json", exclude={"teacher"}), "corpus_sha256": corpus.facts["sha256"],
+            "teacher_fingerprint": checkpoint.fingerprint}

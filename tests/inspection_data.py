@@ -1,0 +1,49 @@
+"""Datasets to look into, of several kinds, and their rows as plain logs: what a summary is computed from by hand."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support import TinyModels, make_dataset
+from tsdfm.pipeline import shards
+from tsdfm.pipeline.dataset import read_shard
+from tsdfm.pipeline.jumplog import JumpLog
+from tsdfm.pipeline.storage import Store
+from tsdfm.schemas.manifest import DatasetManifest
+
+# Together: both sources, both rules, one arm and two, unshaped steps, steps without jumps, candidates that agree, a
+# last shard that is short, more steps than bins, and no compass.
+KINDS = ("mask", "uniform", "blind")
+
+
+def dataset(kind: str, out: Path, models: TinyModels) -> tuple[Store, DatasetManifest]:
+    """Make the dataset of a kind in `out`."""
+    mask = {"trajectories": 7, "shard_size": 3, "rollout": {"steps": 37, "temperature": 0.25},
+            "shaping": {"candidates": 3, "tau": 0.3, "shape_every": 2}}
+    changes: dict[str, dict[str, object]] = {
+        "mask": mask,
+        "uniform": {"teacher": str(models.uniform), "arm": "shaped", "rollout": {"steps": 12, "top_k": 2},
+                    "shaping": {"candidates": 4, "select": "resample", "beta": 5.0}},
+        "blind": {"compass": "none", "arm": "blind", "rollout": {"steps": 5}},
+    }
+    manifest = make_dataset(out, models, **changes[kind])
+    return Store(str(out)), manifest
+
+
+def logs_of(store: Store, manifest: DatasetManifest, arm: str) -> list[JumpLog]:
+    """Every trajectory of one arm, in order of id."""
+    tables = [read_shard(store, record) for record in manifest.shards]
+    logs = [shards.to_log(table, row) for table in tables for row in range(table.num_rows)]
+    return [log for log in logs if log.arm == arm]
+
+
+def entropy_by_counting(tokens: Sequence[int]) -> float:
+    """The formula, in bits."""
+    return -sum(n / len(tokens) * math.log2(n / len(tokens)) for n in Counter(tokens).values())
+
+
+def distinct_by_counting(sequences: Sequence[Sequence[int]], n: int) -> float:
+    """A set of tuples."""
+    grams = [tuple(s[i : i + n]) for s in sequences for i in range(len(s) - n + 1)]
+    return len(set(grams)) / len(grams)

@@ -1,0 +1,208 @@
+"""`linear_logprob` and `energy` against a float64 oracle; never worse than PyTorch's own float32."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tsdfm.kernels import linear_logprob as module
+from tsdfm.kernels.linear_logprob import energy, linear_logprob, linear_logprob_reference, rows_per_block
+
+# (N, V, D): one row, a prime V, an odd D, two tokens, one even shape, two ragged ones, no row.
+SHAPES = [(1, 2, 1), (1, 257, 3), (5, 2, 5), (7, 509, 33), (256, 512, 128), (255, 507, 128), (255, 507, 123), (0, 11, 4)]
+TOLERANCE = 2e-5  # nats; PyTorch's own float32 error is added to it
+
+
+def make(n, v, d, *, bias, scale=1.0, dtype=torch.float32):
+    g = torch.Generator().manual_seed(n * 7919 + v * 31 + d)
+    hidden, weight = torch.randn(n, d, generator=g, dtype=dtype) * scale, torch.randn(v, d, generator=g, dtype=dtype)
+    if n and v > n:
+        weight[:n:3] = hidden[::3]  # planted peaks
+    target = torch.randint(v, (n,), generator=g)
+    if n:
+        target[0] = 0 if v < n else min(n, v) - 1
+    return hidden, weight, target, torch.randn(v, generator=g, dtype=dtype) if bias else None
+
+
+def double(*tensors):
+    return tuple(None if t is None else t.double() if t.is_floating_point() else t for t in tensors)
+
+
+class LargestTensor(TorchDispatchMode):
+    """The most elements of any tensor that an operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return out
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("n", "v", "d"), SHAPES)
+def test_error_is_no_worse_than_torch(n, v, d, bias):
+    hidden, weight, target, b = make(n, v, d, bias=bias)
+    truth = linear_logprob_reference(*double(hidden, weight, target, b))
+    torch_error = (linear_logprob_reference(hidden, weight, target, b) - truth).abs()
+    out = linear_logprob(hidden, weight, target, b)
+    assert out.shape == (n,)
+    assert out.dtype == torch.float32
+    assert ((out - truth).abs() <= torch_error + TOLERANCE).all()
+
+
+@pytest.mark.parametrize(("n", "v", "d"), SHAPES)
+def test_float64_is_the_oracle(n, v, d):
+    hidden, weight, target, b = make(n, v, d, bias=True, dtype=torch.float64)
+    torch.testing.assert_close(linear_logprob(hidden, weight, target, b), linear_logprob_reference(hidden, weight, target, b),
+                               rtol=1e-12, atol=1e-12)
+
+
+def test_the_reference_is_the_definition():
+    """log p written out with Python's math, no torch reduction involved."""
+    hidden, weight, target, b = make(4, 5, 3, bias=True, dtype=torch.float64)
+    for row in range(4):
+        logits = [sum(float(h * w) for h, w in zip(hidden[row], weight[v], strict=True)) + float(b[v]) for v in range(5)]
+        expected = logits[int(target[row])] - math.log(sum(math.exp(x) for x in logits))
+        assert linear_logprob_reference(hidden, weight, target, b)[row].item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extreme_logits(size, sign):
+    """Logits that are exact in float32 (D = 1), near +-size: PyTorch's log_softmax loses nothing, so neither may we."""
+    weight = sign * torch.tensor([[size], [size - 1], [size - 2], [size - 40], [0.0]])
+    hidden, target = torch.ones(5, 1), torch.arange(5)
+    truth = linear_logprob_reference(*double(hidden, weight), target)
+    torch_error = (linear_logprob_reference(hidden, weight, target) - truth).abs()
+    out = linear_logprob(hidden, weight, target)
+    assert out.isfinite().all()
+    assert (out <= 0).all()
+    assert ((out - truth).abs() <= torch_error + TOLERANCE).all()
+
+
+def test_opposite_extremes_in_one_row():
+    weight = torch.tensor([[1e4], [-1e4], [0.0]])
+    out = linear_logprob(torch.ones(3, 1), weight, torch.arange(3))
+    assert out.tolist() == [0.0, -2e4, -1e4]
+
+
+@pytest.mark.parametrize("v", [2, 509])
+def test_excluded_columns_have_no_mass(v):
+    """-inf bias columns: the rest is a distribution of its own, and a target among them has log-probability -inf."""
+    hidden, weight, _, b = make(6, v, 7, bias=True)
+    closed = torch.arange(v) % 2 == 1
+    b[closed] = -torch.inf
+    open_ids = (~closed).nonzero()[:, 0]
+    truth = F.log_softmax((hidden.double() @ weight[open_ids].double().T + b[open_ids].double()), -1)
+    for column, v_id in enumerate(open_ids.tolist()):
+        out = linear_logprob(hidden, weight, torch.full((6,), v_id), b)
+        torch.testing.assert_close(out.double(), truth[:, column], rtol=1e-5, atol=1e-5)
+    assert (linear_logprob(hidden, weight, torch.full((6,), 1), b) == -torch.inf).all()
+
+
+@pytest.mark.parametrize("block", [1, 5, 23, 24, 100])
+def test_block_size_changes_nothing(monkeypatch, block):
+    """Integer factors, whose products are exact: every split into blocks gives the same bits."""
+    g = torch.Generator().manual_seed(5)
+    hidden, weight = torch.randint(-3, 4, (17, 9), generator=g).float(), torch.randint(-3, 4, (23, 9), generator=g).float()
+    target = torch.randint(23, (17,), generator=g)
+    whole = linear_logprob(hidden, weight, target)
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
+    assert rows_per_block(23) == max(1, block // 23)
+    assert torch.equal(linear_logprob(hidden, weight, target), whole)
+
+
+def test_never_holds_more_than_a_block(monkeypatch):
+    hidden, weight, target, b = make(500, 97, 8, bias=True)
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", 4500)  # a little above the inputs, a tenth of the logits
+    with LargestTensor() as seen:
+        linear_logprob(hidden, weight, target, b)
+    assert 0 < seen.elements <= 4500
+    with LargestTensor() as seen:
+        linear_logprob_reference(hidden, weight, target, b)
+    assert seen.elements == 500 * 97  # the meter does see what the definition holds
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("block", [1, 100, 1 << 21])
+def test_every_output_is_written(monkeypatch, block):
+    monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
+    hidden, weight, target, b = make(37, 11, 4, bias=True)
+    assert linear_logprob(hidden, weight, target, b).isfinite().all()
+    assert energy(hidden.view(1, 37, 4), weight, target.view(1, 37), b, scored=torch.ones(1, 37)).isfinite().all()
+
+
+def test_inputs_are_left_alone():
+    tensors = make(9, 31, 5, bias=True)
+    before = [t.clone() for t in tensors]
+    linear_logprob(*tensors)
+    assert all(map(torch.equal, tensors, before))
+
+
+@pytest.mark.parametrize(("hidden", "weight", "target", "bias", "named"), [
+    ((3, 4), (5, 6), (3,), None, "weight"),
+    ((3, 4, 1), (5, 4), (3,), None, "hidden"),
+    ((3, 4), (5, 4), (4,), None, "target"),
+    ((3, 4), (5, 4), (3, 1), None, "target"),
+    ((3, 4), (5, 4), (3,), (4,), "bias"),
+])
+def test_shapes_that_do_not_fit_are_refused(hidden, weight, target, bias, named):
+    with pytest.raises(ValueError, match=named):
+        linear_logprob(torch.zeros(hidden), torch.zeros(weight), torch.zeros(target, dtype=torch.long),
+                       None if bias is None else torch.zeros(bias))
+
+
+@given(c=st.integers(0, 4), t=st.integers(1, 6), seed=st.integers(0, 2**16))
+def test_energy_is_the_weighted_sum(c, t, seed):
+    g = torch.Generator().manual_seed(seed)
+    hidden, weight, b = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((c, t, 3), (7, 3), (7,)))
+    target = torch.randint(7, (c, t), generator=g)
+    scored = torch.rand(c, t, generator=g) * (torch.rand(c, t, generator=g) < 0.6)
+    out = energy(hidden, weight, target, b, scored=scored)
+    logprob = (hidden @ weight.T + b).log_softmax(-1)
+    for i in range(c):
+        expected = -sum(float(scored[i, j]) * float(logprob[i, j, target[i, j]]) for j in range(t))
+        assert float(out[i]) == pytest.approx(expected, abs=1e-9)
+    assert out.shape == (c,)
+
+
+def test_energy_with_a_boolean_weight():
+    hidden, weight, target = torch.randn(2, 3, 4), torch.randn(5, 4), torch.randint(5, (2, 3))
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    out = energy(hidden, weight, target, scored=mask)
+    assert torch.equal(out, energy(hidden, weight, target, scored=mask.float()))
+    assert out[1] == 0
+
+
+def test_energy_of_weight_zero_is_not_computed():
+    """NaN states, -inf log-probabilities and targets out of range at unscored positions do no harm."""
+    hidden, weight, b = torch.randn(2, 3, 4), torch.randn(5, 4), torch.tensor([0.0, 0, 0, 0, -torch.inf])
+    target, scored = torch.tensor([[0, 1, 99], [2, 4, 3]]), torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.0, 2.0]])
+    hidden[0, 2] = torch.nan
+    out = energy(hidden, weight, target, b, scored=scored)
+    assert out.isfinite().all()
+    assert float(out[1]) == pytest.approx(float(
+        -linear_logprob(hidden[1, :1], weight, target[1, :1], b)[0]
+        - 2 * linear_logprob(hidden[1, 2:], weight, target[1, 2:], b)[0]), abs=1e-5)
+
+
+def test_an_impossible_token_has_infinite_energy():
+    b = torch.tensor([0.0, -torch.inf])
+    assert energy(torch.zeros(1, 1, 1), torch.zeros(2, 1), torch.tensor([[1]]), b, scored=torch.ones(1, 1)).item() == torch.inf
+
+
+def test_targets_are_a_distribution():
+    """Over all targets the probabilities of one row sum to one."""
+    hidden, weight, _, b = make(3, 509, 33, bias=True)
+    for row in range(3):
+        logprob = linear_logprob(hidden[row].expand(509, -1), weight, torch.arange(509), b)
+        assert float(logprob.double().exp().sum()) == pytest.approx(1, abs=1e-5)

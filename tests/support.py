@@ -1,0 +1,94 @@
+"""Small models and datasets that every test may use: random weights, spread posteriors, a real tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tsdfm.pipeline import checkpoint
+from tsdfm.pipeline.causal import CausalLM
+from tsdfm.pipeline.denoiser import Denoiser
+from tsdfm.pipeline.nce import NceEncoder
+from tsdfm.pipeline.tokenizer import Vocabulary
+from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
+
+torch.set_num_threads(1)
+
+LENGTH = 16
+SHAPE = {"hidden_size": 32, "n_blocks": 2, "n_heads": 2}
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Model folders: two teachers, an `ar` and an `nce` compass for the mask teacher, and a teacher of another vocabulary."""
+
+    mask: Path
+    uniform: Path
+    ar: Path
+    nce: Path
+    foreign: Path
+
+
+def vocabulary(size: int = 300) -> Vocabulary:
+    words = ["the quick brown fox jumps over the lazy dog", "energy compass keeps the most coherent jump", "masks fall in turn"]
+    return Vocabulary.train([f"{words[i % 3]} {i}" for i in range(300)], size)
+
+
+def denoiser_config(source: str, vocab: Vocabulary, length: int = LENGTH) -> DenoiserConfig:
+    mask = source == "mask"
+    return DenoiserConfig(**SHAPE, vocab_size=vocab.size - (not mask), length=length, cond_dim=16, source=source,
+                          mask_id=vocab.mask_id if mask else None)
+
+
+def scatter_weights(network: torch.nn.Module, seed: int, std: float = 0.3) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=std, generator=generator)
+
+
+def make_models(root: Path) -> TinyModels:
+    vocab, other = vocabulary(), vocabulary(310)
+    mask = denoiser_config("mask", vocab)
+    networks = {
+        "mask": (Denoiser(mask), vocab), "uniform": (Denoiser(denoiser_config("uniform", vocab)), vocab),
+        "ar": (CausalLM(CausalConfig(**SHAPE, vocab_size=vocab.size - 1, length=LENGTH)), vocab),
+        "nce": (NceEncoder(NceConfig(trunk=mask)), vocab), "foreign": (Denoiser(denoiser_config("mask", other)), other),
+    }
+    for seed, (name, (network, words)) in enumerate(networks.items()):
+        scatter_weights(network, seed)
+        checkpoint.save(root / name, network, words, {})
+    return TinyModels(*(root / name for name in networks))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of the command line gave."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+
+def make_dataset(out: Path, models: TinyModels, **changes: object):
+    """A finished dataset, made in this process by the worker's own code, without Ray. Returns its manifest."""
+    from tsdfm.jobs.worker import ShardWorker
+    from tsdfm.pipeline.dataset import claim, commit, plan
+    from tsdfm.pipeline.models import identity_of, open_models
+    from tsdfm.pipeline.storage import Store
+    from tsdfm.schemas.generate import GenerateConfig
+
+    config = GenerateConfig.model_validate(tiny_config(out, models) | changes)
+    device = torch.device("cpu")
+    opened = open_models(config, device)
+    identity, store = identity_of(config, opened, device), Store(str(out))
+    with store.owned():
+        claim(store, identity)
+        worker = ShardWorker(config, identity, str(out))
+        done = [worker.make(index, item).done for index, item in enumerate(plan(identity))]
+        return commit(store, identity, done, opened.checkpoint.vocabulary)
+
+
+def tiny_config(out: Path, models: TinyModels) -> dict[str, object]:
+    """A config whose dataset takes a second."""
+    return {"out": str(out), "teacher": str(models.mask), "compass": str(models.ar), "arm": "both", "trajectories": 10,
+            "shard_size": 4, "rollout": {"steps": 8, "batch_size": 4}, "shaping": {"candidates": 4}}
