@@ -58,8 +58,8 @@ def generate(config: Path | None, as_json: bool, **flags: Any) -> None:
     settings = build(GenerateConfig, config, {paths[name]: value for name, value in flags.items()})
     with redirect_stdout(sys.stderr):  # Ray prints some warnings to standard output, which is for JSON alone
         report = run(settings)
-    people.print(f"{report['out']}: {report['rows']} trajectories in {report['shards']} shards "
-                 f"({report['made']} made, {report['kept']} kept), {report['bytes']:,} bytes, {report['seconds']} s", markup=False)
+    people.print(f"{report['out']}: {report['rows']} trajectories in {report['shards']} shards ({report['made']} made, "
+                 f"{report['kept']} kept), {report['bytes']:,} bytes, {report['seconds']} s", markup=False)
     if as_json:
         emit(report)
 

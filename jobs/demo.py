@@ -27,5 +27,6 @@ def demo(out: str, trajectories: int) -> dict[str, object]:
     show_trajectory(store, 0, "shaped")
     page = f"{out.rstrip('/')}.html"
     write_page(store, page, None)
-    people.print(f"\n{page} plays trajectories step by step; 'tsdfm-pipeline inspect {out}' shows the figures again", markup=False)
+    people.print(f"\n{page} plays trajectories step by step; 'tsdfm-pipeline inspect {out}' shows the figures again",
+                 markup=False)
     return {**report, "page": page}

@@ -103,7 +103,8 @@ def _make(
         uri = config.out if "://" in str(config.out) else str(store.local)
         actor = as_actor(threads, 1 if gpus else 0, RESTARTS)
         pool = ActorPool([actor.remote(config, identity, uri) for _ in range(workers)])
-        people.print(f"{len(missing)} of {len(items)} shards to make, {workers} {'GPU' if gpus else 'CPU'} workers", markup=False)
+        kind = "GPU" if gpus else "CPU"
+        people.print(f"{len(missing)} of {len(items)} shards to make, {workers} {kind} workers", markup=False)
         return _collect(pool, config, items, missing)
     finally:
         ray.shutdown()
@@ -155,7 +156,8 @@ def _next_receipt(pool: ActorPool) -> Receipt | None:
         cause: Any = error.cause
         if isinstance(cause, InputError | WorkError):
             raise cause from None
-        raise WorkError(f"a worker failed: {type(cause).__name__}: {str(cause).strip()[:300]}; finished shards are kept") from None
+        reason = " ".join(str(cause).split())
+        raise WorkError(f"a worker failed: {type(cause).__name__}: {reason:.300}; finished shards are kept") from None
     except RayActorError as error:
         reason = str(error).strip().splitlines()[0]
         raise WorkError(f"a worker died {RESTARTS + 1} times ({reason:.200}); finished shards are kept; "

@@ -1,7 +1,7 @@
-"""`tsdfm-pipeline inspect`: what is in a dataset, as tables, as a text forming in the terminal, or as a page that plays.
+"""`tsdfm-pipeline inspect`: a dataset as tables, as a text forming in the terminal, or as a page that plays.
 
-Tables and text go to standard error, `--json` prints one object on standard output. Heavy imports happen inside the
-functions, so that `--help` answers at once.
+Tables and text go to standard error, `--json` prints one object on standard output. Heavy imports happen
+inside the functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
     from tsdfm.pipeline.storage import Store
     from tsdfm.schemas.generate import Arm
     from tsdfm.schemas.manifest import DatasetManifest
-    from tsdfm.schemas.summary import Choices, DatasetSummary, Spread
+    from tsdfm.schemas.summary import Choices, DatasetSummary, PairSummary, SelectionSummary, Spread
 
 FRAMES_SHOWN = 12  # of one trajectory in the terminal; the page has all
 # A dataset may come from anywhere: its text must not steer the terminal. Line breaks pass.
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 10}
-_CONTROLS |= {code: "\ufffd" for code in range(0x7F, 0xA0)}
+_CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\ufffd")
 
 
 @click.command()
 @click.argument("out")
 @click.option("--trajectory", type=int, metavar="ID", help="Show how one trajectory forms, step by step.")
 @click.option("--arm", type=click.Choice(["shaped", "blind"]), help="Only this arm.  [all]")
-@click.option("--html", metavar="FILE", help="Write a page that plays trajectories (the first few, or --trajectory).")
+@click.option("--html", metavar="FILE", help="Write a page that plays the first few trajectories, or one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def inspect_command(out: str, trajectory: int | None, arm: Arm | None, html: str | None, as_json: bool) -> None:
+def inspect_command(
+    out: str, trajectory: int | None, arm: Arm | None, html: str | None, as_json: bool
+) -> None:
     """Show what is in the dataset in OUT: figures, one trajectory, or (--html) a page that plays some."""
     from tsdfm.pipeline.storage import Store
 
@@ -58,7 +60,7 @@ def inspect_command(out: str, trajectory: int | None, arm: Arm | None, html: str
 
 
 def write_page(store: Store, path: str, trajectory: int | None, arm: Arm | None = None) -> list[int]:
-    """Write a page that plays one trajectory, or the first few (None), in one arm or all (None). Returns their ids.
+    """Write a page that plays one trajectory or the first few (None), one arm or all (None); return the ids.
 
     Raises InputError: no dataset, no such trajectory or arm, or a file that can't be written.
     """
@@ -68,7 +70,8 @@ def write_page(store: Store, path: str, trajectory: int | None, arm: Arm | None 
 
     file = Path(path)
     if not file.absolute().parent.is_dir() or file.is_dir():
-        raise InputError(f"{path}: not a file in a folder that exists; make the folder, or give another --html")
+        raise InputError(f"{path}: not a file in a folder that exists; make the folder, "
+                         "or give another --html")
     manifest = read_manifest(store)
     count = min(MAX_TRAJECTORIES, manifest.identity.trajectories)
     ids = list(range(count)) if trajectory is None else [trajectory]
@@ -95,8 +98,8 @@ def show_trajectory(store: Store, trajectory: int, arm: Arm | None = None) -> li
         pictures = frames(log, vocabulary, grid)
         _show_frames(log, pictures, grid.steps)
         report.append({
-            "trajectory_id": log.trajectory_id, "arm": log.arm, "text": vocabulary.decode(log.tokens.tolist()),
-            "final_energy": log.final_energy, "frames": [vars(frame) for frame in pictures],
+            "trajectory_id": log.trajectory_id, "arm": log.arm, "final_energy": log.final_energy,
+            "text": vocabulary.decode(log.tokens.tolist()), "frames": [vars(frame) for frame in pictures],
         })
     return report
 
@@ -107,16 +110,10 @@ def show_summary(summary: DatasetSummary) -> None:
                  f"{summary.source} source", markup=False)
     people.print(_arms_table(summary))
     if summary.pairs is not None:
-        pairs = summary.pairs
-        error = "" if pairs.standard_error is None else f" ± {pairs.standard_error:.4f} (standard error)"
-        people.print(f"paired, shaped minus blind: {pairs.mean_difference:+.4f}{error} nats/token over {pairs.pairs} pairs; "
-                     f"shaped is lower in {pairs.share_lower:.1%}, equal in {pairs.share_equal:.1%}", markup=False)
+        people.print(_pairs_line(summary.pairs), markup=False)
     people.print(_time_table(summary))
     if summary.selection is not None:
-        total, by_chance = summary.selection.total, 1 / summary.selection.candidates
-        people.print(f"choices ({summary.select} of {summary.selection.candidates}): {total.scored} scored; candidates agreed in "
-                     f"{_share(total.agreed_share)} of shaped steps; candidate 0 kept in {_share(total.kept_blind_share)} "
-                     f"(by chance {by_chance:.1%}); gain {_number(total.gain)} nats/token a choice", markup=False)
+        people.print(_choices_line(summary.selection, summary.select), markup=False)
     people.print(_size_table(summary))
 
 
@@ -154,12 +151,13 @@ def _show_frames(log: JumpLog, pictures: Sequence[Frame], steps: int) -> None:
     last = len(pictures) - 1
     shown = sorted({round(i * last / (FRAMES_SHOWN - 1)) for i in range(FRAMES_SHOWN)})
     people.print()
-    people.rule(f"trajectory {log.trajectory_id}, {log.arm} arm: {len(shown)} of {len(pictures)} steps with jumps")
+    people.rule(f"trajectory {log.trajectory_id}, {log.arm} arm: "
+                f"{len(shown)} of {len(pictures)} steps with jumps")
     for index in shown:
         frame = pictures[index]
         masks = f", {sum(frame.masked)} masked" if any(frame.masked) else ""
-        people.print(Text(f"\nstep {frame.step + 1}/{steps}  t = {frame.t:.3f}  {len(frame.changed)} written{masks}",
-                          style="bold"))
+        where = f"step {frame.step + 1}/{steps}  t = {frame.t:.3f}"
+        people.print(Text(f"\n{where}  {len(frame.changed)} written{masks}", style="bold"))
         people.print(_text(frame))
         people.print(_energies(frame))
     if log.final_energy is not None:
@@ -181,9 +179,24 @@ def _energies(frame: Frame) -> Text:
         return Text("not shaped" if frame.choice is None else "all candidates agreed", style="dim")
     text = Text("energies ", style="dim")
     for candidate, energy in enumerate(frame.energies):
-        kept = candidate == frame.choice
-        text.append(f" {'✓' if kept else ' '}{candidate}: {energy:.4f}", "bold green" if kept else "not dim")
+        mark, style = ("✓", "bold green") if candidate == frame.choice else (" ", "not dim")
+        text.append(f" {mark}{candidate}: {energy:.4f}", style)
     return text
+
+
+def _pairs_line(pairs: PairSummary) -> str:
+    error = "" if pairs.standard_error is None else f" ± {pairs.standard_error:.4f} (standard error)"
+    return (f"paired, shaped minus blind: {pairs.mean_difference:+.4f}{error} nats/token "
+            f"over {pairs.pairs} pairs; shaped is lower in {pairs.share_lower:.1%}, "
+            f"equal in {pairs.share_equal:.1%}")
+
+
+def _choices_line(selection: SelectionSummary, select: str) -> str:
+    total, by_chance = selection.total, 1 / selection.candidates
+    return (f"choices ({select} of {selection.candidates}): {total.scored} scored; candidates agreed in "
+            f"{_share(total.agreed_share)} of shaped steps; candidate 0 kept in "
+            f"{_share(total.kept_blind_share)} (by chance {by_chance:.1%}); "
+            f"gain {_number(total.gain)} nats/token a choice")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
@@ -208,7 +221,7 @@ def _arms_table(summary: DatasetSummary) -> Table:
 
 
 def _time_table(summary: DatasetSummary) -> Table:
-    """Jumps per trajectory and step, and choices, per bin of t. Paired arms ring alike, and then share a column."""
+    """Jumps per trajectory and step, and choices, per bin of t. Arms that ring alike share a column."""
     selection = summary.selection
     jumps = {tuple(part.jumps_per_step): part.arm for part in reversed(summary.arms)}
     names = [f"jumps ({arm})" for arm in jumps.values()] if len(jumps) > 1 else ["jumps"]
@@ -230,7 +243,8 @@ def _choice_cells(choices: Choices) -> list[str]:
 
 def _size_table(summary: DatasetSummary) -> Table:
     size = summary.size
-    table = _table(f"Size: {size.bytes:,} bytes, {size.bytes_per_token:.2f} per token", ["column", "bytes/token", "share"])
+    title = f"Size: {size.bytes:,} bytes, {size.bytes_per_token:.2f} per token"
+    table = _table(title, ["column", "bytes/token", "share"])
     for name, each in sorted(size.column_bytes_per_token.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{each:.3f}", f"{each / size.bytes_per_token:.1%}")
     rest = size.bytes_per_token - sum(size.column_bytes_per_token.values())

@@ -14,7 +14,8 @@ def sample(model: str, source: Source | None, rollout: RolloutConfig, number: in
     """`number` decoded texts of a model; ids 0..number-1 of the seed. Raises InputError."""
     teacher, checkpoint = load_denoiser(teacher_folder(model, source))
     if rollout.length is not None and rollout.length > teacher.config.length:
-        raise InputError(f"--length: {rollout.length} is longer than the model's {teacher.config.length}; give a length up to that")
+        raise InputError(f"--length: {rollout.length} is longer than the model's {teacher.config.length}; "
+                         "give a length up to that")
     teacher.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     texts = []
     for start in range(0, number, rollout.batch_size):

@@ -37,7 +37,7 @@ def train_compass(config: CompassConfig, out: Path, *, half: bool) -> dict[str, 
     else:
         with ticker("rollouts", config.rollouts) as rollouts, _progress("fit-compass", config.optim) as report:
             fit = fit_nce(config, teacher, opened, _state_folder(out), report, lambda done, total: rollouts.update(done))
-    facts = {"config": checkpoint.describe(config), "teacher_fingerprint": opened.fingerprint, **fit.facts}
+    facts = {"config": checkpoint.describe(config), **fit.facts}
     checkpoint.save(out, fit.network, opened.vocabulary, facts, half=half)
     return facts
 

@@ -36,7 +36,8 @@ class ShardWorker:
         self.models = open_models(config, device)
         mine = identity_of(config, self.models, device)
         if digest(mine) != digest(identity):
-            raise WorkError("a worker's teacher, compass or tokenizer differs from the driver's; give every node the same files")
+            raise WorkError("a worker's teacher, compass or tokenizer differs from the driver's; "
+                            "give every node the same files")
 
     def make(self, index: int, item: ShardPlan) -> Receipt:
         """Roll out, encode and write one shard; a pure function of (identity, shard)."""
@@ -46,7 +47,7 @@ class ShardWorker:
             ids = range(start, min(start + self.config.rollout.batch_size, item.stop))
             by_arm = [
                 roll_out(self.models.teacher, self.models.compass, self.identity.rollout, self.identity.shaping, ids, arm)
-                for arm in self.config.arms
+                for arm in self.identity.arms
             ]
             logs += [log for pair in zip(*by_arm, strict=True) for log in pair]
         table = shards.to_table(logs, self.models.checkpoint.vocabulary)

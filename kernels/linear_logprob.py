@@ -6,7 +6,6 @@ Operations: 2 N D V for the product and about 4 N V for the log-sum-exp. Bytes: 
 N floats out. Held at any moment: one block of at most `BLOCK_ELEMENTS` logits, whatever N is.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -27,8 +27,8 @@ def dataset_card(manifest: DatasetManifest) -> str:
     return f"""{_HEAD}
 # Trajectories of a discrete flow matching teacher
 
-{manifest.totals.rows} trajectories (arm: {identity.arm}) of {identity.rollout.length} tokens over {identity.rollout.steps} steps,
-made by tsdfm-pipeline from a `{identity.teacher.source}`-source teacher with a {compass} ({how}).
+{manifest.totals.rows} trajectories (arm: {identity.arm}) of {identity.rollout.length} tokens over
+{identity.rollout.steps} steps, made by tsdfm-pipeline from a `{identity.teacher.source}`-source teacher with a {compass} ({how}).
 
 ```python
 from datasets import load_dataset

@@ -96,7 +96,7 @@ class CausalCompass:
     def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
         """See `Compass.energy`."""
         texts = complete(states, completion)
-        batch, candidates, length = texts.shape
+        _, candidates, length = texts.shape
         hidden, cache = self.network.hidden(self.network.inputs(texts[:, 0]))
         nll = self._nll(hidden, texts[:, 0])
         # before: [B, L + 1], candidate 0's summed NLL of the first i tokens

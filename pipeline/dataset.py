@@ -8,7 +8,7 @@ While it is made, `.run.json` holds the identity of the run; the manifest is wri
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -105,15 +105,14 @@ def check_bytes(data: bytes, item: ShardPlan, identity: Identity) -> tuple[pa.Ta
         faults.append((None, "belongs to another dataset (its identity differs from the manifest's)"))
     faults += [(fault.row, fault.what) for fault in check_shard(table, grid_of(identity))]
     if all(row is not None for row, _ in faults):
-        arms = ("shaped", "blind") if identity.arm == "both" else (identity.arm,)
-        wanted = [(number, arm) for number in range(item.start, item.stop) for arm in arms]
+        wanted = [(number, arm) for number in range(item.start, item.stop) for arm in identity.arms]
         found = list(zip(table.column("trajectory_id").to_pylist(), table.column("arm").to_pylist(), strict=True))
         if found != wanted:
             faults += list(_id_faults(found, wanted))
     return table, faults
 
 
-def _id_faults(found: list[tuple[int, str]], wanted: list[tuple[int, str]]) -> Iterator[tuple[int | None, str]]:
+def _id_faults(found: Sequence[tuple[int, str]], wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int | None, str]]:
     expected, seen = set(wanted), set()
     clean = True
     for row, pair in enumerate(found):
@@ -189,15 +188,20 @@ def read_manifest(store: Store) -> DatasetManifest:
     raise InputError(f"{store.uri}: no dataset there (no {MANIFEST_FILE}); give the folder that generate wrote")
 
 
-def read_shard(store: Store, record: ShardRecord) -> pa.Table:
-    """One shard, its checksum checked. Raises InputError."""
+def read_shard_bytes(store: Store, record: ShardRecord) -> bytes:
+    """The Parquet bytes of one shard, their checksum checked. Raises InputError."""
     data = store.read(record.path)
     where = f"{store.uri}/{record.path}"
     if data is None:
         raise InputError(f"{where}: this shard is missing; restore it, or run generate again to remake it")
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise InputError(f"{where}: its bytes differ from the manifest's checksum; restore it, or run generate again")
-    return shards.decode(data, where)[0]
+    return data
+
+
+def read_shard(store: Store, record: ShardRecord) -> pa.Table:
+    """The table of one shard, its checksum checked. Raises InputError."""
+    return shards.decode(read_shard_bytes(store, record), f"{store.uri}/{record.path}")[0]
 
 
 def read_vocabulary(store: Store, manifest: DatasetManifest) -> Vocabulary:

@@ -36,7 +36,7 @@ class TimeEmbedding(nn.Module):
         frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=t.device).float() / half)
         angles = t.float()[:, None] * frequencies
         features = torch.cat([angles.cos(), angles.sin()], -1)
-        out: Tensor = self.mlp(features.to(self.mlp[0].weight.dtype))
+        out: Tensor = self.mlp(features)
         return out
 
 
@@ -63,7 +63,8 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
         x = x + gate1 * F.dropout(self.attn_out(merge_heads(attended)), self.dropout, self.training)
         hidden = self.mlp(modulate(self.norm2(x), shift2, scale2))
-        return x + gate2 * F.dropout(hidden, self.dropout, self.training)
+        out: Tensor = x + gate2 * F.dropout(hidden, self.dropout, self.training)
+        return out
 
 
 class Trunk(nn.Module):

@@ -46,13 +46,13 @@ def fit_ar(config: CompassConfig, teacher: Denoiser, checkpoint: Checkpoint, fol
     model = CausalLM(CausalConfig(
         **config.shape.model_dump(), vocab_size=vocabulary.size - 1, length=teacher.config.length, bos_id=vocabulary.eos_id))
     windows = _windows(config, corpus, teacher.config.length)
-    trainer = Trainer(model, config.optim, folder, _identity(config, corpus, checkpoint))
+    trainer = Trainer(model, config.optim, folder, _identity(config, corpus, vocabulary.fingerprint))
     trainer.resume()
     trainer.run(lambda step, generator: _seeded(lambda: causal_nll(model, windows.batch(step)), generator), report)
     with torch.no_grad():
         held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)
         nll = torch.stack([causal_nll(model, part) * len(part) for part in held.split(64)]).sum() / len(held)
-    return Fit(model, {"corpus": corpus.facts, "held_out_perplexity": float(nll.exp())})
+    return Fit(model, {"corpus": corpus.facts, "tokenizer": vocabulary.fingerprint, "held_out_perplexity": float(nll.exp())})
 
 
 def _seeded(loss: Callable[[], Tensor], generator: torch.Generator) -> Tensor:
@@ -82,11 +82,12 @@ def fit_nce(
         steps = torch.randint(states.shape[1], (config.optim.batch_size,), generator=generator)
         return nce(model, *_contrast(windows.batch(step), states[:cut], steps, path, generator))
 
-    trainer = Trainer(model, config.optim, folder, _identity(config, corpus, checkpoint))
+    trainer = Trainer(model, config.optim, folder, _identity(config, corpus, checkpoint.fingerprint))
     trainer.resume()
     trainer.run(loss_at, report)
     held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)
-    return Fit(model, {"corpus": corpus.facts, "rollouts": len(states), "held_out_auc": auc_per_bin(model, held, states[cut:], path)})
+    separation = auc_per_bin(model, held, states[cut:], path)
+    return Fit(model, {"corpus": corpus.facts, "teacher": checkpoint.fingerprint, "rollouts": len(states), "held_out_auc": separation})
 
 
 def noise_states(config: CompassConfig, teacher: Denoiser, progress: Progress) -> Tensor:
@@ -121,9 +122,14 @@ def auc_per_bin(model: NceEncoder, text: Tensor, states: Tensor, path: MixturePa
     for part in torch.arange(steps).tensor_split(min(TIME_BINS, steps)):
         picked = part[torch.randint(len(part), (len(text),), generator=generator)]
         real, noise, t = _contrast(text, states, picked, path, generator)
-        scores = [torch.cat([model(x, s) for x, s in zip(xs.split(64), t.split(64), strict=True)]).numpy() for xs in (real, noise)]
-        result.append({"t_from": float(part[0] + 1) / steps, "t_to": float(part[-1] + 1) / steps, "auc": auc(*scores)})
+        separation = auc(_logits(model, real, t), _logits(model, noise, t))
+        result.append({"t_from": float(part[0] + 1) / steps, "t_to": float(part[-1] + 1) / steps, "auc": separation})
     return result
+
+
+def _logits(model: NceEncoder, states: Tensor, t: Tensor) -> npt.NDArray[np.floating]:
+    chunks = zip(states.split(64), t.split(64), strict=True)
+    return torch.cat([model(x, time) for x, time in chunks]).numpy()
 
 
 def auc(positive: npt.NDArray[np.floating], negative: npt.NDArray[np.floating]) -> float:
@@ -136,6 +142,6 @@ def _windows(config: CompassConfig, corpus: Corpus, length: int) -> TokenWindows
     return TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)
 
 
-def _identity(config: CompassConfig, corpus: Corpus, checkpoint: Checkpoint) -> dict[str, object]:
-    return {**config.model_dump(mode="json", exclude={"teacher"}), "corpus_sha256": corpus.facts["sha256"],
-            "teacher_fingerprint": checkpoint.fingerprint}
+def _identity(config: CompassConfig, corpus: Corpus, made_for: str) -> dict[str, object]:
+    """What a resumed run must share; `made_for`: fingerprint of the tokenizer (`ar`), or of the teacher (`nce`)."""
+    return {**config.model_dump(mode="json", exclude={"teacher"}), "corpus_sha256": corpus.facts["sha256"], "made_for": made_for}

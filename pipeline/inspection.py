@@ -10,13 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tsdfm.pipeline import shards
-from tsdfm.pipeline.dataset import grid_of, plan, read_manifest, read_shard
+from tsdfm.pipeline.dataset import grid_of, plan, read_manifest, read_shard_bytes
 from tsdfm.pipeline.jumplog import JumpLog
 from tsdfm.pipeline.metrics import Moments, distinct_n, unigram_entropy
 from tsdfm.pipeline.storage import Store
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import Arm
-from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
+from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.summary import (
     ArmSummary,
     Choices,
@@ -31,11 +31,6 @@ from tsdfm.schemas.trajectory import Grid, check_shard
 
 MAX_BINS = 16
 DISTINCT_ROWS = 4096  # distinct-n holds all its n-grams, and compares only over equal amounts of text
-
-
-def arms_of(identity: Identity) -> tuple[Arm, ...]:
-    """The arms of each trajectory of a dataset, in the order of their rows."""
-    return ("shaped", "blind") if identity.arm == "both" else (identity.arm,)
 
 
 def bin_of_step(steps: int) -> npt.NDArray[np.int64]:
@@ -57,11 +52,12 @@ def summarise(store: Store, progress: Callable[[int, int], None]) -> DatasetSumm
     """
     manifest = read_manifest(store)
     identity, grid = manifest.identity, grid_of(manifest.identity)
-    arms = {arm: _ArmTally(grid) for arm in arms_of(identity)}
+    arms = {arm: _ArmTally(grid) for arm in identity.arms}
     pairs, choices, columns = _PairTally(), _ChoiceTally(grid), Counter[str]()
     shaped_arm = "shaped" in arms and grid.candidates > 1 and bool(grid.shaped_steps)
     for done, record in enumerate(manifest.shards):
-        table = _sound_shard(store, record, grid)
+        data = read_shard_bytes(store, record)
+        table = _sound_table(data, f"{store.uri}/{record.path}", grid)
         parts = {arm: table.filter(pc.equal(table.column("arm"), arm)) for arm in arms}
         for arm, part in parts.items():
             arms[arm].add(part)
@@ -69,12 +65,12 @@ def summarise(store: Store, progress: Callable[[int, int], None]) -> DatasetSumm
             choices.add(parts["shaped"])
         if len(parts) == 2 and grid.compass:
             pairs.add(parts["shaped"], parts["blind"])
-        columns.update(shards.column_bytes(store.read(record.path) or b""))
+        columns.update(shards.column_bytes(data))
         progress(done + 1, len(manifest.shards))
     totals = manifest.totals
     return DatasetSummary(
-        trajectories=identity.trajectories, length=grid.length, steps=grid.steps, source=identity.teacher.source,
-        select=grid.select, bins=time_bins(grid.steps),
+        trajectories=identity.trajectories, length=grid.length, steps=grid.steps,
+        source=identity.teacher.source, select=grid.select, bins=time_bins(grid.steps),
         arms=[tally.summary(arm) for arm, tally in arms.items()], pairs=pairs.summary(),
         selection=choices.summary() if shaped_arm else None,
         size=SizeSummary(
@@ -101,19 +97,20 @@ def read_trajectories(store: Store, manifest: DatasetManifest, ids: Sequence[int
             continue
         if item.path not in by_path:
             raise InputError(f"{store.uri}/{item.path}: not in the manifest; run generate again to remake it")
-        table = _sound_shard(store, by_path[item.path], grid)
+        data = read_shard_bytes(store, by_path[item.path])
+        table = _sound_table(data, f"{store.uri}/{item.path}", grid)
         numbers = table.column("trajectory_id").to_pylist()
         logs += [shards.to_log(table, row) for row, number in enumerate(numbers) if number in wanted]
     return logs
 
 
-def _sound_shard(store: Store, record: ShardRecord, grid: Grid) -> pa.Table:
+def _sound_table(data: bytes, where: str, grid: Grid) -> pa.Table:
     """A shard whose rows hold the invariants; everything below relies on them. Raises InputError."""
-    table = read_shard(store, record)
+    table = shards.decode(data, where)[0]
     faults = check_shard(table, grid)
     if faults:
         row = "" if faults[0].row is None else f"row {faults[0].row}: "
-        raise InputError(f"{store.uri}/{record.path}: {row}{faults[0].what}; "
+        raise InputError(f"{where}: {row}{faults[0].what}; "
                          "run verify to list all faults, and generate to remake the shard")
     return table
 
@@ -155,8 +152,9 @@ class _ArmTally:
     def summary(self, arm: Arm) -> ArmSummary:
         visits = self.events.count * np.bincount(self.bin_of_step)  # [bins], trajectories times steps
         return ArmSummary(
-            arm=arm, final_energy=_spread(self.energy) if self.grid.compass else None, events=_spread(self.events),
-            jumps_per_step=(self.jumps / visits).tolist(), entropy=_spread(self.entropy),
+            arm=arm, final_energy=_spread(self.energy) if self.grid.compass else None,
+            events=_spread(self.events), jumps_per_step=(self.jumps / visits).tolist(),
+            entropy=_spread(self.entropy),
             distinct_1=distinct_n(self.tokens, 1), distinct_2=self._distinct(2), distinct_4=self._distinct(4),
             distinct_rows=len(self.tokens),
         )

@@ -1,8 +1,8 @@
 """One self-contained web page that plays trajectories jump by jump.
 
-`player.html` is the page, and `assets/player/` holds its style and its script. The data is one JSON object, put into a
-script element that the browser does not run. Every `<` in it is written `\\u003c`, so no text of a dataset can close
-the element or open another, and the page shows texts only as text nodes.
+`player.html` is the page, and `assets/player/` holds its style and its script. The data is one JSON object
+in a script element that the browser does not run. Every `<` of it is written `\\u003c`, so that no text of
+a dataset closes the element or opens another, and the page shows texts only as text nodes.
 """
 
 import json
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from tsdfm.pipeline.dataset import grid_of
 from tsdfm.pipeline.frames import Frame, Pieces, frames
 from tsdfm.pipeline.jumplog import JumpLog
 from tsdfm.pipeline.tokenizer import Vocabulary
@@ -38,9 +39,9 @@ def player_page(manifest: DatasetManifest, logs: Sequence[JumpLog], vocabulary: 
     ids = {log.trajectory_id for log in logs}
     if not 1 <= len(ids) <= MAX_TRAJECTORIES:
         raise ValueError(f"a page plays 1 to {MAX_TRAJECTORIES} trajectories, not {len(ids)}")
-    grid = manifest.identity.grid(manifest.shaped_steps)
+    grid = grid_of(manifest.identity)
     data = {
-        "facts": _facts(manifest), "steps": grid.steps, "length": grid.length, "masks": grid.mask_id is not None,
+        "facts": _facts(manifest), "steps": grid.steps, "masks": grid.mask_id is not None,
         "logs": [_log_data(log, vocabulary, grid) for log in logs],
     }
     page = _asset("player.html").replace(STYLE, _asset("assets/player/player.css"))
@@ -59,10 +60,11 @@ def _script_safe(data: object) -> str:
 
 def _facts(manifest: DatasetManifest) -> list[str]:
     """A line for people on how the dataset was made, in parts."""
-    identity = manifest.identity
-    facts = [f"{identity.teacher.source} source", f"{identity.rollout.length} tokens", f"{identity.rollout.steps} steps"]
+    identity, shaping = manifest.identity, manifest.identity.shaping
+    facts = [f"{identity.teacher.source} source", f"{identity.rollout.length} tokens",
+             f"{identity.rollout.steps} steps"]
     if identity.compass is not None and identity.arm != "blind":
-        facts += [f"{identity.compass.kind} compass", f"{identity.shaping.candidates} candidates", identity.shaping.select]
+        facts += [f"{identity.compass.kind} compass", f"{shaping.candidates} candidates", shaping.select]
     return facts
 
 
@@ -75,7 +77,8 @@ def _log_data(log: JumpLog, vocabulary: Vocabulary, grid: Grid) -> dict[str, Any
     tokens = log.source(mask_id).tolist()
     before = _maskable(Pieces(vocabulary).of(tokens), [token == mask_id for token in tokens])
     data: dict[str, Any] = {
-        "id": log.trajectory_id, "arm": log.arm, "final": _rounded(log.final_energy), "source": before, "frames": [],
+        "id": log.trajectory_id, "arm": log.arm, "final": _rounded(log.final_energy), "source": before,
+        "frames": [],
     }
     for frame in frames(log, vocabulary, grid):
         after = _maskable(frame.pieces, frame.masked)
@@ -87,8 +90,10 @@ def _log_data(log: JumpLog, vocabulary: Vocabulary, grid: Grid) -> dict[str, Any
 def _frame_data(frame: Frame, before: list[str | None], after: list[str | None]) -> dict[str, Any]:
     """`set`: the pieces that differ, [position, piece]; `candidates` only where they were scored."""
     changes = [[position, piece] for position, piece in enumerate(after) if piece != before[position]]
-    data: dict[str, Any] = {"step": frame.step, "t": round(frame.t, 6), "changed": frame.changed, "set": changes,
-                            "choice": frame.choice, "energies": None}
+    data: dict[str, Any] = {
+        "step": frame.step, "t": round(frame.t, 6), "changed": frame.changed, "set": changes,
+        "choice": frame.choice, "energies": None,
+    }
     if frame.energies is not None:
         data |= {"energies": [_rounded(energy) for energy in frame.energies], "candidates": frame.candidates}
     return data

@@ -6,8 +6,10 @@ positions, which rise, as deltas.
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -91,7 +93,7 @@ def to_log(table: pa.Table, row: int) -> JumpLog:
     """One row of a checked table as a jump log."""
     cells = {name: table.column(name)[row] for name in ARROW_SCHEMA.names}
 
-    def array(name: str, dtype: type[np.generic]) -> np.ndarray:  # type: ignore[type-arg]
+    def array(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
         return np.asarray(cells[name].values.to_numpy(zero_copy_only=False), dtype=dtype)
 
     events = len(cells["event_step"].values)
@@ -105,6 +107,6 @@ def to_log(table: pa.Table, row: int) -> JumpLog:
         event_candidates=array("event_candidates", np.int32).reshape(events, -1),
         event_topk_ids=array("event_topk_ids", np.int32).reshape(events, -1),
         event_topk_logprobs=array("event_topk_logprobs", np.float16).reshape(events, -1),
-        step_energy=array("step_energy", np.float32).reshape(len(choices), -1) if len(choices) else np.empty((0, 1), np.float32),
+        step_energy=array("step_energy", np.float32).reshape(len(choices), -1 if len(choices) else 1),
         step_choice=choices, final_energy=final,
     )

@@ -148,7 +148,8 @@ def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
             inner, root = fsspec.core.url_to_fs(uri)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(f"{uri}: no such filesystem ({reason}); give a path or a URI that pyarrow or fsspec knows") from None
+            raise InputError(f"{uri}: no such filesystem ({reason}); "
+                             "give a path or a URI that pyarrow or fsspec knows") from None
         filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(inner))
     return filesystem, root
 

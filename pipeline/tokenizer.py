@@ -69,7 +69,8 @@ class Vocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text for people: [EOS] as a line break, [MASK] as a low line."""
-        pieces, run = [], []
+        pieces: list[str] = []
+        run: list[int] = []
         for token in tokens:
             if token in (self.eos_id, self.mask_id):
                 pieces += [self.tokenizer.decode(run), "\n" if token == self.eos_id else "_"]

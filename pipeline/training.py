@@ -53,12 +53,12 @@ class Trainer:
             [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
             lr=config.lr, betas=(0.9, config.beta2), fused=True,
         )
-        self.parameters = matrices + vectors
+        self.parameters: list[Tensor] = [*matrices, *vectors]
         self.average = [p.detach().clone() for p in self.parameters]
         self.step = 0
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for index, parameter in enumerate(self.parameters):
             state = self.optimizer.state[parameter]
             tensors |= {f"{index}.weight": parameter.detach(), f"{index}.ema": self.average[index],

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from tsdfm.pipeline.card import dataset_card
 from tsdfm.pipeline.dataset import CARD_FILE, check_bytes, plan, read_manifest, read_vocabulary
-from tsdfm.pipeline.rollout import shaped_steps
 from tsdfm.pipeline.paths import time_grid
+from tsdfm.pipeline.rollout import shaped_steps
 from tsdfm.pipeline.storage import Store
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.manifest import DatasetManifest

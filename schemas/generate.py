@@ -64,8 +64,3 @@ class GenerateConfig(Frozen):
         if self.compass == "none" and self.arm != "blind" and self.shaping.candidates > 1:
             raise ValueError(f"arm '{self.arm}' needs a compass; give compass a folder or 'embedded', or set arm to 'blind'")
         return self
-
-    @property
-    def arms(self) -> tuple[Arm, ...]:
-        """The arms of each trajectory id, in the order of their rows."""
-        return ("shaped", "blind") if self.arm == "both" else (self.arm,)

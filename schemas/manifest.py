@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tsdfm.schemas.base import Frozen
-from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.generate import Arm, RolloutConfig, ShapingConfig
 from tsdfm.schemas.model import Source
 from tsdfm.schemas.trajectory import Grid
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -60,6 +60,11 @@ class Identity(Frozen):
     compass: CompassFacts | None
     tokenizer: Sha256
     device: Literal["cpu", "cuda"]
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms of each trajectory id, in the order of their rows."""
+        return ("shaped", "blind") if self.arm == "both" else (self.arm,)
 
     def grid(self, shaped_steps: list[int]) -> Grid:
         """What every shard is checked against."""

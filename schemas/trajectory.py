@@ -161,7 +161,8 @@ def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     else:
         yield from _faults(~source.null, "source_tokens must be null for the mask source")
     energy_null = np.asarray(table.column("final_energy").combine_chunks().is_null())
-    yield from _faults(energy_null == grid.compass, "final_energy is null where there is a compass, or given where there is none")
+    what = "final_energy is null where there is a compass, or given where there is none"
+    yield from _faults(energy_null == grid.compass, what)
 
 
 def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:

@@ -1,4 +1,4 @@
-"""Datasets to look into, of several kinds, and their rows as plain logs: what a summary is computed from by hand."""
+"""Datasets to look into, of several kinds, their rows as plain logs, and metrics by plain counting."""
 
 import math
 from collections import Counter
@@ -12,8 +12,8 @@ from tsdfm.pipeline.jumplog import JumpLog
 from tsdfm.pipeline.storage import Store
 from tsdfm.schemas.manifest import DatasetManifest
 
-# Together: both sources, both rules, one arm and two, unshaped steps, steps without jumps, candidates that agree, a
-# last shard that is short, more steps than bins, and no compass.
+# Together: both sources, both rules, one arm and two, unshaped steps, steps without jumps, candidates that
+# agree, a last shard that is short, more steps than bins, and no compass.
 KINDS = ("mask", "uniform", "blind")
 
 

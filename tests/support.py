@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
 from tsdfm.pipeline import checkpoint
 from tsdfm.pipeline.causal import CausalLM
 from tsdfm.pipeline.denoiser import Denoiser

@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from measure import MIB, Builder, Piece, Ratio, Sample, interleave, machine, report, say, table
 from torch import Tensor, nn
+
 from tsdfm.pipeline.causal import CausalLM
 from tsdfm.pipeline.compass import CausalCompass, Compass, NceCompass
 from tsdfm.pipeline.denoiser import Denoiser

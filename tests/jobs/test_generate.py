@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,11 +151,12 @@ def test_one_interrupt_finishes_the_shard_in_hand_and_prints_how_to_resume(tmp_p
 
 @pytest.mark.slow
 def test_a_running_cluster_serves_through_auto(tmp_path, tiny_models, reference, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "ray"))
-    (tmp_path / "ray").mkdir()
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets below it allow 107 bytes
     ray = Path(sys.executable).with_name("ray")
-    head = subprocess.Popen([ray, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block", f"--temp-dir={tmp_path / 'ray'}"],
+    head = subprocess.Popen([ray, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block",
+                             f"--temp-dir={folder}"],
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     try:
         address = ""
@@ -223,7 +225,7 @@ def test_datasets_duckdb_and_polars_read_it_without_our_code(tmp_path, tiny_mode
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     import datasets
     import duckdb
-    import polars
+    import polars as pl
 
     out = tmp_path / "out"
     manifest = make_dataset(out, tiny_models)
@@ -233,4 +235,4 @@ def test_datasets_duckdb_and_polars_read_it_without_our_code(tmp_path, tiny_mode
     assert streamed["tokens"] == rows[0]["tokens"]
     pattern = str(out / "data" / "*.parquet")
     assert duckdb.sql(f"select count(*), sum(len(event_step)) from '{pattern}'").fetchone() == (20, manifest.totals.events)
-    assert polars.read_parquet(pattern)["final_energy"].null_count() == 0
+    assert pl.read_parquet(pattern)["final_energy"].null_count() == 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import nn
+
 from tsdfm.schemas.model import DenoiserConfig
 
 settings.register_profile("tsdfm", deadline=None, derandomize=True, max_examples=60)

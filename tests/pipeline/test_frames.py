@@ -60,11 +60,12 @@ def test_energies_and_choice_belong_to_the_step(opened):
             assert frame.choice == log.step_choice[shaped[frame.step]]
             assert frame.energies == (None if np.isnan(energies).any() else energies)
             written = log.event_token[log.event_step == frame.step].tolist()
-            assert [each[frame.choice] for each in frame.candidates] == [vocab.decode([token]) for token in written]
+            kept = [each[frame.choice] for each in frame.candidates]
+            assert kept == [vocab.decode([token]) for token in written]
 
 
 def test_pieces_joined_are_the_text_whatever_the_bytes():
-    """Random ids of a byte-level vocabulary: broken characters, whole ones in several tokens, breaks and masks."""
+    """Random ids of a byte-level vocabulary: broken characters, whole ones in parts, breaks, masks."""
     vocab = vocabulary()
     pieces, rng = Pieces(vocab), np.random.default_rng(0)
     for _ in range(300):

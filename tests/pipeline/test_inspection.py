@@ -1,9 +1,10 @@
-"""The summary against the same figures computed one trajectory and one step at a time; reading by id; faulty shards."""
+"""The summary against figures computed one step of one trajectory at a time; reading by id; faulty shards."""
 
 import hashlib
 import json
 import math
 import statistics
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ def test_bins_tile_the_steps(steps):
     assert len(bins) == min(16, steps)
     assert bins[0].t_start == 0
     assert bins[-1].t_end == 1
-    assert all(left.t_end == right.t_start for left, right in zip(bins[:-1], bins[1:], strict=True))
+    assert all(left.t_end == right.t_start for left, right in pairwise(bins))
     for step in range(steps):
         assert bins[index[step]].t_start <= step / steps < bins[index[step]].t_end
     assert [each.steps for each in bins] == np.bincount(index).tolist()
@@ -77,7 +78,8 @@ def test_jumps_fall_into_their_bins(summarised):
         for log in logs:
             for step in log.event_step.tolist():
                 counts[index_of_bin(summary, step)] += 1
-        expected = [count / len(logs) / times.steps for count, times in zip(counts, summary.bins, strict=True)]
+        steps = [times.steps for times in summary.bins]
+        expected = [count / len(logs) / width for count, width in zip(counts, steps, strict=True)]
         assert arm.jumps_per_step == pytest.approx(expected)
 
 
@@ -108,7 +110,8 @@ def assert_choices(found, shaped, kept_blind, blind, chosen):
     assert found.kept_blind_share == pytest.approx(kept_blind / len(blind))
     assert found.blind_energy == pytest.approx(statistics.fmean(blind))
     assert found.chosen_energy == pytest.approx(statistics.fmean(chosen))
-    assert found.gain == pytest.approx(statistics.fmean(b - c for b, c in zip(blind, chosen, strict=True)), abs=1e-12)
+    gains = [b - c for b, c in zip(blind, chosen, strict=True)]
+    assert found.gain == pytest.approx(statistics.fmean(gains), abs=1e-12)
 
 
 def test_choices_are_those_of_single_steps(summarised):
@@ -125,7 +128,7 @@ def test_choices_are_those_of_single_steps(summarised):
 
 
 def test_the_choices_hold_every_case(tmp_path, tiny_models):
-    """The cases above are not vacuous: some candidates agree, some don't, some choices keep the blind draw."""
+    """The cases above are not vacuous: some candidates agree, some don't, some choices keep the blind one."""
     store, _ = dataset("mask", tmp_path / "out", tiny_models)
     total = summarise(store, lambda done, total: None).selection.total
     assert 0 < total.scored < total.shaped
@@ -143,13 +146,14 @@ def test_pairs_are_compared_id_by_id(summarised):
     difference = [s.final_energy - b.final_energy for s, b in zip(shaped, blind, strict=True)]
     assert summary.pairs.pairs == len(difference)
     assert summary.pairs.mean_difference == pytest.approx(statistics.fmean(difference))
-    assert summary.pairs.standard_error == pytest.approx(statistics.stdev(difference) / math.sqrt(len(difference)))
+    error = statistics.stdev(difference) / math.sqrt(len(difference))
+    assert summary.pairs.standard_error == pytest.approx(error)
     assert summary.pairs.share_lower == sum(d < 0 for d in difference) / len(difference)
     assert summary.pairs.share_equal == sum(d == 0 for d in difference) / len(difference)
 
 
 def test_bytes_are_those_of_the_files(summarised):
-    store, manifest, summary = summarised
+    store, _, summary = summarised
     files = sorted((store.local / "data").iterdir())
     tokens = summary.length * sum(pq.read_table(file).num_rows for file in files)
     assert summary.size.tokens == tokens
@@ -161,7 +165,8 @@ def test_bytes_are_those_of_the_files(summarised):
         for index in range(group.num_columns):
             name = group.column(index).path_in_schema.partition(".")[0]
             columns[name] = columns.get(name, 0) + group.column(index).total_compressed_size
-    assert summary.size.column_bytes_per_token == pytest.approx({name: n / tokens for name, n in columns.items()})
+    per_token = {name: count / tokens for name, count in columns.items()}
+    assert summary.size.column_bytes_per_token == pytest.approx(per_token)
     assert sum(summary.size.column_bytes_per_token.values()) < summary.size.bytes_per_token
 
 
@@ -192,9 +197,8 @@ def test_trajectories_are_read_from_their_shards(paired):
     found = read_trajectories(store, manifest, [6, 1, 2])  # three in a shard: the first and the last of three
     assert [(log.trajectory_id, log.arm) for log in found] == [
         (number, arm) for number in (1, 2, 6) for arm in ("shaped", "blind")]
-    expected = {(log.trajectory_id, log.arm): log for arm in ("shaped", "blind") for log in logs_of(store, manifest, arm)}
     for log in found:
-        twin = expected[log.trajectory_id, log.arm]
+        twin = logs_of(store, manifest, log.arm)[log.trajectory_id]
         assert np.array_equal(log.event_token, twin.event_token)
         assert log.final_energy == twin.final_energy
 
@@ -209,7 +213,7 @@ def test_a_changed_shard_is_refused(paired):
     store, manifest = paired
     path = store.local / manifest.shards[1].path
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    with pytest.raises(InputError, match="train-00001-of-00003.parquet: its bytes differ"):
+    with pytest.raises(InputError, match=r"train-00001-of-00003\.parquet: its bytes differ"):
         summarise(store, lambda done, total: None)
     assert read_trajectories(store, manifest, [0])  # its neighbours can still be read
     with pytest.raises(InputError, match="its bytes differ"):
@@ -217,7 +221,7 @@ def test_a_changed_shard_is_refused(paired):
 
 
 def test_an_unsound_row_is_refused_even_if_its_checksum_fits(paired):
-    """A shard from elsewhere, with a manifest to match: its rows are checked before anything is computed from them."""
+    """A shard from elsewhere, with a manifest to match: rows are checked before anything is computed."""
     store, manifest = paired
     record = manifest.shards[0]
     table = read_shard(store, record)
@@ -230,5 +234,5 @@ def test_an_unsound_row_is_refused_even_if_its_checksum_fits(paired):
     forged = json.loads(store.read("manifest.json"))
     forged["shards"][0] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     store.write("manifest.json", json.dumps(forged).encode())
-    with pytest.raises(InputError, match=r"train-00000-of-00003.parquet: row 2: event_position outside"):
+    with pytest.raises(InputError, match=r"train-00000-of-00003\.parquet: row 2: event_position outside"):
         summarise(store, lambda done, total: None)

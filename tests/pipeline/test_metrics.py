@@ -1,4 +1,4 @@
-"""Entropy and distinct-n against counting in plain Python; running moments against numpy on everything at once."""
+"""Entropy and distinct-n against plain counting; running moments against numpy on everything at once."""
 
 import math
 
@@ -60,7 +60,8 @@ def test_distinct_n_refuses_what_has_no_ngrams():
 
 
 def test_moments_of_batches_are_those_of_all_values():
-    values = np.random.default_rng(2).normal(1e6, 0.1, size=1000)  # far from zero: a naive sum of squares would cancel
+    # far from zero, where a naive sum of squares would cancel
+    values = np.random.default_rng(2).normal(1e6, 0.1, size=1000)
     moments = Moments()
     for batch in np.split(values, [1, 1, 400, 990]):
         moments.add(batch)

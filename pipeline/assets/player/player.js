@@ -15,6 +15,10 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
+function keepTallest(element) {
+  element.style.minHeight = `${element.offsetHeight}px`; // never less than the minimum so far
+}
+
 const visible = (piece) => piece.replace(/\n/g, "\u21b5").replace(/ /g, "\u00b7") || "\u2205";
 const nats = (energy) => energy.toFixed(4);
 
@@ -57,6 +61,7 @@ class Panel {
     this.say(pieces, frame, index === this.log.frames.length - 1);
     if (this.scored.length) {
       this.candidates.replaceChildren(...this.choices(frame));
+      keepTallest(this.candidates);
       this.moveCursor((step + 1) / data.steps);
     }
     return frame ? frame.changed.length : 0;
@@ -139,12 +144,14 @@ class Panel {
     this.cursor.setAttribute("x2", this.x(t));
   }
 
-  /* Keep the height of the tallest picture, so that the page doesn't move while it plays. */
+  /* Look at some pictures and keep the height of the tallest, so that the page doesn't move while it plays. */
   settle() {
-    this.text.style.minHeight = "";
+    this.text.style.minHeight = this.candidates.style.minHeight = "";
     const last = this.log.frames.length ? this.log.frames[this.log.frames.length - 1].step : -1;
-    const heights = [-1, Math.floor(last / 2), last].map((step) => { this.show(step); return this.text.offsetHeight; });
-    this.text.style.minHeight = `${Math.max(...heights)}px`;
+    for (const step of [-1, Math.floor(last / 2), last, ...this.scored.slice(0, 1).map((frame) => frame.step)]) {
+      this.show(step);
+      keepTallest(this.text);
+    }
   }
 }
 

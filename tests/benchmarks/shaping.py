@@ -1,0 +1,161 @@
+"""Does shaping work on real input? `python tests/benchmarks/shaping.py [--quick] [--work DIR] [--json FILE]`.
+
+Paired rollouts of the embedded teacher, shaped and blind, judged by models that are not the compass: a causal LM fitted on the
+half of the corpus that the compass never saw, and SmolLM2-135M on the decoded text. Beside them the sceptic's alternative, the
+blind teacher cooled to several temperatures, and real held-out text. Entropy and distinct-n stand with every perplexity.
+
+Targets: the shaped arm's perplexity at most a third of the blind arm's under every judge, and below that of the cooled
+teacher at equal entropy (interpolated between temperatures, log perplexity against entropy).
+Datasets are kept in DIR, so a second run only judges.
+"""
+
+import argparse
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from measure import machine, report, say, table
+from smollm2 import SmolLM2, fetch
+
+from tsdfm.jobs.generate import generate
+from tsdfm.pipeline.checkpoint import embedded, load
+from tsdfm.pipeline.corpus import held_out, load_documents
+from tsdfm.pipeline.dataset import read_manifest, read_shard
+from tsdfm.pipeline.judge import Likelihood, judge_tokens
+from tsdfm.pipeline.metrics import distinct_n, unigram_entropy
+from tsdfm.pipeline.pretrain import windows_of
+from tsdfm.pipeline.storage import Store
+from tsdfm.schemas.generate import GenerateConfig
+from tsdfm.schemas.train import CorpusConfig
+
+TEMPERATURES = (0.9, 0.8, 0.7, 0.6)
+TARGET_RATIO = 1 / 3
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The samples of one row of the table: tokens [R, L], and decoded."""
+
+    name: str
+    tokens: npt.NDArray[np.int64]
+    texts: list[str]
+
+
+def rollouts(work: Path, source: str, pairs: int, steps: int) -> list[Texts]:
+    """Blind and shaped arms, paired, and the blind arm cooled to each temperature."""
+    base = {"trajectories": pairs, "source": source, "shard_size": 64}
+    paired = {**base, "arm": "both", "rollout": {"steps": steps}}
+    rows = _arms(work / f"{source}-paired-{pairs}-{steps}", paired)
+    for temperature in TEMPERATURES:
+        cooled = {**base, "arm": "blind", "rollout": {"steps": steps, "temperature": temperature}}
+        name = f"{source}-blind-{temperature}-{pairs}-{steps}"
+        rows += [Texts(f"blind, temperature {temperature}", r.tokens, r.texts) for r in _arms(work / name, cooled)]
+    return rows
+
+
+def _arms(out: Path, config: dict[str, object]) -> list[Texts]:
+    say(f"generate {out}")
+    generate(GenerateConfig.model_validate({**config, "out": str(out)}))
+    store = Store(str(out))
+    manifest = read_manifest(store)
+    rows = [row for record in manifest.shards for row in read_shard(store, record).select(["arm", "tokens", "text"]).to_pylist()]
+    return [
+        Texts(arm, np.array([r["tokens"] for r in rows if r["arm"] == arm]), [r["text"] for r in rows if r["arm"] == arm])
+        for arm in sorted(manifest.identity.arms)
+    ]
+
+
+def real_text(pairs: int) -> Texts:
+    """Windows of held-out documents, as many as there are pairs (or fewer, if the text ends)."""
+    opened = load(embedded("judge"))
+    stream = torch.from_numpy(opened.vocabulary.stream(held_out(load_documents(CorpusConfig()))))
+    tokens = windows_of(stream, opened.network.config.length, pairs).numpy()
+    return Texts("real held-out text", tokens, [opened.vocabulary.decode(row.tolist()) for row in tokens])
+
+
+def measure(rows: list[Texts], judges: dict[str, object]) -> list[dict[str, object]]:
+    """Figures of every row, under every judge."""
+    figures = []
+    for row in rows:
+        entropy = unigram_entropy(row.tokens)
+        entry: dict[str, object] = {
+            "name": row.name, "samples": len(row.tokens), "entropy_bits": float(entropy.mean()),
+            "entropy_standard_error": float(entropy.std(ddof=1) / math.sqrt(len(entropy))),
+            "distinct_2": distinct_n(row.tokens, 2), "distinct_4": distinct_n(row.tokens, 4),
+        }
+        for name, judge in judges.items():
+            say(f"{name} judges {row.name}")
+            likelihood: Likelihood = judge(row)  # type: ignore[operator]
+            low, high = likelihood.interval()
+            entry[name] = {"perplexity": likelihood.perplexity, "low": low, "high": high}
+        figures.append(entry)
+    return figures
+
+
+def at_equal_entropy(figures: list[dict[str, object]], judge: str) -> float | None:
+    """The cooled teacher's perplexity at the shaped arm's entropy; None if no two temperatures enclose it."""
+    by_name = {str(f["name"]): f for f in figures}
+    target = float(by_name["shaped"]["entropy_bits"])  # type: ignore[arg-type]
+    curve = sorted((float(f["entropy_bits"]), math.log(f[judge]["perplexity"]))  # type: ignore[arg-type, index]
+                   for name, f in by_name.items() if name.startswith("blind"))
+    entropies, logs = zip(*curve, strict=True)
+    if not entropies[0] <= target <= entropies[-1]:
+        return None
+    return math.exp(np.interp(target, entropies, logs))
+
+
+def conclude(figures: list[dict[str, object]], judges: list[str]) -> dict[str, object]:
+    """Shaped against blind, and against the cooled teacher at equal entropy, under each judge."""
+    by_name = {str(f["name"]): f for f in figures}
+    result: dict[str, object] = {}
+    for judge in judges:
+        shaped, blind = (float(by_name[arm][judge]["perplexity"]) for arm in ("shaped", "blind"))  # type: ignore[index]
+        cooled = at_equal_entropy(figures, judge)
+        result[judge] = {
+            "shaped_over_blind": shaped / blind, "target": TARGET_RATIO, "met": shaped / blind <= TARGET_RATIO,
+            "cooled_at_equal_entropy": cooled, "below_cooled": None if cooled is None else shaped < cooled,
+        }
+    return result
+
+
+def main() -> None:
+    """Generate, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=512, help="paired trajectories")
+    parser.add_argument("--steps", type=int, default=64, help="steps N of the rollouts")
+    parser.add_argument("--source", choices=["mask", "uniform"], default="mask")
+    parser.add_argument("--quick", action="store_true", help="32 pairs, and no SmolLM2")
+    parser.add_argument("--work", type=Path, default=Path("out/benchmark-shaping"), help="where datasets and SmolLM2 are kept")
+    parser.add_argument("--json", type=Path, help="write the result here, too")
+    arguments = parser.parse_args()
+    pairs = 32 if arguments.quick else arguments.pairs
+    torch.set_num_threads(os.cpu_count() or 1)
+
+    rows = [real_text(pairs), *rollouts(arguments.work, arguments.source, pairs, arguments.steps)]
+    network = load(embedded("judge")).network
+    judges: dict[str, object] = {"judge": lambda row: judge_tokens(network, torch.from_numpy(row.tokens).long())}
+    if not arguments.quick:
+        smollm2 = SmolLM2(fetch(arguments.work / "smollm2"))
+        judges["smollm2"] = lambda row: smollm2.judge(row.texts)
+    figures = measure(rows, judges)
+    conclusion = conclude(figures, list(judges))
+
+    columns = ["row", "n", *(f"{name} ppl (95 %)" for name in judges), "entropy (bits)", "distinct-2", "distinct-4"]
+    table(f"{arguments.source} source, N = {arguments.steps}", columns, [
+        [f["name"], f["samples"], *(_ppl(f[name]) for name in judges),
+         f"{f['entropy_bits']:.3f} +- {f['entropy_standard_error']:.3f}", f["distinct_2"], f["distinct_4"]] for f in figures])
+    for name, found in conclusion.items():
+        say(f"{name}: {found}")
+    report({"machine": machine(torch.get_num_threads()), "rows": figures, "conclusion": conclusion}, arguments.json)
+
+
+def _ppl(entry: object) -> str:
+    return f"{entry['perplexity']:.1f} ({entry['low']:.1f}-{entry['high']:.1f})"  # type: ignore[index]
+
+
+if __name__ == "__main__":
+    main()
