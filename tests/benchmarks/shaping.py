@@ -62,7 +62,8 @@ def _arms(out: Path, config: dict[str, object]) -> list[Texts]:
     generate(GenerateConfig.model_validate({**config, "out": str(out)}))
     store = Store(str(out))
     manifest = read_manifest(store)
-    rows = [row for record in manifest.shards for row in read_shard(store, record).select(["arm", "tokens", "text"]).to_pylist()]
+    tables = (read_shard(store, record).select(["arm", "tokens", "text"]) for record in manifest.shards)
+    rows = [row for shard in tables for row in shard.to_pylist()]
     return [
         Texts(arm, np.array([r["tokens"] for r in rows if r["arm"] == arm]), [r["text"] for r in rows if r["arm"] == arm])
         for arm in sorted(manifest.identity.arms)
