@@ -46,8 +46,15 @@ def generate(config: GenerateConfig) -> dict[str, object]:
     """
     if config.out is None:
         raise InputError("--out: no folder for the dataset; give --out OUT, or 'out' in the config")
+    try:
+        return _generate(config, config.out)
+    finally:
+        ray.shutdown()
+
+
+def _generate(config: GenerateConfig, out: str) -> dict[str, object]:
     started = time.monotonic()
-    store = Store(config.out)
+    store = Store(out)
     torch.set_num_threads(config.rollout.threads)
     models = open_models(config, torch.device("cpu"))
     if config.address != "local":
@@ -62,7 +69,7 @@ def generate(config: GenerateConfig) -> dict[str, object]:
         made = _make(config, identity, store, items, missing) if missing else {}
         done = [(kept | made)[index] for index in range(len(items))]
         manifest = commit(store, identity, done, models.checkpoint.vocabulary)
-    return _report(manifest, config.out, len(kept), len(made), time.monotonic() - started)
+    return _report(manifest, out, len(kept), len(made), time.monotonic() - started)
 
 
 def _gpus(config: GenerateConfig) -> int:
@@ -99,15 +106,12 @@ def _make(
     workers = min(len(missing), config.workers or gpus or max(1, cores // threads))
     if config.address == "local":
         connect("local", max(cores, workers * threads))
-    try:
-        uri = config.out if "://" in str(config.out) else str(store.local)
-        actor = as_actor(threads, 1 if gpus else 0, RESTARTS)
-        pool = ActorPool([actor.remote(config, identity, uri) for _ in range(workers)])
-        kind = "GPU" if gpus else "CPU"
-        people.print(f"{len(missing)} of {len(items)} shards to make, {workers} {kind} workers", markup=False)
-        return _collect(pool, config, items, missing)
-    finally:
-        ray.shutdown()
+    uri = store.uri if store.local is None else str(store.local)
+    actor = as_actor(threads, 1 if gpus else 0, RESTARTS)
+    pool = ActorPool([actor.remote(config, identity, uri) for _ in range(workers)])
+    kind = "GPU" if gpus else "CPU"
+    people.print(f"{len(missing)} of {len(items)} shards to make, {workers} {kind} workers", markup=False)
+    return _collect(pool, items, missing)
 
 
 def _cores(config: GenerateConfig) -> int:
@@ -118,7 +122,7 @@ def _cores(config: GenerateConfig) -> int:
     return len(sched_getaffinity(0))
 
 
-def _collect(pool: ActorPool, config: GenerateConfig, items: list[ShardPlan], missing: list[int]) -> dict[int, Finished]:
+def _collect(pool: ActorPool, items: list[ShardPlan], missing: list[int]) -> dict[int, Finished]:
     """Keep every worker busy with one shard, until all are done or the user interrupts."""
     made: dict[int, Finished] = {}
     waiting = iter(missing)
