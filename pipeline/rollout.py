@@ -42,14 +42,17 @@ def draw_rings(path: MixturePath, noise: Noise, steps: int, length: int) -> Tens
     probability = path.ring_probability(grid[:-1], grid[1:])
     batch = len(noise.ids)
     rings = torch.empty(batch, steps, length, dtype=torch.bool, device=noise.device)
+    rung = torch.zeros(batch, length, dtype=torch.bool, device=noise.device)
     block = max(1, RING_BLOCK // (batch * length))
     for start in range(0, steps, block):
         step = torch.arange(start, min(start + block, steps), device=noise.device)
         row = torch.arange(batch, device=noise.device).repeat_interleave(len(step))
-        uniforms = noise.rings(row, step.repeat(batch), length)
-        rings[:, start : start + block] = uniforms.view(batch, len(step), length) < probability[step][:, None]
-    if path.mask_id is not None:
-        rings &= rings.cumsum(1) == 1
+        uniforms = noise.rings(row, step.repeat(batch), length).view(batch, len(step), length)
+        part = uniforms < probability[step][:, None]
+        if path.mask_id is not None:
+            part &= ~rung[:, None] & (part.cumsum(1) == 1)
+            rung |= part.any(1)
+        rings[:, start : start + block] = part
     return rings
 
 
