@@ -1,7 +1,7 @@
 """The energy compass: scores of candidate states, lower meaning more coherent.
 
 All energies are in nats per token (divided by L), and score the same positions of every candidate of a set, so that they
-compare like with like. They are rounded to 1/4096 nat before any choice: what is stored is exactly what was chosen by.
+compare like with like. They are rounded to 1/1024 nat before any choice: what is stored is exactly what was chosen by.
 """
 
 from typing import Protocol
@@ -16,7 +16,7 @@ from tsdfm.pipeline.causal import CausalLM
 from tsdfm.pipeline.denoiser import Denoiser
 from tsdfm.pipeline.nce import NceEncoder
 
-ENERGY_RESOLUTION = 2.0**-12  # nat; far below any difference that matters, and a third fewer bytes on disk
+ENERGY_RESOLUTION = 2.0**-10  # nat; far below what tells candidates apart (about 0.1), and a third fewer bytes on disk
 SUFFIX_TOKENS = 4096  # tokens of one suffix batch of the `ar` compass
 PSEUDO_TIME = 0.5  # t at which the denoiser's pseudo-likelihood is taken
 
