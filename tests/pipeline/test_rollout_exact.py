@@ -13,7 +13,10 @@ import torch
 from scipy.stats import chisquare
 
 from tsdfm.kernels import sample_rows
-from tsdfm.pipeline.rollout import roll_out
+from tsdfm.pipeline import rollout as module
+from tsdfm.pipeline.noise import Noise
+from tsdfm.pipeline.paths import MixturePath
+from tsdfm.pipeline.rollout import draw_rings, roll_out
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
 SAMPLES, FEWER, BATCH = 100_000, 40_000, 5_000  # FEWER: for what is checked beside the plain cases
@@ -461,6 +464,23 @@ def test_seed_and_id_are_both_keys(build):
     assert run(1, range(50)) != run(2, range(50))
     assert run(1, range(50)) != run(1, range(50, 100))
     assert run(2**32 - 1, range(50)) != run(0, range(50))
+
+
+@SPACES
+@pytest.mark.parametrize("block", [1, 7, 3 * 5 * 4, 3 * 5 * 4 + 1, 1 << 22])
+def test_rings_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch, space, block):
+    """Against one coin per (trajectory, step, position); with the mask source the first success of each position."""
+    monkeypatch.setattr(module, "RING_BLOCK", block)
+    path = MixturePath(2.0, space.vocab, space.mask)
+    noise = Noise(3, torch.arange(5))
+    rings = draw_rings(path, noise, 10, space.length).numpy()
+    assert rings.shape == (5, 10, space.length)
+    wanted = np.zeros(rings.shape, bool)
+    for b, s in itertools.product(range(5), range(10)):
+        coins = noise.rings(torch.tensor([b]), torch.tensor([s]), space.length)[0].numpy() < ring(s / 10, (s + 1) / 10, 2.0)
+        wanted[b, s] = coins & ~wanted[b, :s].any(0) if space.mask is not None else coins
+    np.testing.assert_array_equal(rings, wanted)
+    assert rings.any(1).all()
 
 
 @SPACES
