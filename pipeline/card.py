@@ -28,7 +28,8 @@ def dataset_card(manifest: DatasetManifest) -> str:
 # Trajectories of a discrete flow matching teacher
 
 {manifest.totals.rows} trajectories (arm: {identity.arm}) of {identity.rollout.length} tokens over
-{identity.rollout.steps} steps, made by tsdfm-pipeline from a `{identity.teacher.source}`-source teacher with a {compass} ({how}).
+{identity.rollout.steps} steps, made by tsdfm-pipeline from a `{identity.teacher.source}`-source teacher
+with a {compass} ({how}).
 
 ```python
 from datasets import load_dataset
@@ -37,7 +38,7 @@ print(rows[0]["text"], rows[0]["event_step"][:8])
 ```
 
 A trajectory is its source and its events: replaying (`event_position`, `event_token`) in order on the source gives `tokens`;
-event `i` happens between times `event_step[i] / {identity.rollout.steps}` and `(event_step[i] + 1) / {identity.rollout.steps}`.
+an event of step s happens between times s/{identity.rollout.steps} and (s + 1)/{identity.rollout.steps}.
 `manifest.json` holds the full configuration, the models' fingerprints and a checksum per shard.
 
 | column | meaning |

@@ -87,7 +87,8 @@ def fit_nce(
     trainer.run(loss_at, report)
     held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)
     separation = auc_per_bin(model, held, states[cut:], path)
-    return Fit(model, {"corpus": corpus.facts, "teacher": checkpoint.fingerprint, "rollouts": len(states), "held_out_auc": separation})
+    facts = {"corpus": corpus.facts, "teacher": checkpoint.fingerprint, "rollouts": len(states), "held_out_auc": separation}
+    return Fit(model, facts)
 
 
 def noise_states(config: CompassConfig, teacher: Denoiser, progress: Progress) -> Tensor:
@@ -144,4 +145,5 @@ def _windows(config: CompassConfig, corpus: Corpus, length: int) -> TokenWindows
 
 def _identity(config: CompassConfig, corpus: Corpus, made_for: str) -> dict[str, object]:
     """What a resumed run must share; `made_for`: fingerprint of the tokenizer (`ar`), or of the teacher (`nce`)."""
-    return {**config.model_dump(mode="json", exclude={"teacher"}), "corpus_sha256": corpus.facts["sha256"], "made_for": made_for}
+    settings = config.model_dump(mode="json", exclude={"teacher"})
+    return {**settings, "corpus_sha256": corpus.facts["sha256"], "made_for": made_for}

@@ -2,8 +2,8 @@
 
 Each side of a comparison lives in a fresh process with a fixed thread count, so that neither memory peaks nor
 allocator state mix. Sides run in turn, A B A B, and only ratios within one round are compared, by wall clock
-and by CPU time: other work on the machine slows neighbours in time alike, and CPU time hardly notices it. Peaks
-are resident bytes above the side's resting memory (its models, its libraries already paged in), from the
+and by CPU time: other work on the machine slows neighbours in time alike, and CPU time hardly notices it.
+Peaks are resident bytes above a side's resting memory (its models, its libraries already paged in), from the
 kernel's own high-water mark. Linux only.
 
 The benchmarks beside this file import it; they are run as `python tests/benchmarks/NAME.py`.
@@ -31,7 +31,7 @@ MIB = 1 << 20
 # as soon as anything else runs, and spins would count as CPU time. Read by OpenMP when a child loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-Piece = Callable[[], dict[str, float]]  # does one piece of work; returns what it counted: {"tokens": 512, ...}
+Piece = Callable[[], dict[str, float]]  # does a piece of work; returns what it counted: {"tokens": 512, ...}
 Builder = Callable[[], Piece]  # builds a side's models; picklable (a module-level function, or its partial)
 
 

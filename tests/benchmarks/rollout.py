@@ -7,10 +7,10 @@ Three questions, each answered by ratios of runs that take turns on the same mac
   shaping   what K = 8 candidates and a compass of the teacher's own trunk size cost, as a share of the run.
   scaling   growth of time and memory as N, L and V each grow by 4 (and N by 64).
 
-Dense samplers cost the same at every step, so a run of theirs is a window of steps that starts from a state on
-the path, and whole rollouts are extrapolated; the windows of all rounds lie evenly over [0, 1]. NFE counts
-forward passes of a trunk per sequence, by the tokens that enter its first block. Random weights draw candidates
-that never agree, so the compass can skip nothing: shaping costs here what it costs at most.
+Dense samplers cost the same at every step, so a run of theirs is a window of steps that starts from a state
+on the path, and whole rollouts are extrapolated; the windows of all rounds lie evenly over [0, 1]. NFE counts
+forward passes of a trunk per sequence, by the tokens that enter its first block. Random weights draw
+candidates that never agree, so the compass can skip nothing: shaping costs here what it costs at most.
 """
 
 import argparse

@@ -1,0 +1,75 @@
+"""The embedded models: small, whole, made by the recipes that stand beside them, and fit for their job."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tsdfm.pipeline.checkpoint import embedded, load
+from tsdfm.pipeline.judge import Likelihood, judge_tokens
+from tsdfm.pipeline.metrics import unigram_entropy
+from tsdfm.pipeline.models import open_models
+from tsdfm.pipeline.rollout import roll_out
+from tsdfm.schemas.base import parse
+from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
+from tsdfm.schemas.train import CompassConfig, PretrainConfig
+
+NAMES = ["teacher-mask", "teacher-uniform", "compass", "judge"]
+MODELS = {"teacher-mask": PretrainConfig, "teacher-uniform": PretrainConfig, "compass": CompassConfig, "judge": CompassConfig}
+
+
+def training(name: str) -> dict:
+    return json.loads((embedded(name) / "training.json").read_text())
+
+
+def test_together_they_are_at_most_25_megabytes():
+    root = embedded("")
+    assert sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) <= 25e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_what_its_recipe_makes(name):
+    recipe = yaml.safe_load((embedded("recipe") / f"{name}.yaml").read_text())
+    assert parse(MODELS[name], recipe, name).model_dump(mode="json") == training(name)["config"]
+    assert f"--out pipeline/assets/{name} " in (Path(__file__).parents[2] / "Makefile").read_text().replace("$(ASSETS)", "pipeline/assets")
+
+
+def test_they_share_one_tokenizer_and_the_judge_is_independent_of_the_compass():
+    opened = {name: load(embedded(name)) for name in NAMES}
+    assert len({c.vocabulary.fingerprint for c in opened.values()}) == 1
+    assert len({c.fingerprint for c in opened.values()}) == len(NAMES)
+    assert training("compass")["config"]["corpus"]["part"] == "first"
+    assert training("judge")["config"]["corpus"]["part"] == "second"
+
+
+def test_a_likelihood_is_perplexity_with_an_interval_around_it():
+    likelihood = Likelihood(np.array([2.0, 4.0, 6.0]), np.array([2.0, 2.0, 2.0]))
+    assert likelihood.perplexity == pytest.approx(np.exp(2))
+    low, high = likelihood.interval()
+    assert np.exp(1) <= low < likelihood.perplexity < high <= np.exp(3)
+
+
+def test_the_judge_scores_a_text_as_its_own_softmax_does():
+    network = load(embedded("judge")).network
+    tokens = torch.randint(2047, (3, 64), generator=torch.Generator().manual_seed(0))
+    likelihood = judge_tokens(network, tokens)
+    logprob = network(tokens).log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(-1)
+    assert likelihood.nats == pytest.approx(-logprob.numpy(), rel=1e-4)
+    assert likelihood.tokens.tolist() == [64.0] * 3
+
+
+@pytest.mark.slow
+def test_shaping_halves_the_judges_perplexity_and_keeps_entropy():
+    models = open_models(GenerateConfig(out="unused"), torch.device("cpu"))
+    network = load(embedded("judge")).network
+    rollout = RolloutConfig(steps=32)
+    tokens = {
+        arm: np.stack([log.tokens for log in roll_out(models.teacher, models.compass, rollout, ShapingConfig(), range(24), arm)])
+        for arm in ("shaped", "blind")
+    }
+    perplexity = {arm: judge_tokens(network, torch.from_numpy(t).long()).perplexity for arm, t in tokens.items()}
+    assert perplexity["shaped"] < perplexity["blind"] / 2
+    assert unigram_entropy(tokens["shaped"]).mean() > 5.0
