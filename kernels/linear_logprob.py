@@ -17,9 +17,9 @@ def linear_logprob_reference(hidden: Tensor, weight: Tensor, target: Tensor, bia
     return F.log_softmax(F.linear(hidden, weight, bias), -1).gather(-1, target[:, None])[:, 0]
 
 
-def rows_per_block(vocab_size: int) -> int:
-    """Rows whose logits fill one block."""
-    return max(1, BLOCK_ELEMENTS // vocab_size)
+def rows_per_block(elements_per_row: int) -> int:
+    """Rows that fill one block."""
+    return max(1, BLOCK_ELEMENTS // elements_per_row)
 
 
 def linear_logprob(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,7 +43,10 @@ def linear_logprob(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor 
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)
         logits = F.linear(hidden[rows], weight, bias)
-        out[rows] = logits.gather(-1, target[rows, None])[:, 0] - logits.logsumexp(-1)
+        # Shifted by the maximum before anything is subtracted: logits of 1e4 keep their last bits.
+        logits -= logits.amax(-1, keepdim=True)
+        picked = logits.gather(-1, target[rows, None])[:, 0]
+        out[rows] = picked - logits.exp_().sum(-1).log_()
     return out
 
 

@@ -70,14 +70,14 @@ def sample_rows(
         torch.empty(rows, draws, dtype=torch.long, device=hidden.device), hidden.new_empty(rows, draws),
         torch.empty(rows, top_k, dtype=torch.long, device=hidden.device), hidden.new_empty(rows, top_k),
     )
-    step = rows_per_block(len(weight))
+    padded = -(-len(weight) // CDF_BLOCK) * CDF_BLOCK
+    step = rows_per_block(padded + draws * CDF_BLOCK)
     for start in range(0, rows, step):
         part = slice(start, start + step)
         logits = _tempered(hidden[part], weight, bias, temperature, excluded)
-        top = logits.max(-1, keepdim=True).values
-        mass = (logits - top).exp_()
-        tokens, total = _invert(mass, uniforms[part])
-        log_total = total.log().to(logits.dtype) + top
+        logits -= logits.amax(-1, keepdim=True)
+        tokens, total = _invert(logits.exp(), uniforms[part])
+        log_total = total.log().to(logits.dtype)
         out.tokens[part] = tokens
         out.logprobs[part] = logits.gather(-1, tokens) - log_total
         if top_k:

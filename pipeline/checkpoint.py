@@ -23,7 +23,7 @@ from tsdfm.pipeline.causal import CausalLM
 from tsdfm.pipeline.denoiser import Denoiser
 from tsdfm.pipeline.nce import NceEncoder
 from tsdfm.pipeline.tokenizer import FILE as TOKENIZER_FILE
-from tsdfm.pipeline.tokenizer import Vocabulary
+from tsdfm.pipeline.tokenizer import MASK, Vocabulary
 from tsdfm.schemas.base import Frozen, InputError
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, parse_model_config
 
@@ -95,6 +95,17 @@ def _fill(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> N
     network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
 
 
+def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabulary, folder: Path) -> None:
+    """[MASK], the last id, has a row in models of the mask source alone."""
+    masked = isinstance(config, DenoiserConfig) and config.mask_id is not None
+    if config.vocab_size != vocabulary.size - (not masked):
+        raise InputError(f"{folder}: the config has vocab_size {config.vocab_size}, its tokenizer {vocabulary.size} with {MASK}; "
+                         "they don't belong together")
+    if isinstance(config, DenoiserConfig) and masked and config.mask_id != vocabulary.mask_id:
+        raise InputError(f"{folder}: the config has mask_id {config.mask_id}, its tokenizer {vocabulary.mask_id}; "
+                         "they don't belong together")
+
+
 def load(folder: Path) -> Checkpoint:
     """Open a model folder, in float32, in eval mode, without gradients. Raises InputError naming what is wrong."""
     if not folder.is_dir():
@@ -102,10 +113,7 @@ def load(folder: Path) -> Checkpoint:
     config_bytes, weight_bytes = _read(folder, CONFIG_FILE), _read(folder, WEIGHTS_FILE)
     config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
     vocabulary = Vocabulary.load(folder)
-    shape = config.trunk if isinstance(config, NceConfig) else config
-    if not vocabulary.size - 1 <= shape.vocab_size <= vocabulary.size:
-        raise InputError(f"{folder}: the config has vocab_size {shape.vocab_size}, its tokenizer {vocabulary.size}; "
-                         "they don't belong together")
+    _check_vocabulary(config.trunk if isinstance(config, NceConfig) else config, vocabulary, folder)
     network = build(config)
     try:
         _fill(network, load_safetensors(weight_bytes), str(folder / WEIGHTS_FILE))

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
@@ -32,13 +33,15 @@ SKIPPED_DISTRIBUTIONS = {"pip", "setuptools", "wheel", "tsdfm-pipeline"}
 TEXT_SUFFIXES = (".txt", ".md", ".jsonl", ".jsonl.zst", ".parquet")
 
 _NOT_PROSE = re.compile(r"^\w+ ?:|--|>>>|::|[={}<>|\\@#^~\[\]]|``\w*\(|^\s*[-*+:.\d]|\s\d+\.\s|https?:")
+_LINE_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85]")
 _MARKUP = re.compile(r":[\w:+.]+:`~?!?([^`<]+?)(?:\s*<[^`]*>)?`|``([^`]+)``|`([^`]+)`_*|\*\*([^*]+)\*\*|\*([^*\s]+)\*")
 
 
 def clean(text: str) -> str:
     """NFC, no control characters but newlines, runs of blanks folded."""
-    text = unicodedata.normalize("NFC", text).replace("\r\n", "\n")
+    text = _LINE_BREAKS.sub("\n", text)
     text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c)[0] != "C")
+    text = unicodedata.normalize("NFC", text)
     return re.sub(r"\n{3,}", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
 
 
@@ -109,8 +112,9 @@ def _jsonl(lines: Iterable[str], field: str, path: Path) -> Iterator[str]:
         if line.strip():
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{number}: not JSON ({error.msg}); mend or remove the line") from None
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", "nested too deeply")
+                raise InputError(f"{path}:{number}: not JSON ({reason}); mend or remove the line") from None
             yield _record_text(record, field, f"{path}:{number}")
 
 
@@ -126,13 +130,16 @@ def _file_documents(path: Path, field: str) -> Iterator[str]:
             table = pq.ParquetFile(path)
             if field not in table.schema_arrow.names:
                 raise InputError(f"{path}: no column '{field}'; it has {', '.join(table.schema_arrow.names)}")
+            kind = table.schema_arrow.field(field).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise InputError(f"{path}: column '{field}' holds {kind}, not text; name the right one with corpus.text_field")
             for batch in table.iter_batches(columns=[field]):
                 yield from (str(text) for text in batch.column(0).to_pylist() if text)
         else:
             yield from re.split(r"\n\s*\n", path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from None
-    except (zstandard.ZstdError, OSError) as error:
+    except (zstandard.ZstdError, pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: cannot be read ({error}); check the file") from None
 
 

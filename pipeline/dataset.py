@@ -21,7 +21,7 @@ from tsdfm.pipeline.rollout import shaped_steps
 from tsdfm.pipeline.storage import Store
 from tsdfm.pipeline.tokenizer import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.tokenizer import Vocabulary
-from tsdfm.schemas.base import InputError, parse_json
+from tsdfm.schemas.base import InputError, differences, parse_json
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import Grid, check_shard
 
@@ -62,19 +62,6 @@ def _canonical(data: object) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
-def _differences(old: object, new: object, name: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        found: list[str] = []
-        for key in sorted(old.keys() | new.keys()):
-            found += _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
-        return found
-    return [] if old == new else [f"{name} (there {_short(old)}, here {_short(new)})"]
-
-
-def _short(value: object) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) > 24 else json.dumps(value)
-
-
 def claim(store: Store, identity: Identity) -> None:
     """Mark a folder as this identity's run. Raises InputError if it holds another dataset's run, or something else."""
     names = set(store.names()) - {".lock"}
@@ -87,7 +74,7 @@ def claim(store: Store, identity: Identity) -> None:
             old = found["identity"] if file == MANIFEST_FILE else found
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{store.uri}/{file}: not readable; restore it, or give another --out") from None
-        differing = _differences(old, identity.model_dump(mode="json"))
+        differing = differences(old, identity.model_dump(mode="json"))
         if differing:
             raise InputError(f"{store.uri}: holds a dataset of another config; give another --out, or make these equal: "
                              + "; ".join(differing))

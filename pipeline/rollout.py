@@ -26,6 +26,7 @@ from tsdfm.pipeline.shaping import Jump, Moment, Shaper
 from tsdfm.pipeline.solvers import SOLVERS
 from tsdfm.schemas.generate import Arm, RolloutConfig, ShapingConfig
 
+HALF_LOWEST = float(np.finfo(np.float16).min)  # log-probabilities below what float16 can hold are kept at its lowest
 RING_BLOCK = 1 << 22  # ring uniforms drawn at once; bounds memory at large N
 
 
@@ -151,7 +152,8 @@ def _split(
             trajectory_id=int(trajectory_id), arm=arm, source_tokens=None if sources is None else sources[index],
             tokens=tokens[index], event_step=step[part].astype(np.int32), event_position=position[part].astype(np.int32),
             event_token=token[part].astype(np.int32), event_candidates=candidates[part].astype(np.int32),
-            event_topk_ids=topk_ids[part].astype(np.int32), event_topk_logprobs=topk_logprobs[part].astype(np.float16),
+            event_topk_ids=topk_ids[part].astype(np.int32),
+            event_topk_logprobs=np.maximum(topk_logprobs[part], HALF_LOWEST).astype(np.float16),
             step_energy=energy[index].astype(np.float32), step_choice=choice[index].astype(np.int8),
             final_energy=None if final is None else float(final[index]),
         ))

@@ -26,6 +26,10 @@ class Vocabulary:
         size = tokenizer.get_vocab_size()
         if eos is None or mask != size - 1:
             raise InputError(f"{where}: the tokenizer must hold {EOS}, and {MASK} as its last id; add them")
+        # An added token that is not special is matched in plain text, whatever `encode_special_tokens` says.
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        if not {EOS, MASK} <= special:
+            raise InputError(f"{where}: {EOS} and {MASK} must be special tokens; add them with add_special_tokens")
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()

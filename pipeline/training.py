@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tsdfm.pipeline.files import write_atomic
-from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.base import InputError, WorkError, differences
 from tsdfm.schemas.train import OptimConfig
 
 STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
+
+# torch's CPU generator uses only the low 32 bits of its seed; an odd stride spreads all seeds over them.
+SEED_STRIDE = 0x9E3779B1
+EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
 
 LossAt = Callable[[int, torch.Generator], Tensor]  # (update, its generator) -> scalar loss
 Report = Callable[[int, dict[str, float]], None]
@@ -28,7 +32,7 @@ Report = Callable[[int, dict[str, float]], None]
 
 def generator_of(seed: int, step: int) -> torch.Generator:
     """The generator of one update: a function of (seed, step) alone."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    return torch.Generator().manual_seed((step + SEED_STRIDE * seed) % 2**32)
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
@@ -78,12 +82,14 @@ class Trainer:
         state_file, header_file = self.folder / STATE_FILE, self.folder / HEADER_FILE
         if not (state_file.is_file() and header_file.is_file()):
             return False
-        header = json.loads(header_file.read_text())
-        old, new = header["identity"], json.loads(json.dumps(self.identity))
-        if old != new:
-            names = ", ".join(sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k)))
-            raise InputError(f"{self.folder}: holds a run of another config (differs in {names}); "
-                             "give another --out, or remove the folder")
+        try:
+            old = json.loads(header_file.read_text())["identity"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{header_file}: unreadable training checkpoint; remove the folder") from None
+        differing = differences(old, json.loads(json.dumps(self.identity)))
+        if differing:
+            raise InputError(f"{self.folder}: holds a run of another config; give another --out, remove the folder, "
+                             "or make these equal: " + "; ".join(differing))
         try:
             tensors = load_file(state_file)
         except (SafetensorError, OSError) as error:
@@ -109,12 +115,11 @@ class Trainer:
             group["lr"] = rate
         loss = loss_at(self.step, generator_of(self.config.seed, self.step))
         value = loss.item()
-        if not math.isfinite(value):
-            raise WorkError(f"the loss is {value} at update {self.step}; the last checkpoint in {self.folder} is kept; "
-                            "lower optim.lr or optim.clip and start a new --out")
+        self._check_finite("loss", value)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        self._check_finite("gradient norm", norm)
         self.optimizer.step()
         # Early on the average follows the weights closely, so that it forgets the initialisation.
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -122,6 +127,11 @@ class Trainer:
             torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
         self.step += 1
         return value, norm
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise WorkError(f"the {name} is {value} at update {self.step}; the last checkpoint in {self.folder} is kept; "
+                            "lower optim.lr or optim.clip and start a new --out")
 
     def run(self, loss_at: LossAt, report: Report) -> None:
         """Train from the current update to the last, with checkpoints, log lines and TensorBoard scalars."""
@@ -175,7 +185,7 @@ class TokenWindows:
     def _window(self, row: int) -> Tensor:
         epoch, index = divmod(row, self.windows)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self.seed << 32) + 0x5EED0000 + epoch)
+            generator = generator_of(self.seed, EPOCH_STREAM + epoch)
             self._offset = int(torch.randint(self.length, (), generator=generator))
             self._order = torch.randperm(self.windows, generator=generator)
             self._epoch = epoch

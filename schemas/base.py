@@ -1,5 +1,6 @@
 """The base of every config and record, and the two kinds of failure a user can meet."""
 
+import json
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,6 +35,20 @@ def _problem(error: dict[str, Any]) -> str:
 def explain(error: ValidationError, where: str) -> InputError:
     """Fold a pydantic error into one line that names `where` and every faulty field."""
     return InputError(f"{where}: " + "; ".join(_problem(dict(e)) for e in error.errors()))
+
+
+def differences(old: object, new: object, name: str = "") -> list[str]:
+    """The dotted names of the fields in which two JSON documents differ, each with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: list[str] = []
+        for key in sorted(old.keys() | new.keys()):
+            found += differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        return found
+    return [] if old == new else [f"{name} (there {_short(old)}, here {_short(new)})"]
+
+
+def _short(value: object) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) > 24 else json.dumps(value)
 
 
 def parse(model: type[M], data: object, where: str) -> M:

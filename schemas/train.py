@@ -43,7 +43,7 @@ class PretrainConfig(Frozen):
 
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: str | None = Field(None, description="folder or file of a tokenizer.json; null trains one on the corpus")
-    vocab_size: int = Field(2048, ge=257, le=1 << 20, description="size of a tokenizer trained here, [MASK] included")
+    vocab_size: int = Field(2048, ge=258, le=1 << 20, description="size of a tokenizer trained here, [MASK] included")
     length: int = Field(64, ge=2, description="sequence length L in tokens")
     source: Source = "mask"
     kappa_exponent: float = Field(1.0, gt=0, description="n of the schedule kappa_t = t^n")

@@ -205,8 +205,9 @@ def _check_choices(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     # sets: [events of shaped rows, K]; energy: [shaped rows, S, K]; choice: [shaped rows, S]
     events = np.flatnonzero(~blind_events)
     sets = proposals.values[starts[events][:, None] + np.arange(grid.candidates)]
-    energy = _Column(table, "step_energy").values.reshape(-1, len(grid.shaped_steps), grid.candidates)
-    choice = _Column(table, "step_choice").values.reshape(-1, len(grid.shaped_steps)).astype(np.int64)
+    sizes = (int(shaped.sum()), len(grid.shaped_steps), grid.candidates)
+    energy = _Column(table, "step_energy").values.reshape(sizes)
+    choice = _Column(table, "step_choice").values.reshape(sizes[:2]).astype(np.int64)
     index_of_step = np.full(grid.steps, -1)
     index_of_step[grid.shaped_steps] = np.arange(len(grid.shaped_steps))
     index_of_row = np.cumsum(shaped) - 1
@@ -221,7 +222,8 @@ def _check_choices(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     yield from named(out_of_range.any(1), f"step_choice outside 0..{grid.candidates - 1}")
     if out_of_range.any():
         return
-    chosen = np.where(slot >= 0, choice[row, slot], 0)
+    chosen = np.zeros(len(sets), np.int64)
+    chosen[slot >= 0] = choice[row[slot >= 0], slot[slot >= 0]]
     kept = sets[np.arange(len(sets)), chosen] == token.values[events]
     yield from named(_any_by(row, ~kept, len(row_ids)), "event_token is not the chosen candidate")
     agree = (sets == sets[:, :1]).all(1)

@@ -234,5 +234,5 @@ def test_datasets_duckdb_and_polars_read_it_without_our_code(tmp_path, tiny_mode
     streamed = next(iter(datasets.load_dataset(str(out), split="train", streaming=True)))
     assert streamed["tokens"] == rows[0]["tokens"]
     pattern = str(out / "data" / "*.parquet")
-    assert duckdb.sql(f"select count(*), sum(len(event_step)) from '{pattern}'").fetchone() == (20, manifest.totals.events)
+    assert duckdb.sql(f"select count(*), sum(len(event_step)) from '{pattern}'").fetchall() == [(20, manifest.totals.events)]
     assert pl.read_parquet(pattern)["final_energy"].null_count() == 0

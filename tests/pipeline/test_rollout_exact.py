@@ -86,7 +86,7 @@ def ring(t, t_next, exponent):
 def chosen(indices, q, choice, cell, length):
     """Distribution over outcomes, by enumeration of all K-tuples of candidates: indices [O] of states, q [O] -> [O]."""
     energy = choice.energy[cell, indices] + choice.weight * np.log(q) / length
-    energy = np.round(energy * 4096) / 4096  # energies are stored, and chosen by, in steps of 1/4096
+    energy = np.round(energy * 1024) / 1024  # energies are stored, and chosen by, in steps of 1/1024
     count, k = len(q), choice.candidates
     out = np.zeros(count)
     # one axis per candidate: e [K, O, ..., O], probability [O, ..., O]
@@ -247,7 +247,7 @@ def build(toys, monkeypatch):
         shape = (times, states if depends_on_state else 1, space.length, space.vocab)
         table = (1.3 * torch.randn(shape, generator=g)).expand(times, states, -1, -1).contiguous()
         energy = 3 * torch.rand(times, states, generator=g)
-        energy = energy.round() if ties else (energy * 4096).round() / 4096
+        energy = energy.round() if ties else (energy * 1024).round() / 1024
         teacher = table_denoiser(table, space.source, space.mask, exponent)
         compass = table_compass(energy, space.vocab, space.length, proposal_weight=proposal_weight)
         return teacher, compass, table.double().numpy(), energy.double().numpy()
