@@ -99,8 +99,8 @@ def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabul
     """[MASK], the last id, has a row in models of the mask source alone."""
     masked = isinstance(config, DenoiserConfig) and config.mask_id is not None
     if config.vocab_size != vocabulary.size - (not masked):
-        raise InputError(f"{folder}: the config has vocab_size {config.vocab_size}, its tokenizer {vocabulary.size} with {MASK}; "
-                         "they don't belong together")
+        raise InputError(f"{folder}: the config has vocab_size {config.vocab_size}, its tokenizer {vocabulary.size} with "
+                         f"{MASK}; they don't belong together")
     if isinstance(config, DenoiserConfig) and masked and config.mask_id != vocabulary.mask_id:
         raise InputError(f"{folder}: the config has mask_id {config.mask_id}, its tokenizer {vocabulary.mask_id}; "
                          "they don't belong together")
