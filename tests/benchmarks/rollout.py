@@ -83,7 +83,7 @@ class Plan:
 
 
 TINY = Setting(vocab=257, length=16, steps=4, width=48, blocks=1, heads=2)  # pages the libraries in
-FULL = Plan(rounds=3, window=6, blind=Setting(), shaping=Setting(batch=2, steps=16),
+FULL = Plan(rounds=3, window=6, blind=Setting(), shaping=Setting(batch=1, steps=16),
             base=Setting(vocab=12_564, length=32, steps=16))
 QUICK = Plan(rounds=1, window=1, blind=Setting(steps=16), shaping=Setting(batch=1, steps=4),
              base=Setting(vocab=3_141, length=16, steps=8))
