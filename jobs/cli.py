@@ -42,7 +42,7 @@ def cli() -> None:
 @click.option("--form", type=click.Choice(["plain", "residual"]), help="Form of the energy.")
 @click.option("--top-k", type=int, help="Keep the teacher's top-k posterior per event.  [0]")
 @click.option("--seed", type=int, help="Seed of all noise.  [0]")
-@click.option("--shard-size", type=int, help="Trajectory ids per shard.  [256]")
+@click.option("--shard-size", type=int, help="Trajectory ids per shard.  [64]")
 @click.option("--batch-size", type=int, help="Trajectories rolled out together.  [32]")
 @click.option("--threads", type=int, help="CPU threads of a worker.  [1]")
 @click.option("--workers", type=int, help="Ray actors.  [one per core or GPU]")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,7 +27,8 @@ from tsdfm.pipeline.shaping import Jump, Moment, Shaper
 from tsdfm.pipeline.solvers import SOLVERS
 from tsdfm.schemas.generate import Arm, RolloutConfig, ShapingConfig
 
-HALF_LOWEST = float(np.finfo(np.float16).min)  # log-probabilities below what float16 can hold are kept at its lowest
+HALF_LOWEST = float(np.finfo(np.float16).min)
+TOPK_RESOLUTION = 2.0**-7  # nat, of the stored top-k: about what float16 holds at -8, and a twentieth fewer bytes
 RING_BLOCK = 1 << 22  # ring uniforms drawn at once; bounds memory at large N
 
 
@@ -133,6 +135,11 @@ def _visits(active: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(rows[rank == j], steps[rank == j]) for j in range(rounds)]
 
 
+def _halved(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Log-probabilities as they are stored: to TOPK_RESOLUTION, and not below what float16 can hold."""
+    return np.maximum(np.round(logprobs / TOPK_RESOLUTION) * TOPK_RESOLUTION, HALF_LOWEST).astype(np.float16)
+
+
 def _split(
     recorder: _Recorder, ids: Sequence[int], arm: Arm, source: Tensor | None, state: Tensor, shaped: Tensor,
     final: Tensor | None,
@@ -153,7 +160,7 @@ def _split(
             tokens=tokens[index], event_step=step[part].astype(np.int32), event_position=position[part].astype(np.int32),
             event_token=token[part].astype(np.int32), event_candidates=candidates[part].astype(np.int32),
             event_topk_ids=topk_ids[part].astype(np.int32),
-            event_topk_logprobs=np.maximum(topk_logprobs[part], HALF_LOWEST).astype(np.float16),
+            event_topk_logprobs=_halved(topk_logprobs[part]),
             step_energy=energy[index].astype(np.float32), step_choice=choice[index].astype(np.int8),
             final_energy=None if final is None else float(final[index]),
         ))

@@ -55,7 +55,7 @@ class GenerateConfig(Frozen):
     arm: Literal["shaped", "blind", "both"] = Field("shaped", description="'both' writes each trajectory twice, paired")
     rollout: RolloutConfig = RolloutConfig()
     shaping: ShapingConfig = ShapingConfig()
-    shard_size: int = Field(256, ge=1, le=10**7, description="trajectory ids per Parquet shard")
+    shard_size: int = Field(64, ge=1, le=10**7, description="trajectory ids per Parquet shard")
     workers: int | None = Field(None, ge=1, le=100_000, description="Ray actors; null: one per CPU core or GPU")
     address: str = Field("local", min_length=1, description="'local', 'auto', or a Ray address")
 
