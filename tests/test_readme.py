@@ -1,0 +1,56 @@
+"""The README's examples run, and its commands use options that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support import make_dataset
+from tsdfm.jobs.cli import cli
+from tsdfm.schemas.base import parse
+from tsdfm.schemas.generate import GenerateConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_examples_run(number, tmp_path, tiny_models, monkeypatch):
+    make_dataset(tmp_path / "OUT", tiny_models)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    names: dict[str, object] = {}
+    exec(blocks("python")[number], names)
+    if "state" in names:
+        assert names["state"] == names["row"]["tokens"]
+
+
+def test_the_yaml_example_is_a_config():
+    config = parse(GenerateConfig, yaml.safe_load(blocks("yaml")[0]), "README")
+    assert config.arm == "both"
+
+
+def test_commands_use_options_that_exist():
+    lines = [line.split("#")[0] for block in blocks("sh") for line in block.splitlines() if line.startswith("tsdfm-pipeline")]
+    assert len(lines) > 8
+    for line in lines:
+        _, command, *arguments = line.split()
+        options = {option for parameter in cli.commands[command].params for option in parameter.opts}
+        assert {a for a in arguments if a.startswith("-")} <= options, line
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z]+)", README)) <= targets
+
+
+def test_every_column_is_documented():
+    from tsdfm.schemas.trajectory import ARROW_SCHEMA
+
+    for name in ARROW_SCHEMA.names:
+        assert f"`{name}`" in README
