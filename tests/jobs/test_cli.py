@@ -1,0 +1,68 @@
+"""The command line itself: help, version, JSON on standard output, people on standard error."""
+
+import json
+
+import pytest
+
+from tests.support import make_dataset
+from tsdfm.jobs.cli import cli as group
+from tsdfm.jobs.options import build
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
+
+
+def test_help_and_version(cli):
+    for arguments in ([], ["--help"], *([name, "--help"] for name in group.commands)):
+        outcome = cli(*arguments)
+        assert outcome.code == 0
+        assert "Usage: tsdfm-pipeline" in outcome.stdout
+    assert "0.1.0" in cli("--version").stdout
+
+
+def test_every_field_of_the_generate_config_is_a_flag():
+    flags = {parameter.name for parameter in group.commands["generate"].params}
+    fields = {*GenerateConfig.model_fields, *RolloutConfig.model_fields, *ShapingConfig.model_fields} - {"rollout", "shaping"}
+    assert fields <= flags, fields - flags
+
+
+def test_flags_override_the_file(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("out: A\nrollout: {steps: 4, seed: 9}\n")
+    config = build(GenerateConfig, file, {"out": None, "rollout.steps": 8, "shaping.tau": 0.5})
+    assert (config.out, config.rollout.steps, config.rollout.seed, config.shaping.tau) == ("A", 8, 9, 0.5)
+    file.write_text("rollout: 3\n")
+    with pytest.raises(InputError, match="rollout: expected a mapping"):
+        build(GenerateConfig, file, {"rollout.steps": 8})
+
+
+def test_json_goes_to_standard_output_alone(cli, tmp_path, tiny_models):
+    make_dataset(tmp_path / "out", tiny_models)
+    for arguments in (["verify", tmp_path / "out"], ["inspect", tmp_path / "out"]):
+        outcome = cli(*arguments, "--json")
+        assert outcome.code == 0, outcome.stderr
+        assert isinstance(json.loads(outcome.stdout), dict)
+        assert outcome.stderr
+        assert cli(*arguments).stdout == ""
+
+
+def test_a_defect_is_one_line_too(cli, monkeypatch, tmp_path, tiny_models):
+    import tsdfm.pipeline.verify as verify
+
+    make_dataset(tmp_path / "out", tiny_models)
+
+    def broken(store):
+        raise ZeroDivisionError("boom\nboom")
+
+    monkeypatch.setattr(verify, "read_manifest", broken)
+    outcome = cli("verify", tmp_path / "out")
+    assert outcome.code == 1
+    assert outcome.stderr.splitlines()[-1].startswith("Error: unexpected ZeroDivisionError: boom boom;")
+    monkeypatch.setenv("TSDFM_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli("verify", tmp_path / "out")
+
+
+def test_samples_are_a_function_of_the_seed(cli, tiny_models):
+    one, same, other = (cli("sample", "--model", tiny_models.mask, "--steps", 4, "-n", 3, "--seed", s, "--json").stdout for s in (1, 1, 2))
+    assert one == same != other
+    assert len(json.loads(one)["texts"]) == 3
