@@ -45,7 +45,7 @@ def causal():
 def masked():
     """Its likeliest token is [MASK] nearly everywhere, unless that is excluded."""
     network = scattered(Denoiser(DenoiserConfig(**SHAPE, vocab_size=V, length=L, cond_dim=8, source="mask", mask_id=V - 1)))
-    network.head.bias[V - 1] += 4
+    network.head.bias[V - 1] += 20
     return network
 
 
