@@ -2,9 +2,9 @@
 
 Each side of a comparison lives in a fresh process with a fixed thread count, so that neither memory peaks nor
 allocator state mix. Sides run in turn, A B A B, and only ratios within one round are compared, by wall clock
-and by CPU time: other work on the machine slows neighbours in time alike, and CPU time hardly notices it.
-Peaks are resident bytes above a side's resting memory (its models, its libraries already paged in), from the
-kernel's own high-water mark. Linux only.
+and by CPU time. On a busy machine give one thread: CPU time then hardly notices the neighbours, whereas two
+threads spin while they wait for each other. Peaks are resident bytes above a side's resting memory (its
+models, its libraries already paged in), from the kernel's own high-water mark. Linux only.
 
 The benchmarks beside this file import it; they are run as `python tests/benchmarks/NAME.py`.
 """
@@ -27,9 +27,6 @@ from pathlib import Path
 import torch
 
 MIB = 1 << 20
-# Threads that wait sleep instead of spinning: a spinning thread takes the core from the very one it waits for
-# as soon as anything else runs, and spins would count as CPU time. Read by OpenMP when a child loads it.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 Piece = Callable[[], dict[str, float]]  # does a piece of work; returns what it counted: {"tokens": 512, ...}
 Builder = Callable[[], Piece]  # builds a side's models; picklable (a module-level function, or its partial)
@@ -71,7 +68,7 @@ class Sample:
     """One run of a piece: seconds, peak bytes above resting memory, and what the piece counted."""
 
     seconds: float  # wall clock
-    cpu_seconds: float  # of all threads
+    cpu_seconds: float  # of all threads, spinning included
     extra_bytes: int
     counts: Mapping[str, float]
 
@@ -199,6 +196,5 @@ def machine(threads: int) -> dict[str, object]:
     """What the numbers depend on: cores, load, threads, versions."""
     return {
         "cores": os.cpu_count(), "load_average": os.getloadavg()[0], "threads": threads,
-        "omp_wait_policy": os.environ["OMP_WAIT_POLICY"], "torch": torch.__version__,
-        "python": platform.python_version(), "processor": platform.machine(),
+        "torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine(),
     }

@@ -300,6 +300,28 @@ def test_resample(build, space, steps, candidates, form, beta):
         assert_all_steps_follow(states, enumerate_chain(space, table, steps, exponent=1.5, temperature=0.8))
 
 
+@TWO_SPACES
+def test_choices_are_calibrated(build, space):
+    """The score test of beta on the logged energies: sum of E(chosen) against its mean and variance under softmax(-beta E)."""
+    teacher, compass, _, _ = build(space, 4)
+    shaping = ShapingConfig(candidates=3, select="resample", beta=2.0)
+    logs = roll_out(teacher, compass, RolloutConfig(steps=4, seed=5), shaping, range(20_000), "shaped")
+    energy, choice = (np.concatenate([getattr(log, f"step_{name}") for log in logs]) for name in ("energy", "choice"))
+    scored = np.isfinite(energy[:, 0])
+    energy, choice = energy[scored].astype(float), choice[scored].astype(int)
+    assert len(energy) > 20_000
+
+    def z(beta):
+        w = np.exp(-beta * energy)
+        w /= w.sum(1, keepdims=True)
+        mean = (w * energy).sum(1)
+        variance = (w * energy**2).sum(1) - mean**2
+        return (energy[np.arange(len(energy)), choice] - mean).sum() / np.sqrt(variance.sum())
+
+    assert abs(z(2.0)) < 3.5
+    assert abs(z(2.15)) > 4 < abs(z(1.85))
+
+
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_the_compass_says_how_much_proposal_the_residual_form_takes(build, weight):
     teacher, compass, table, energy = build(UNIFORM, 2, proposal_weight=weight)

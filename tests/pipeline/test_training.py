@@ -354,17 +354,28 @@ def test_pretrain_end_to_end(tmp_path, corpus, source):
     assert not model.training
 
 
-def test_pretrain_resumes_bit_for_bit(tmp_path, corpus):
-    whole, _, facts = pretrain(small(corpus), tmp_path / "a", lambda *_: None)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_pretrain_resumes_bit_for_bit(tmp_path, corpus, dropout):
+    """Dropout, too, is a random number of its update."""
+    config = small(corpus)
+    config = config.model_copy(update={"shape": config.shape.model_copy(update={"dropout": dropout})})
+    whole, _, facts = pretrain(config, tmp_path / "a", lambda *_: None)
 
     def die(step, scalars):
         raise Killed
 
     with pytest.raises(Killed):
-        pretrain(small(corpus), tmp_path / "b", die)  # at update 5, after the checkpoint of 4
-    resumed, _, facts_of_resumed = pretrain(small(corpus), tmp_path / "b", lambda *_: None)
+        pretrain(config, tmp_path / "b", die)  # at update 5, after the checkpoint of 4
+    torch.rand(17)  # a new process would stand elsewhere in torch's own stream, too
+    resumed, _, facts_of_resumed = pretrain(config, tmp_path / "b", lambda *_: None)
     assert_same(resumed, whole)
     assert facts_of_resumed == facts
+
+
+def test_pretrain_depends_on_its_seed(tmp_path, corpus):
+    """Same initial weights or not, the batches and the noise differ: so do the results."""
+    first, second = (pretrain(small(corpus, seed=seed), tmp_path / str(seed), lambda *_: None)[2] for seed in (0, 1))
+    assert first["held_out_cross_entropy"] != second["held_out_cross_entropy"]
 
 
 def test_pretrain_refuses_another_corpus(tmp_path, corpus):
