@@ -25,6 +25,7 @@ STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
 # torch's CPU generator uses only the low 32 bits of its seed; an odd stride spreads all seeds over them.
 SEED_STRIDE = 0x9E3779B1
 EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
+DROPOUT_STREAM = 0x2EED0000  # and those of dropout, which draws from torch's global generator
 
 LossAt = Callable[[int, torch.Generator], Tensor]  # (update, its generator) -> scalar loss
 Report = Callable[[int, dict[str, float]], None]
@@ -32,7 +33,11 @@ Report = Callable[[int, dict[str, float]], None]
 
 def generator_of(seed: int, step: int) -> torch.Generator:
     """The generator of one update: a function of (seed, step) alone."""
-    return torch.Generator().manual_seed((step + SEED_STRIDE * seed) % 2**32)
+    return torch.Generator().manual_seed(_mixed(seed, step))
+
+
+def _mixed(seed: int, step: int) -> int:
+    return (step + SEED_STRIDE * seed) % 2**32
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
@@ -113,6 +118,7 @@ class Trainer:
         rate = learning_rate(self.config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        torch.manual_seed(_mixed(self.config.seed, DROPOUT_STREAM + self.step))
         loss = loss_at(self.step, generator_of(self.config.seed, self.step))
         value = loss.item()
         self._check_finite("loss", value)

@@ -409,7 +409,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Rollouts against the dense sampler of our predecessor.")
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute: not to be quoted")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of a measured process (2; busy: 1)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads per process (2; if busy, 1)")
     parser.add_argument("--only", choices=tuple(COMPARISONS), help="run one comparison (default: all)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
