@@ -114,11 +114,6 @@ def _id_faults(found: Sequence[tuple[int, str]], wanted: Sequence[tuple[int, str
         yield None, "rows are not in the order of their trajectory ids"
 
 
-def record_of(path: str, data: bytes, rows: int) -> ShardRecord:
-    """The manifest's record of a shard's bytes."""
-    return ShardRecord(path=path, rows=rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-
-
 @dataclass(frozen=True)
 class Finished:
     """A shard that is written: its record, and how many events it holds."""

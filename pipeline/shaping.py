@@ -28,10 +28,6 @@ class Moment:
     untouched: Tensor
     shaped: Tensor
 
-    def pick(self, which: Tensor) -> "Moment":
-        """The sub-batch of the given indices."""
-        return Moment(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
-
 
 @dataclass(frozen=True)
 class Jump:
