@@ -9,6 +9,8 @@ N floats out. Held at any moment: one block of at most `BLOCK_ELEMENTS` logits, 
 import torch.nn.functional as F
 from torch import Tensor
 
+from tsdfm.kernels.linear import linear
+
 BLOCK_ELEMENTS = 1 << 21  # 8 MiB of float32 logits: stays near the last-level cache, and amortises the launch
 
 
@@ -42,7 +44,7 @@ def linear_logprob(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor 
     step = rows_per_block(len(weight))
     for start in range(0, len(hidden), step):
         rows = slice(start, start + step)
-        logits = F.linear(hidden[rows], weight, bias)
+        logits = linear(hidden[rows], weight, bias)
         # Shifted by the maximum before anything is subtracted: logits of 1e4 keep their last bits.
         logits -= logits.amax(-1, keepdim=True)
         picked = logits.gather(-1, target[rows, None])[:, 0]

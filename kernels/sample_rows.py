@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tsdfm.kernels.linear import linear
 from tsdfm.kernels.linear_logprob import rows_per_block
 
 CDF_BLOCK = 128  # tokens per first-level block of the cumulative distribution
@@ -101,7 +102,7 @@ def _double(bias: Tensor | None) -> Tensor | None:
 
 
 def _tempered(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Tensor:
-    logits = F.linear(hidden, weight, bias)
+    logits = linear(hidden, weight, bias)
     if temperature != 1.0:
         logits /= temperature
     if excluded is not None:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tsdfm.pipeline.layers import MLP, LayerNorm, merge_heads, rotary, rotate, split_heads
+from tsdfm.kernels.linear import linear
+from tsdfm.pipeline.layers import MLP, LayerNorm, Linear, merge_heads, rotary, rotate, split_heads
 from tsdfm.schemas.model import CausalConfig
 
 
@@ -34,8 +35,8 @@ class CausalBlock(nn.Module):
         dim = config.hidden_size
         self.n_heads, self.dropout = config.n_heads, config.dropout
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.attn_out = Linear(dim, dim, bias=False)
         self.mlp = MLP(dim, config.mlp_ratio)
 
     def forward(
@@ -91,4 +92,4 @@ class CausalLM(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, L, V] of each token given those before it: for training and tests."""
-        return F.linear(self.hidden(self.inputs(tokens))[0], self.head_weight)
+        return linear(self.hidden(self.inputs(tokens))[0], self.head_weight)

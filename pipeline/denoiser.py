@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tsdfm.pipeline.layers import MLP, LayerNorm, merge_heads, rotary, rotate, split_heads
+from tsdfm.pipeline.layers import MLP, LayerNorm, Linear, merge_heads, rotary, rotate, split_heads
 from tsdfm.schemas.model import DenoiserConfig
 
 FREQUENCIES = 256  # width of the sinusoidal time features
@@ -48,8 +48,8 @@ class Block(nn.Module):
         dim = config.hidden_size
         self.n_heads, self.dropout = config.n_heads, config.dropout
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.attn_out = nn.Linear(dim, dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.attn_out = Linear(dim, dim, bias=False)
         self.mlp = MLP(dim, config.mlp_ratio)
         self.modulation = nn.Linear(config.cond_dim, 6 * dim)
         nn.init.zeros_(self.modulation.weight)
@@ -100,7 +100,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = Trunk(config)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.head = Linear(config.hidden_size, config.vocab_size)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tsdfm.kernels.linear import linear, linear_gelu
+
 ROTARY_BASE = 10_000.0
 
 
@@ -43,8 +45,20 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+class Linear(nn.Linear):
+    """nn.Linear by the product of kernels/linear.py."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return linear(x, self.weight, self.bias)
+
+
 class MLP(nn.Sequential):
     """Linear, GELU (tanh form), Linear; biases on both."""
 
     def __init__(self, dim: int, ratio: int) -> None:
-        super().__init__(nn.Linear(dim, ratio * dim), nn.GELU(approximate="tanh"), nn.Linear(ratio * dim, dim))
+        super().__init__(Linear(dim, ratio * dim), nn.GELU(approximate="tanh"), Linear(ratio * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return linear(linear_gelu(x, self[0].weight, self[0].bias), self[2].weight, self[2].bias)
