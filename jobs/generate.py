@@ -68,7 +68,8 @@ def _generate(config: GenerateConfig, out: str) -> dict[str, object]:
         missing = [index for index in range(len(items)) if index not in kept]
         made = _make(config, identity, store, items, missing) if missing else {}
         done = [(kept | made)[index] for index in range(len(items))]
-        manifest = commit(store, identity, done, models.checkpoint.vocabulary)
+        teacher = config.teacher if config.teacher == "embedded" else str(models.checkpoint.path.absolute())
+        manifest = commit(store, identity, done, models.checkpoint.vocabulary, teacher)
     return _report(manifest, out, len(kept), len(made), time.monotonic() - started)
 
 

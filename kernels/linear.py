@@ -1,7 +1,7 @@
 """`linear`: x @ weight^T + bias, on CPUs through oneDNN.
 
-Replaces `F.linear(x, weight, bias)`. For float32 on a CPU, torch's own product is MKL's, which on AMD uses AVX2 only
-(110 GFLOP/s a core on an EPYC of family 26); oneDNN, which ships with torch, uses AVX-512 there (250 GFLOP/s), at the same precision.
+Replaces `F.linear(x, weight, bias)`. For float32 on a CPU, torch's own product is MKL's, which on AMD processors does without
+AVX-512; oneDNN, which ships with torch, uses it, at the same precision.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Model folders: `config.json`, `model.safetensors` (float16 or float32), `tokenizer.json`, `training.json`.
+"""Model folders: `config.json`, `model.safetensors` (float16 or float32), `tokenizer.json`, `training.json`, maybe `README.md`.
 
 Weights are safetensors only; nothing is ever unpickled. A folder is written beside its final place and renamed, so it is
 whole or absent. The name `embedded` stands for a model that ships with the package.
@@ -27,7 +27,7 @@ from tsdfm.pipeline.tokenizer import MASK, Vocabulary
 from tsdfm.schemas.base import Frozen, InputError
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, parse_model_config
 
-CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE = "config.json", "model.safetensors", "training.json"
+CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE = "config.json", "model.safetensors", "training.json", "README.md"
 Network = Denoiser | CausalLM | NceEncoder
 
 
@@ -53,8 +53,11 @@ def embedded(name: str) -> Path:
     return Path(str(files("tsdfm.pipeline"))) / "assets" / name
 
 
-def save(folder: Path, network: Network, vocabulary: Vocabulary, training: dict[str, Any], *, half: bool = False) -> None:
-    """Write a model folder atomically, replacing an older one. `half` stores float16 weights.
+def save(
+    folder: Path, network: Network, vocabulary: Vocabulary, training: dict[str, Any], *, half: bool = False,
+    card: str | None = None,
+) -> None:
+    """Write a model folder atomically, replacing an older one. `half` stores float16 weights; `card` is its README.md.
 
     Raises InputError if `folder` exists and is not a model folder.
     """
@@ -70,6 +73,8 @@ def save(folder: Path, network: Network, vocabulary: Vocabulary, training: dict[
         (temporary / CONFIG_FILE).write_text(network.config.model_dump_json(indent=2) + "\n")
         (temporary / TOKENIZER_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
         (temporary / TRAINING_FILE).write_text(json.dumps(training, indent=2, sort_keys=True) + "\n")
+        if card is not None:
+            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)

@@ -140,8 +140,10 @@ def existing_shard(store: Store, item: ShardPlan, identity: Identity) -> Finishe
     return None if faults else finished(item.path, data, table)
 
 
-def commit(store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary) -> DatasetManifest:
-    """Write tokenizer, card and, last of all, the manifest. `done` must cover the plan, in order."""
+def commit(
+    store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary, teacher: str | None = None
+) -> DatasetManifest:
+    """Write tokenizer, card and, last of all, the manifest. `done` must cover the plan, in order; `teacher`: where it was."""
     records = [shard.record for shard in done]
     if [record.path for record in records] != [item.path for item in plan(identity)]:
         raise ValueError("commit needs one finished shard per planned one, in order")
@@ -151,7 +153,7 @@ def commit(store: Store, identity: Identity, done: list[Finished], vocabulary: V
         shaped_steps=grid_of(identity).shaped_steps, shards=records,
         totals=Totals(rows=rows, events=sum(shard.events for shard in done), tokens=rows * (identity.rollout.length or 0),
                       bytes=sum(record.bytes for record in records)),
-        versions={name: version(name) for name in LIBRARIES},
+        teacher=teacher, versions={name: version(name) for name in LIBRARIES},
     )
     store.write(TOKENIZER_FILE, vocabulary.to_json().encode())
     store.write(CARD_FILE, dataset_card(manifest).encode())

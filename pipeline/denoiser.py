@@ -1,4 +1,4 @@
-"""The denoiser p(x_1 | x_t, t): a DiT with rotary attention and adaLN-zero time conditioning.
+"""The denoiser p(x_1 | x_t, t), or of a student p(x | x_t, t, dt): a DiT with rotary attention and adaLN-zero conditioning.
 
 The architecture is that of Peebles & Xie (2023, arXiv 2212.09748) as used for text by SEDD and by our predecessor FS-DFM
 (arXiv 2509.20624), so that its checkpoints can be imported. The vocabulary head is kept apart from the trunk: callers
@@ -23,6 +23,14 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
+def sinusoids(values: Tensor) -> Tensor:
+    """Cosines and sines of values [B] at geometrically falling frequencies: [B, FREQUENCIES]."""
+    half = FREQUENCIES // 2
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=values.device).float() / half)
+    angles = values[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
 class TimeEmbedding(nn.Module):
     """Sinusoidal features of a time in [0, 1], through a two-layer MLP."""
 
@@ -32,11 +40,22 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """[B] -> [B, cond_dim]."""
-        half = FREQUENCIES // 2
-        frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=t.device).float() / half)
-        angles = t.float()[:, None] * frequencies
-        features = torch.cat([angles.cos(), angles.sin()], -1)
-        out: Tensor = self.mlp(features)
+        out: Tensor = self.mlp(sinusoids(t.float()))
+        return out
+
+
+class StepEmbedding(nn.Module):
+    """Sinusoidal features of a step size dt, by log2(1/dt), through a two-layer MLP whose output starts at zero."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+        nn.init.zeros_(self.mlp[2].weight)
+        nn.init.zeros_(self.mlp[2].bias)
+
+    def forward(self, dt: Tensor) -> Tensor:
+        """[B], in (0, 1] -> [B, cond_dim]."""
+        out: Tensor = self.mlp(sinusoids(-dt.float().log2()))
         return out
 
 
@@ -76,15 +95,19 @@ class Trunk(nn.Module):
         self.vocab_embed = nn.Embedding(config.vocab_size, config.hidden_size)
         nn.init.normal_(self.vocab_embed.weight, std=0.02)
         self.time_embedding = TimeEmbedding(config.cond_dim)
+        self.step_embedding = StepEmbedding(config.cond_dim) if config.step_size else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.norm_final = LayerNorm(config.hidden_size)
         self.modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_t [B, L] int64, t [B] in [0, 1] -> hidden [B, L, D]."""
-        c = F.silu(self.time_embedding(t))
+    def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
+        """x_t [B, L] int64, t [B] in [0, 1], dt [B] in (0, 1] -> hidden [B, L, D]; None: no step is named."""
+        c = self.time_embedding(t)
+        if self.step_embedding is not None and dt is not None:
+            c = c + self.step_embedding(dt)
+        c = F.silu(c)
         x = self.vocab_embed(x_t)
         cos, sin = rotary(x_t.shape[1], self.head_dim, x_t.device)
         for block in self.blocks:
@@ -104,12 +127,26 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def hidden(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """x_t [B, L] int64, t [B] -> hidden [B, L, D]; logits of a row are head(hidden row)."""
-        out: Tensor = self.trunk(x_t, t)
+    def hidden(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
+        """x_t [B, L] int64, t [B] -> hidden [B, L, D]; logits of a row are head(hidden row).
+
+        dt [B]: the size of the jump that is about to be made; only a model with a step embedding looks at it.
+        """
+        out: Tensor = self.trunk(x_t, t, dt)
         return out
 
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
         """All logits [B, L, V]: for tests and tiny vocabularies only."""
-        out: Tensor = self.head(self.hidden(x_t, t))
+        out: Tensor = self.head(self.hidden(x_t, t, dt))
         return out
+
+
+def student_of(teacher: Denoiser) -> Denoiser:
+    """A copy of `teacher` with a step embedding whose output is zero: at first, exactly the teacher.
+
+    A model that already has one (a student of an earlier round) is copied as it is.
+    """
+    student = Denoiser(teacher.config.model_copy(update={"step_size": True}))
+    own = student.state_dict()
+    student.load_state_dict(own | teacher.state_dict())
+    return student.to(teacher.head.weight.device)

@@ -6,6 +6,7 @@ The head is linear, so an average of logits is the head of an average of hidden 
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from tsdfm.pipeline.paths import MixturePath
@@ -17,7 +18,7 @@ Posterior = Callable[[Shaper, Moment], Tensor]  # -> hidden [A, L, D]
 
 def euler(shaper: Shaper, moment: Moment) -> Tensor:
     """The posterior at x_t."""
-    return shaper.teacher.hidden(moment.state, moment.t.float())
+    return _hidden(shaper, moment.state, moment.t)
 
 
 def rk4(shaper: Shaper, moment: Moment) -> Tensor:
@@ -60,7 +61,13 @@ def _stage(
         rings &= moment.untouched
     state = shaper.jump(replace(moment, t_next=until), rings, hidden, stage).next_state
     reached = replace(moment, t=until, state=state, untouched=moment.untouched & ~rings)
-    return shaper.teacher.hidden(state, (until if evaluated_at is None else evaluated_at).float()), reached
+    return _hidden(shaper, state, until if evaluated_at is None else evaluated_at), reached
+
+
+def _hidden(shaper: Shaper, state: Tensor, t: Tensor) -> Tensor:
+    """Hidden states at time t [A]; a student is told the step size of the grid, whatever the stage."""
+    dt = torch.full_like(t, 1 / shaper.rollout.steps, dtype=torch.float32)
+    return shaper.teacher.hidden(state, t.float(), dt)
 
 
 def _moved(moment: Moment, reached: Moment, t: Tensor) -> Moment:

@@ -7,7 +7,7 @@ same updates as one that never stopped. A training checkpoint is tensors in one 
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -27,8 +27,10 @@ SEED_STRIDE = 0x9E3779B1
 EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
 DROPOUT_STREAM = 0x2EED0000  # and those of dropout, which draws from torch's global generator
 
-LossAt = Callable[[int, torch.Generator], Tensor]  # (update, its generator) -> scalar loss
-Report = Callable[[int, dict[str, float]], None]
+# (update, its generator) -> the scalar loss, or the losses of the parts of a batch, whose sum is the loss
+LossAt = Callable[[int, torch.Generator], Tensor | Iterable[Tensor]]
+Gauges = Callable[[], dict[str, float]]
+Report = Callable[[int, dict[str, float]], bool | None]  # True: save and stop here
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -51,11 +53,14 @@ def learning_rate(config: OptimConfig, step: int) -> float:
 class Trainer:
     """Trains `model` in place of `steps` updates; afterwards `model` holds the EMA weights.
 
-    `identity` is what must not change between a run and its resumption (the whole config); a mismatch is refused.
+    `identity` is what must not change between a run and its resumption (the whole config); a mismatch is refused. Of the
+    data-parallel processes of one run only the first `writes` checkpoints and logs.
     """
 
-    def __init__(self, model: nn.Module, config: OptimConfig, folder: Path, identity: dict[str, object]) -> None:
-        self.model, self.config, self.folder, self.identity = model, config, folder, identity
+    def __init__(
+        self, model: nn.Module, config: OptimConfig, folder: Path, identity: dict[str, object], *, writes: bool = True
+    ) -> None:
+        self.model, self.config, self.folder, self.identity, self.writes = model, config, folder, identity, writes
         matrices = [p for p in model.parameters() if p.ndim >= 2]
         vectors = [p for p in model.parameters() if p.ndim < 2]
         self.optimizer = torch.optim.AdamW(
@@ -76,6 +81,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the training checkpoint; the header, written last, names the update it belongs to."""
+        if not self.writes:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         header = {"step": self.step, "identity": self.identity}
         data = save(self._tensors(), metadata={"step": str(self.step)})
@@ -103,9 +110,10 @@ class Trainer:
             for index, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"{index}.weight"])
                 self.average[index].copy_(tensors[f"{index}.ema"])
+                device = parameter.device
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0), "exp_avg": tensors[f"{index}.exp_avg"],
-                    "exp_avg_sq": tensors[f"{index}.exp_avg_sq"],
+                    "step": torch.tensor(0.0, device=device), "exp_avg": tensors[f"{index}.exp_avg"].to(device),
+                    "exp_avg_sq": tensors[f"{index}.exp_avg_sq"].to(device),
                 }
             # The tensors' own step rules: a crash between the two files leaves newer tensors under an older header.
             self.step = _state_step(state_file)
@@ -119,11 +127,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_mixed(self.config.seed, DROPOUT_STREAM + self.step))
-        loss = loss_at(self.step, generator_of(self.config.seed, self.step))
-        value = loss.item()
-        self._check_finite("loss", value)
+        losses = loss_at(self.step, generator_of(self.config.seed, self.step))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value = 0.0
+        for loss in [losses] if isinstance(losses, Tensor) else losses:
+            loss.backward()  # also of a loss that is not finite: data-parallel processes wait for each other's gradients
+            value += loss.item()
+        self._check_finite("loss", value)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
         self._check_finite("gradient norm", norm)
         self.optimizer.step()
@@ -139,28 +149,37 @@ class Trainer:
             raise WorkError(f"the {name} is {value} at update {self.step}; the last checkpoint in {self.folder} is kept; "
                             "lower optim.lr or optim.clip and start a new --out")
 
-    def run(self, loss_at: LossAt, report: Report) -> None:
-        """Train from the current update to the last, with checkpoints, log lines and TensorBoard scalars."""
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+    def run(self, loss_at: LossAt, report: Report, gauges: Gauges = dict) -> bool:
+        """Train from the current update to the last, with checkpoints, log lines and TensorBoard scalars.
+
+        `gauges` gives further scalars whenever a line is due. Returns False if `report` asked to stop before the last update:
+        then a checkpoint was written, and `model` holds the weights as they are.
+        """
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.writes else None
         window: list[float] = []
         self.model.train()
-        while self.step < self.config.steps:
+        stop = False
+        while self.step < self.config.steps and not stop:
             value, norm = self.update(loss_at)
             window.append(value)
             last = self.step == self.config.steps
             if last or self.step % self.config.log_every == 0:
                 scalars = {"loss": sum(window) / len(window), "gradient_norm": norm,
-                           "lr": learning_rate(self.config, self.step - 1)}
+                           "lr": learning_rate(self.config, self.step - 1), **gauges()}
                 window.clear()
-                for name, scalar in scalars.items():
+                for name, scalar in scalars.items() if writer else ():
                     writer.add_scalar(name, scalar, self.step)
-                report(self.step, scalars)
-            if last or self.step % self.config.checkpoint_every == 0:
+                stop = bool(report(self.step, scalars))
+            if last or stop or self.step % self.config.checkpoint_every == 0:
                 self.save()
-        writer.close()
+        if writer:
+            writer.close()
+        if self.step < self.config.steps:
+            return False
         with torch.no_grad():
             torch._foreach_copy_(self.parameters, self.average)
         self.model.eval()
+        return True
 
 
 def _state_step(path: Path) -> int:

@@ -95,6 +95,7 @@ class DatasetManifest(Frozen):
     shaped_steps: list[int] = Field(description="the steps that were shaped, in order of step_choice")
     shards: list[ShardRecord] = Field(min_length=1)
     totals: Totals
+    teacher: str | None = Field(None, description="where the teacher was: 'embedded', or a folder; a hint for `distill`")
     versions: dict[str, str] = Field(description="library versions it was made with")
 
     @model_validator(mode="after")

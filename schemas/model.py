@@ -32,7 +32,7 @@ class TransformerShape(Frozen):
 
 
 class DenoiserConfig(TransformerShape):
-    """A DiT-style denoiser: p(x_1 | x_t, t) per position."""
+    """A DiT-style denoiser: p(x_1 | x_t, t) per position; of a student, p(x | x_t, t, dt)."""
 
     kind: Literal["denoiser"] = "denoiser"
     vocab_size: int = Field(ge=2, description="ids 0..vocab_size-1, [MASK] included where there is one")
@@ -41,6 +41,7 @@ class DenoiserConfig(TransformerShape):
     source: Source = Field("mask", description="distribution of x_0: all [MASK], or independent uniform tokens")
     mask_id: int | None = Field(None, ge=0, description="id of [MASK]; null for the uniform source")
     kappa_exponent: float = Field(1.0, gt=0, description="n of the schedule kappa_t = t^n")
+    step_size: bool = Field(False, description="a student: conditioned on the step size dt, too")
 
     @model_validator(mode="after")
     def _mask_matches_source(self) -> "DenoiserConfig":

@@ -86,7 +86,7 @@ def make_dataset(out: Path, models: TinyModels, **changes: object):
         claim(store, identity)
         worker = ShardWorker(config, identity, str(out))
         done = [worker.make(index, item).done for index, item in enumerate(plan(identity))]
-        return commit(store, identity, done, opened.checkpoint.vocabulary)
+        return commit(store, identity, done, opened.checkpoint.vocabulary, config.teacher)
 
 
 def tiny_config(out: Path, models: TinyModels) -> dict[str, object]:

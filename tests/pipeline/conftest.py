@@ -34,7 +34,7 @@ class TableDenoiser:
         self.place = vocab ** torch.arange(length - 1, -1, -1)
         self.times, self.calls = times, []
 
-    def hidden(self, x, t):
+    def hidden(self, x, t, dt=None):
         """Look up [B, L, V]."""
         self.calls.append((x.clone(), t.clone()))
         cell = (t * (self.times - 1)).round().long()

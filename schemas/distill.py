@@ -1,0 +1,64 @@
+"""The config of `tsdfm-pipeline distill`: which trajectories, which objective, and how to train on them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.generate import Arm
+from tsdfm.schemas.train import CorpusConfig, OptimConfig
+
+Objective = Literal["event", "candidates", "endpoint", "forward_kl", "reverse_kl"]
+KL_OBJECTIVES = ("forward_kl", "reverse_kl")
+
+
+class DataConfig(Frozen):
+    """Which frozen trajectories to read, and in what order."""
+
+    paths: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, description=(
+        "datasets: local folders, filesystem URIs, or hf://datasets/USER/NAME@REVISION"))
+    weights: list[Annotated[float, Field(gt=0)]] | None = Field(None, description=(
+        "share of each dataset in every batch, up to a common factor; null: by their numbers of trajectories"))
+    arm: Arm = Field("shaped", description="which arm's rows")
+    trajectories: int | None = Field(None, ge=1, description="only ids below this, of every dataset; null: all")
+    group: int = Field(8, ge=1, le=4096, description="shards read and shuffled together; memory grows with it")
+    loader_workers: int = Field(0, ge=0, le=256, description="processes that build batches ahead; 0: the training process")
+
+    @model_validator(mode="after")
+    def _one_weight_each(self) -> "DataConfig":
+        if self.weights is not None and len(self.weights) != len(self.paths):
+            raise ValueError(f"weights: {len(self.weights)} given for {len(self.paths)} datasets; give one each, or none")
+        return self
+
+
+class RealConfig(Frozen):
+    """A denoising loss on real text, mixed in."""
+
+    weight: float = Field(0.0, ge=0, description="weight of the real-data loss; 0: none")
+    corpus: CorpusConfig = CorpusConfig()
+
+
+class DistillConfig(Frozen):
+    """`tsdfm-pipeline distill`: train a few-step student from frozen shards. Every field is also a flag or a YAML field."""
+
+    data: DataConfig = DataConfig()
+    init: str | None = Field(None, min_length=1, description=(
+        "folder of the weights to start from; null: the teacher that the manifest names"))
+    objective: Objective = Field("event", description="what the student is fitted to; see pipeline/objectives.py")
+    beta: float = Field(64.0, ge=0, description="inverse temperature of 'candidates', per nat/token of energy")
+    budgets: dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0)]] = Field(
+        default_factory=lambda: {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0, 32: 1.0, 64: 1.0},
+        min_length=1, description="step budgets n (dt = 1/n; n divides the rollout's N) and how often each is trained")
+    real: RealConfig = RealConfig()
+    optim: OptimConfig = OptimConfig(steps=2000, batch_size=32, lr=5e-4, warmup=50, weight_decay=0.0, ema=0.99)
+    micro_batches: int = Field(1, ge=1, le=65536, description="gradient accumulation: parts that a batch is computed in")
+    workers: int = Field(1, ge=1, le=100_000, description="data-parallel processes; the batch is divided among them")
+    address: str = Field("local", min_length=1, description="'local', 'auto', or a Ray address")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "DistillConfig":
+        parts = self.workers * self.micro_batches
+        if self.optim.batch_size % parts:
+            raise ValueError(f"optim.batch_size: {self.optim.batch_size} is no multiple of workers * micro_batches ({parts}); "
+                             "change one of them")
+        return self
