@@ -8,13 +8,14 @@ owner renews.
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -136,6 +137,24 @@ class Store:
             stop.set()
             thread.join()
             self.remove(LOCK_FILE)
+
+
+def through_cache(sha256: str, fetch: Callable[[], bytes]) -> bytes:
+    """The bytes that hash to `sha256`: this user's copy, or else those that `fetch` gives and checks, of which one is kept.
+
+    Copies lie in $XDG_CACHE_HOME/tsdfm-pipeline, or ~/.cache/tsdfm-pipeline, and may be deleted at any time; a damaged one is
+    replaced, and where none can be written the bytes are fetched each time.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tsdfm-pipeline"
+    with contextlib.suppress(OSError):
+        data = (folder / sha256).read_bytes()
+        if hashlib.sha256(data).hexdigest() == sha256:
+            return data
+    data = fetch()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / sha256, data)
+    return data
 
 
 def _open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
