@@ -128,7 +128,7 @@ def _collect(pool: ActorPool, items: list[ShardPlan], missing: list[int]) -> dic
     made: dict[int, Finished] = {}
     waiting = iter(missing)
     trajectories, started = 0, time.monotonic()
-    with _interruptible() as interrupted, ticker("shards", len(missing)) as show:
+    with interruptible("finishing the shards in hand") as interrupted, ticker("shards", len(missing)) as show:
         while True:
             while not interrupted and pool.has_free():
                 index = next(waiting, None)
@@ -183,15 +183,15 @@ class _Flag:
 
 
 @contextmanager
-def _interruptible() -> Iterator[_Flag]:
-    """First SIGINT or SIGTERM: finish the shards in hand. Second: stop at once (nothing finished is lost)."""
+def interruptible(first: str) -> Iterator[_Flag]:
+    """First SIGINT or SIGTERM: do what `first` says, then stop. Second: stop at once (nothing finished is lost)."""
     flag = _Flag()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if flag.raised:
             raise KeyboardInterrupt
         flag.raised = True
-        people.print("finishing the shards in hand; interrupt again to stop at once", markup=False)
+        people.print(f"{first}; interrupt again to stop at once", markup=False)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

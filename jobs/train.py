@@ -19,9 +19,9 @@ from tsdfm.schemas.train import CompassConfig, OptimConfig, PretrainConfig
 
 def train_teacher(config: PretrainConfig, out: Path, *, half: bool) -> dict[str, object]:
     """Train a denoiser into the folder `out`. Returns the facts of its training.json."""
-    _check_target(out)
+    check_target(out)
     with _progress("pretrain", config.optim) as report:
-        model, vocabulary, facts = pretrain(config, _state_folder(out), report)
+        model, vocabulary, facts = pretrain(config, state_folder(out), report)
     facts = {"config": checkpoint.describe(config), **facts}
     checkpoint.save(out, model, vocabulary, facts, half=half)
     return facts
@@ -29,29 +29,30 @@ def train_teacher(config: PretrainConfig, out: Path, *, half: bool) -> dict[str,
 
 def train_compass(config: CompassConfig, out: Path, *, half: bool) -> dict[str, object]:
     """Fit a compass into the folder `out`. Returns the facts of its training.json."""
-    _check_target(out)
+    check_target(out)
     teacher, opened = checkpoint.load_denoiser(teacher_folder(config.teacher, None))
     if config.kind == "ar":
         with _progress("fit-compass", config.optim) as report:
-            fit = fit_ar(config, teacher, opened, _state_folder(out), report)
+            fit = fit_ar(config, teacher, opened, state_folder(out), report)
     else:
         with ticker("rollouts", config.rollouts) as rollouts, _progress("fit-compass", config.optim) as report:
-            fit = fit_nce(config, teacher, opened, _state_folder(out), report, lambda done, total: rollouts.update(done))
+            fit = fit_nce(config, teacher, opened, state_folder(out), report, lambda done, total: rollouts.update(done))
     facts = {"config": checkpoint.describe(config), **fit.facts}
     checkpoint.save(out, fit.network, opened.vocabulary, facts, half=half)
     return facts
 
 
-def _state_folder(out: Path) -> Path:
+def state_folder(out: Path) -> Path:
+    """Where the training state of the model in `out` lies."""
     return out.with_name(f"{out.name}.training")
 
 
-def _check_target(out: Path) -> None:
+def check_target(out: Path) -> None:
     """Refuse before hours of training what saving would refuse after them."""
     if out.exists() and not (out / checkpoint.CONFIG_FILE).is_file():
         raise InputError(f"{out}: exists and is not a model folder; give another --out")
     try:
-        _state_folder(out).mkdir(parents=True, exist_ok=True)
+        state_folder(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); give a folder you can write to") from None
 

@@ -167,8 +167,9 @@ class Trainer:
                 scalars = {"loss": sum(window) / len(window), "gradient_norm": norm,
                            "lr": learning_rate(self.config, self.step - 1), **gauges()}
                 window.clear()
-                for name, scalar in scalars.items() if writer else ():
-                    writer.add_scalar(name, scalar, self.step)
+                if writer:
+                    for name, scalar in scalars.items():
+                        writer.add_scalar(name, scalar, self.step)
                 stop = bool(report(self.step, scalars))
             if last or stop or self.step % self.config.checkpoint_every == 0:
                 self.save()

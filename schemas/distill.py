@@ -38,6 +38,17 @@ class RealConfig(Frozen):
     corpus: CorpusConfig = CorpusConfig()
 
 
+class DistillOptim(OptimConfig):
+    """The optimiser's defaults for a student, which starts from a trained model."""
+
+    steps: int = Field(2000, ge=1, description="number of updates")
+    batch_size: int = Field(32, ge=1, description="trajectories per update, over all workers")
+    lr: float = Field(5e-4, gt=0, description="peak learning rate")
+    warmup: int = Field(50, ge=0, description="updates of linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
+    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights; these are what is saved")
+
+
 class DistillConfig(Frozen):
     """`tsdfm-pipeline distill`: train a few-step student from frozen shards. Every field is also a flag or a YAML field."""
 
@@ -50,7 +61,7 @@ class DistillConfig(Frozen):
         default_factory=lambda: {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0, 32: 1.0, 64: 1.0},
         min_length=1, description="step budgets n (dt = 1/n; n divides the rollout's N) and how often each is trained")
     real: RealConfig = RealConfig()
-    optim: OptimConfig = OptimConfig(steps=2000, batch_size=32, lr=5e-4, warmup=50, weight_decay=0.0, ema=0.99)
+    optim: DistillOptim = DistillOptim()
     micro_batches: int = Field(1, ge=1, le=65536, description="gradient accumulation: parts that a batch is computed in")
     workers: int = Field(1, ge=1, le=100_000, description="data-parallel processes; the batch is divided among them")
     address: str = Field("local", min_length=1, description="'local', 'auto', or a Ray address")

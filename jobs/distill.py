@@ -1,0 +1,168 @@
+"""`tsdfm-pipeline distill`: train a student from frozen shards, on Ray Train.
+
+The training state and TensorBoard logs stand beside the student in OUT.training, which every process must share; a rerun of the
+same command resumes from there, also after SIGKILL. Ray starts the processes and their process group; the exact state is ours.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
+from ray.train.torch import TorchTrainer, get_device
+
+from tsdfm.jobs.cluster import connect
+from tsdfm.jobs.console import people, ticker
+from tsdfm.jobs.generate import Interrupted, interruptible, resume_command
+from tsdfm.jobs.train import check_target, state_folder
+from tsdfm.pipeline import checkpoint
+from tsdfm.pipeline.distill import Place, distill_student, open_init, open_reader, training_facts
+from tsdfm.pipeline.storage import Store
+from tsdfm.pipeline.student_card import student_card
+from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.distill import DistillConfig
+
+RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
+POLL_SECONDS = 0.5
+
+
+def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
+    """Train, or go on training, the student of a config into the folder `out`. Returns the report that `--json` prints.
+
+    Raises InputError (nothing was changed) or WorkError (the last checkpoint is kept, the same command resumes).
+    """
+    check_target(out)
+    out = out.absolute()
+    reader = open_reader(config)
+    start = open_init(config, reader.manifests[0])
+    people.print(f"{reader.rows_per_epoch} trajectories, {config.objective} objective, {config.optim.steps} updates of "
+                 f"{config.optim.batch_size}, from {start.path}", markup=False)
+    started = time.monotonic()
+    try:
+        last = _train(config, out)
+    finally:
+        ray.shutdown()
+    return {"out": str(out), "fingerprint": checkpoint.load(out).fingerprint, "init": start.fingerprint,
+            "updates": config.optim.steps, "seconds": round(time.monotonic() - started, 2), **last}
+
+
+def _train(config: DistillConfig, out: Path) -> dict[str, float]:
+    """Run the process group to its end. Returns the last scalars that it reported."""
+    if config.address == "local":
+        connect("local", config.workers * config.optim.threads + 1)
+    else:
+        connect(config.address, None)
+    gpu = torch.cuda.is_available() if config.address == "local" else bool(ray.cluster_resources().get("GPU", 0))
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=8).remote()
+    trainer = TorchTrainer(
+        _loop, train_loop_config={"config": config.model_dump(mode="json"), "out": str(out), "desk": desk},
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=gpu, resources_per_worker=(
+            {"GPU": 1} if gpu else {"CPU": config.optim.threads})),
+        run_config=RunConfig(
+            name="ray", storage_path=str(state_folder(out)), failure_config=FailureConfig(max_failures=RESTARTS)),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    shown, scalars = 0, dict[str, float]()
+    with interruptible("saving a checkpoint") as interrupted, ticker("distill", config.optim.steps) as show:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if interrupted:
+                desk.stop.remote()
+            step, scalars = ray.get(desk.latest.remote()) or (0, scalars)
+            if step > shown:
+                show.update(step, _line(scalars))
+                shown = step
+    fault: Exception | None = ray.get(desk.fault.remote())
+    if fault is not None:
+        raise fault
+    if failure:
+        raise _explained(failure[0])
+    if ray.get(desk.stopped.remote()):
+        raise Interrupted(f"stopped; the last checkpoint is in {state_folder(out)}; resume with: {' '.join(resume_command())}")
+    return scalars
+
+
+def _line(scalars: dict[str, float]) -> str:
+    budgets = "  ".join(f"1/{name.removeprefix('loss/')}: {value:.2f}" for name, value in scalars.items() if "/" in name)
+    return f"loss {scalars['loss']:.3f}  ({budgets})"
+
+
+def _explained(error: BaseException) -> WorkError:
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        error = next(iter(error.worker_failures.values()))
+    reason = " ".join(str(error).split())
+    return WorkError(f"training failed: {type(error).__name__}: {reason:.300}; the last checkpoint is kept, "
+                     "the same command resumes")
+
+
+class Desk:
+    """A Ray actor between the driver and the training processes: progress one way, a wish to stop the other."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[int, dict[str, float]] | None = None
+        self._stopping = self._stopped = False
+        self._fault: Exception | None = None
+
+    def post(self, step: int, scalars: dict[str, float]) -> bool:
+        """Progress; answers whether to save and stop."""
+        self._latest = (step, scalars)
+        return self._stopping
+
+    def latest(self) -> tuple[int, dict[str, float]] | None:
+        """The last progress posted."""
+        return self._latest
+
+    def stop(self) -> None:
+        """Ask the training to save and stop."""
+        self._stopping = True
+
+    def leave(self, fault: Exception | None) -> None:
+        """The training ended early: it was asked to (None), or something is wrong that no restart mends."""
+        self._stopped, self._fault = True, fault
+
+    def stopped(self) -> bool:
+        """Whether the training ended early."""
+        return self._stopped
+
+    def fault(self) -> Exception | None:
+        """What was wrong, if anything."""
+        return self._fault
+
+
+def _loop(settings: dict[str, Any]) -> None:
+    """What every training process runs."""
+    config, out, desk = DistillConfig.model_validate(settings["config"]), Path(settings["out"]), settings["desk"]
+    context = get_context()
+    place = Place(context.get_world_rank(), context.get_world_size(), get_device())
+    report: Callable[[int, dict[str, float]], bool] = lambda step, scalars: ray.get(desk.post.remote(step, scalars))  # noqa: E731
+    try:
+        with ExitStack() as stack:
+            if place.rank == 0:
+                stack.enter_context(Store(str(state_folder(out))).owned())
+            reader = open_reader(config)
+            start = open_init(config, reader.manifests[0])
+            student = distill_student(config, reader, start, state_folder(out), place, report)
+            if student is None:
+                ray.get(desk.leave.remote(None))
+            elif place.rank == 0:
+                versions = {name: version(name) for name in ("tsdfm-pipeline", "torch", "ray")}
+                facts = {**training_facts(config, reader, start), "versions": versions}
+                card = student_card(student.config, facts)
+                checkpoint.save(out, student, start.vocabulary, facts, card=card)
+    except (InputError, WorkError) as error:  # no restart mends it
+        ray.get(desk.leave.remote(error))

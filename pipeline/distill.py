@@ -1,0 +1,214 @@
+"""Distil a student from frozen shards: no teacher process, no compass.
+
+The student is its teacher's copy with a step embedding (`denoiser.student_of`), fitted by `objectives.StudentLoss` to the
+batches of `reader.Reader`. Every number is a function of (config, data), so that a run that was killed ends in the same bits
+as one that was not, and W data-parallel processes take the updates of one, up to floating-point error: the loss is the mean
+over the target positions of the whole batch, whatever their shares are.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tsdfm.pipeline.checkpoint import Checkpoint, embedded, load_denoiser
+from tsdfm.pipeline.dataset import digest
+from tsdfm.pipeline.denoiser import Denoiser, student_of
+from tsdfm.pipeline.objectives import StudentLoss
+from tsdfm.pipeline.paths import MixturePath, stratified_times
+from tsdfm.pipeline.pretrain import prepare
+from tsdfm.pipeline.reader import Reader
+from tsdfm.pipeline.training import Report, TokenWindows, Trainer
+from tsdfm.pipeline.windows import Batch
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.manifest import DatasetManifest
+
+# What may differ between a run and its resumption: where things lie, and how the work is divided.
+MOVABLE: dict[str, Any] = {"data": {"paths", "loader_workers"}, "init": True, "workers": True, "address": True}
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the data-parallel ones, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def open_reader(config: DistillConfig) -> Reader:
+    """The reader of a config's datasets. Raises InputError."""
+    if not config.data.paths:
+        raise InputError("--data: no dataset given; give --data OUT (a folder that generate wrote), or data.paths")
+    return Reader.open(config.data, objective=config.objective, beta=config.beta, budgets=config.budgets,
+                       batch_size=config.optim.batch_size, seed=config.optim.seed)
+
+
+def open_init(config: DistillConfig, manifest: DatasetManifest) -> Checkpoint:
+    """The denoiser to start from: `init`, or the manifest's teacher. Raises InputError if it doesn't fit the data."""
+    identity = manifest.identity
+    if config.init is not None:
+        folder = embedded(f"teacher-{identity.teacher.source}") if config.init == "embedded" else Path(config.init)
+        opened = load_denoiser(folder)[1]
+    else:
+        opened = _teacher_of(manifest)
+    folder = opened.path
+    facts, mine = identity.teacher, _denoiser(opened).config
+    pairs = [("source", mine.source, facts.source), ("vocab_size", mine.vocab_size, facts.vocab_size),
+             ("mask_id", mine.mask_id, facts.mask_id), ("kappa_exponent", mine.kappa_exponent, facts.kappa_exponent),
+             ("tokenizer", opened.vocabulary.fingerprint, identity.tokenizer)]
+    for name, found, wanted in pairs:
+        if found != wanted:
+            raise InputError(f"--init {folder}: its {name} ({found!s:.16}) is not the dataset's ({wanted!s:.16}); "
+                             "give the dataset's teacher, or a student of it")
+    if identity.rollout.length is not None and mine.length < identity.rollout.length:
+        raise InputError(f"--init {folder}: takes {mine.length} tokens, the dataset has {identity.rollout.length}; "
+                         "give a longer one")
+    return opened
+
+
+def _denoiser(opened: Checkpoint) -> Denoiser:
+    assert isinstance(opened.network, Denoiser)
+    return opened.network
+
+
+def _teacher_of(manifest: DatasetManifest) -> Checkpoint:
+    wanted = manifest.identity.teacher
+    named = manifest.teacher
+    folders = [embedded(f"teacher-{wanted.source}")] + ([Path(named)] if named and named != "embedded" else [])
+    for folder in folders:
+        if folder.is_dir():
+            opened = load_denoiser(folder)[1]
+            if opened.fingerprint == wanted.fingerprint:
+                return opened
+    raise InputError(f"--init: the dataset's teacher ({named or 'unnamed'}, fingerprint {wanted.fingerprint[:12]}) is not on "
+                     "this machine any more; give --init FOLDER with a copy of it")
+
+
+def distill_student(
+    config: DistillConfig, reader: Reader, start: Checkpoint, folder: Path, place: Place, report: Report
+) -> Denoiser | None:
+    """Train a student; training state and TensorBoard logs live in `folder`, from which a rerun resumes.
+
+    Args:
+        config: what to train and how; `workers` must be the world size.
+        reader: of this process.
+        start: the opened weights to start from.
+        folder: shared by all processes; only rank 0 writes.
+        place: this process. With world > 1, torch.distributed must be initialised.
+        report: called on rank 0 only; returning True saves and stops all processes.
+
+    Returns:
+        The student with its EMA weights, or None if `report` asked to stop.
+
+    Raises:
+        InputError: `folder` holds a run of another config. WorkError: the loss is not finite.
+    """
+    torch.set_num_threads(config.optim.threads)
+    torch.manual_seed(config.optim.seed)  # weights that only a student has
+    student = student_of(_denoiser(start)).to(place.device)
+    datasets = [digest(manifest.identity) for manifest in reader.manifests]
+    identity = {**config.model_dump(mode="json", exclude=MOVABLE), "init": start.fingerprint, "datasets": datasets}
+    trainer = Trainer(student, config.optim, folder, identity, writes=place.rank == 0)
+    trainer.resume()
+    module: nn.Module = StudentLoss(student, config.objective)
+    if place.world > 1:
+        module = nn.parallel.DistributedDataParallel(module)
+    gauge = _LossPerBudget(config.budgets, place)
+    batches = reader.batches(trainer.step, config.optim.steps, place.rank, place.world, config.data.loader_workers)
+    real = _RealText(config, start, reader, place) if config.real.weight else None
+
+    def loss_at(step: int, generator: torch.Generator) -> Iterator[Tensor]:
+        batch = next(batches).to(place.device)
+        yield from _losses(module, batch, config.micro_batches, 1.0, place, gauge)
+        if real is not None:
+            text = real.batch(step, generator).to(place.device)
+            yield from _losses(module, text, config.micro_batches, config.real.weight, place, None)
+
+    def report_on_first(step: int, scalars: dict[str, float]) -> bool:
+        stop = bool(report(step, scalars)) if place.rank == 0 else False
+        return bool(_summed(torch.tensor([float(stop)]), place)[0])
+
+    return student if trainer.run(loss_at, report_on_first, gauge.read) else None
+
+
+def _losses(
+    module: nn.Module, batch: Batch, parts: int, weight: float, place: Place, gauge: "_LossPerBudget | None"
+) -> Iterator[Tensor]:
+    """The losses of the parts of this process's share of a batch; their sum over all processes is `weight` times the mean."""
+    total = float(_summed((batch.target >= 0).sum().cpu().double()[None], place)[0])
+    size = len(batch.t) // parts
+    for part in range(parts):
+        rows = batch.rows(slice(part * size, (part + 1) * size))
+        alone = isinstance(module, nn.parallel.DistributedDataParallel) and part < parts - 1
+        # The generator is suspended inside the context while its consumer calls backward.
+        with cast(nn.parallel.DistributedDataParallel, module).no_sync() if alone else nullcontext():
+            with torch.autocast("cuda", torch.bfloat16, enabled=place.device.type == "cuda"):
+                nats = module(rows)
+            if gauge is not None:
+                gauge.add(rows, nats.detach())
+            yield nats.sum() * (weight * place.world / max(total, 1.0))
+
+
+def _summed(value: Tensor, place: Place) -> Tensor:
+    """The sum of a small CPU tensor over all processes."""
+    if place.world == 1:
+        return value
+    there = value.to(place.device)
+    dist.all_reduce(there)
+    return there.cpu()
+
+
+class _LossPerBudget:
+    """Mean loss per target position, for every step budget seen since the last reading."""
+
+    def __init__(self, budgets: Iterable[int], place: Place) -> None:
+        self.budgets, self.place = torch.tensor(sorted(budgets)), place
+        self.sums = torch.zeros(len(self.budgets), 2, dtype=torch.float64)  # (nats, targets) of each budget
+
+    def add(self, batch: Batch, nats: Tensor) -> None:
+        bucket = torch.searchsorted(self.budgets, (1 / batch.dt).round().long().cpu())
+        both = torch.stack([nats.sum(1), (batch.target >= 0).sum(1)], 1).double().cpu()
+        self.sums.index_add_(0, bucket, both)
+
+    def read(self) -> dict[str, float]:
+        """{'loss/8': nats, ...} over all processes, and start anew."""
+        sums = _summed(self.sums, self.place)
+        self.sums = torch.zeros_like(self.sums)
+        return {f"loss/{n}": float(nats / count)
+                for n, (nats, count) in zip(self.budgets.tolist(), sums.tolist(), strict=True) if count}
+
+
+class _RealText:
+    """Windows of real text, noised along the path: the denoising loss that a student may be mixed with."""
+
+    def __init__(self, config: DistillConfig, start: Checkpoint, reader: Reader, place: Place) -> None:
+        model = _denoiser(start).config
+        corpus = prepare(config.real.corpus, start.vocabulary, start.vocabulary.size)
+        length = reader.manifests[0].identity.rollout.length or model.length
+        self.windows = TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)
+        self.path, self.place = MixturePath.of(model), place
+        self.budgets = torch.tensor([float(n) for n in config.budgets])
+        self.weights = torch.tensor(list(config.budgets.values()))
+
+    def batch(self, step: int, generator: torch.Generator) -> Batch:
+        """This process's share of the windows of update `step`."""
+        x_1 = self.windows.batch(step)
+        n = self.budgets[torch.multinomial(self.weights, len(x_1), replacement=True, generator=generator)]
+        t = torch.floor(stratified_times(len(x_1), generator) * n) / n
+        x_t = self.path.sample(x_1, t, generator)
+        target = x_1 if self.path.mask_id is None else torch.where(x_t == self.path.mask_id, x_1, -1)
+        share = len(x_1) // self.place.world
+        whole = Batch(x_t=x_t, t=t, dt=1 / n, target=target, candidates=None, weights=None, topk_ids=None, topk_logprobs=None)
+        return whole.rows(slice(self.place.rank * share, (self.place.rank + 1) * share))
+
+
+def training_facts(config: DistillConfig, reader: Reader, start: Checkpoint) -> dict[str, Any]:
+    """What a student's training.json records."""
+    return {"config": config.model_dump(mode="json"), "data": reader.facts(), "init": start.fingerprint}
