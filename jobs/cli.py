@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tsdfm.jobs.console import emit, people
+from tsdfm.jobs.distill_command import distill_command
 from tsdfm.jobs.inspect import inspect_command
 from tsdfm.schemas.base import InputError, WorkError
 
@@ -20,7 +21,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obj
 @click.version_option(package_name="tsdfm-pipeline")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Trajectory-shaped discrete flow matching: generate, verify, inspect and sample."""
+    """Trajectory-shaped discrete flow matching: generate trajectories, distil few-step students, evaluate them."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -100,6 +101,7 @@ def verify(out: str, as_json: bool) -> None:
 
 
 cli.add_command(inspect_command, "inspect")
+cli.add_command(distill_command, "distill")
 
 
 @cli.command()
