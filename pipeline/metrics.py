@@ -1,4 +1,4 @@
-"""What text looks like by counting: unigram entropy and distinct-n, and running means.
+"""What text looks like by counting: unigram entropy, distinct-n and self-BLEU, and running means.
 
 Perplexity and energy alone reward dull, repetitive text, so these are reported beside them, of samples and
 of real text.
@@ -10,6 +10,9 @@ from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
+
+BLEU_ORDER = 4
+REFERENCES = 128  # of self-BLEU, per text
 
 
 def unigram_entropy(tokens: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -70,6 +73,61 @@ def distinct_n(sequences: Sequence[npt.ArrayLike], n: int) -> float:
     ordered = grams[np.lexsort(grams.T)]
     distinct = 1 + np.count_nonzero((ordered[1:] != ordered[:-1]).any(1))
     return distinct / len(grams)
+
+
+def self_bleu(tokens: npt.ArrayLike, references: int = REFERENCES, seed: int = 0) -> float:
+    """Mean BLEU-4 of each text against others of the same set (Texygen, Zhu et al. 2018, arXiv 1802.01886).
+
+        BLEU-4 = (p_1 p_2 p_3 p_4)^(1/4),    p_n = max(sum_g min(c(g), r(g)), 0.1) / (L - n + 1)
+
+    with c(g) the occurrences of the n-gram g in the text and r(g) the most in any one reference. 0.1 in place of a sum of 0
+    is method 1 of Chen & Cherry (2014), which Texygen uses. All texts have one length, so the brevity penalty is 1. It grows
+    with the number of references, so each text gets equally many: the first ones of a fixed random order, itself left out.
+
+    Args:
+        tokens: integer ids [R, L], R >= 2, L >= 4.
+        references: texts each is compared with; all R - 1 others if there are fewer.
+        seed: of the random order.
+
+    Returns:
+        In (0, 1]; 1: every text equals one of its references.
+
+    Raises:
+        ValueError: too few texts or tokens.
+    """
+    array = np.asarray(tokens)
+    rows, length = array.shape
+    if rows < 2 or length < BLEU_ORDER or references < 1:
+        raise ValueError(f"self-BLEU needs two texts of {BLEU_ORDER} tokens, not {rows} of {length}, and a reference")
+    pool = np.random.default_rng(seed).permutation(rows)[: references + 1]
+    # left_out [R]: each text is compared with the whole pool but one member: itself, or the last.
+    left_out = np.full(rows, pool[-1])
+    left_out[pool] = pool
+    log_precision = np.zeros(rows)
+    for n in range(1, BLEU_ORDER + 1):
+        matches = np.maximum(_clipped_matches(array, n, pool, left_out), 0.1)
+        log_precision += np.log(matches / (length - n + 1))
+    return float(np.exp(log_precision / BLEU_ORDER).mean())
+
+
+def _clipped_matches(array: npt.NDArray[np.int64], n: int, pool: npt.NDArray[np.int64], left_out: npt.NDArray[np.int64]
+                     ) -> npt.NDArray[np.float64]:
+    """Per text [R]: its n-grams that occur in a reference, each counted at most as often as the richest reference has it."""
+    rows = len(array)
+    windows = np.lib.stride_tricks.sliding_window_view(array, n, axis=1)  # [R, L - n + 1, n]
+    gram = np.unique(windows.reshape(-1, n), axis=0, return_inverse=True)[1].ravel()
+    pair, count = np.unique(gram * rows + np.repeat(np.arange(rows), windows.shape[1]), return_counts=True)
+    gram, row = pair // rows, pair % rows
+    # Of each n-gram: the pool's highest count and who has it, and the highest of the others.
+    pooled = np.flatnonzero(np.isin(row, pool))
+    pooled = pooled[np.lexsort((-count[pooled], gram[pooled]))]
+    found, start, size = np.unique(gram[pooled], return_index=True, return_counts=True)
+    best, second, owner = (np.zeros(gram[-1] + 1, dtype=np.int64) for _ in range(3))
+    best[found], owner[found] = count[pooled[start]], row[pooled[start]]
+    several = size > 1
+    second[found[several]] = count[pooled[start[several] + 1]]
+    most = np.where(owner[gram] == left_out[row], second[gram], best[gram])
+    return np.bincount(row, weights=np.minimum(count, most), minlength=rows)
 
 
 @dataclass

@@ -10,23 +10,22 @@ Datasets are kept in DIR, so a second run only judges.
 """
 
 import argparse
-import math
 import os
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from measure import machine, report, say, table
-from smollm2 import SmolLM2, fetch
+from smollm2 import fetch
 
 from tsdfm.jobs.generate import generate
 from tsdfm.pipeline.checkpoint import embedded, load
 from tsdfm.pipeline.corpus import held_out, load_documents
-from tsdfm.pipeline.dataset import read_manifest, read_shard
-from tsdfm.pipeline.judge import Likelihood, judge_tokens
-from tsdfm.pipeline.metrics import distinct_n, unigram_entropy
+from tsdfm.pipeline.dataset import read_manifest, read_shard, read_vocabulary
+from tsdfm.pipeline.evaluation import Samples, measure, of_tokens, perplexity_at_entropy
+from tsdfm.pipeline.judge import Judge
+from tsdfm.pipeline.judges import open_judge
 from tsdfm.pipeline.pretrain import windows_of
 from tsdfm.pipeline.storage import Store
 from tsdfm.schemas.generate import GenerateConfig
@@ -36,77 +35,54 @@ TEMPERATURES = (0.9, 0.8, 0.7, 0.6)
 TARGET_RATIO = 1 / 3
 
 
-@dataclass(frozen=True)
-class Texts:
-    """The samples of one row of the table: tokens [R, L], and decoded."""
-
-    name: str
-    tokens: npt.NDArray[np.int64]
-    texts: list[str]
-
-
-def rollouts(work: Path, source: str, pairs: int, steps: int) -> list[Texts]:
-    """Blind and shaped arms, paired, and the blind arm cooled to each temperature."""
+def rollouts(work: Path, source: str, pairs: int, steps: int) -> dict[str, Samples]:
+    """Blind and shaped arms, paired, and the blind arm cooled to each temperature, by the names of the table's rows."""
     base = {"trajectories": pairs, "source": source, "shard_size": 64}
     paired = {**base, "arm": "both", "rollout": {"steps": steps}}
     rows = _arms(work / f"{source}-paired-{pairs}-{steps}", paired)
     for temperature in TEMPERATURES:
         cooled = {**base, "arm": "blind", "rollout": {"steps": steps, "temperature": temperature}}
         name = f"{source}-blind-{temperature}-{pairs}-{steps}"
-        rows += [Texts(f"blind, temperature {temperature}", r.tokens, r.texts) for r in _arms(work / name, cooled)]
+        rows[f"blind, temperature {temperature}"] = _arms(work / name, cooled)["blind"]
     return rows
 
 
-def _arms(out: Path, config: dict[str, object]) -> list[Texts]:
+def _arms(out: Path, config: dict[str, object]) -> dict[str, Samples]:
     say(f"generate {out}")
     generate(GenerateConfig.model_validate({**config, "out": str(out)}))
     store = Store(str(out))
     manifest = read_manifest(store)
-    tables = (read_shard(store, record).select(["arm", "tokens", "text"]) for record in manifest.shards)
+    vocabulary = read_vocabulary(store, manifest)
+    tables = (read_shard(store, record).select(["arm", "tokens"]) for record in manifest.shards)
     rows = [row for shard in tables for row in shard.to_pylist()]
-    return [
-        Texts(arm, np.array([r["tokens"] for r in rows if r["arm"] == arm]), [r["text"] for r in rows if r["arm"] == arm])
-        for arm in sorted(manifest.identity.arms)
-    ]
+    return {arm: of_tokens(np.array([r["tokens"] for r in rows if r["arm"] == arm], dtype=np.int64), vocabulary)
+            for arm in sorted(manifest.identity.arms)}
 
 
-def real_text(pairs: int) -> Texts:
+def real_text(pairs: int) -> Samples:
     """Windows of held-out documents, as many as there are pairs (or fewer, if the text ends)."""
     opened = load(embedded("judge"))
     stream = torch.from_numpy(opened.vocabulary.stream(held_out(load_documents(CorpusConfig()))))
-    tokens = windows_of(stream, opened.network.config.length, pairs).numpy()
-    return Texts("real held-out text", tokens, [opened.vocabulary.decode(row.tolist()) for row in tokens])
+    return of_tokens(windows_of(stream, opened.network.config.length, pairs).numpy(), opened.vocabulary)
 
 
-def measure(rows: list[Texts], judges: dict[str, object]) -> list[dict[str, object]]:
+def figures_of(rows: dict[str, Samples], judges: list[Judge]) -> list[dict[str, object]]:
     """Figures of every row, under every judge."""
     figures = []
-    for row in rows:
-        entropy = unigram_entropy(row.tokens)
-        entry: dict[str, object] = {
-            "name": row.name, "samples": len(row.tokens), "entropy_bits": float(entropy.mean()),
-            "entropy_standard_error": float(entropy.std(ddof=1) / math.sqrt(len(entropy))),
-            "distinct_2": distinct_n(row.tokens, 2), "distinct_4": distinct_n(row.tokens, 4),
-        }
-        for name, judge in judges.items():
-            say(f"{name} judges {row.name}")
-            likelihood: Likelihood = judge(row)  # type: ignore[operator]
-            low, high = likelihood.interval()
-            entry[name] = {"perplexity": likelihood.perplexity, "low": low, "high": high}
-        figures.append(entry)
+    for name, samples in rows.items():
+        say(f"judging {name}")
+        found = measure(samples, judges).model_dump(exclude={"nfe", "seconds", "tokens_per_second"})
+        judged = found.pop("judges")
+        figures.append({"name": name, **found, **judged})
     return figures
 
 
 def at_equal_entropy(figures: list[dict[str, object]], judge: str) -> float | None:
     """The cooled teacher's perplexity at the shaped arm's entropy; None if no two temperatures enclose it."""
     by_name = {str(f["name"]): f for f in figures}
-    target = float(by_name["shaped"]["entropy_bits"])  # type: ignore[arg-type]
-    curve = sorted((float(f["entropy_bits"]), math.log(f[judge]["perplexity"]))  # type: ignore[arg-type, index]
-                   for name, f in by_name.items() if name.startswith("blind"))
-    entropies, logs = zip(*curve, strict=True)
-    if not entropies[0] <= target <= entropies[-1]:
-        return None
-    return math.exp(np.interp(target, entropies, logs))
+    curve = [(float(f["entropy_bits"]), float(f[judge]["perplexity"]))  # type: ignore[arg-type, index]
+             for name, f in by_name.items() if name.startswith("blind")]
+    return perplexity_at_entropy(curve, float(by_name["shaped"]["entropy_bits"]))  # type: ignore[arg-type]
 
 
 def conclude(figures: list[dict[str, object]], judges: list[str]) -> dict[str, object]:
@@ -136,18 +112,17 @@ def main() -> None:
     pairs = 32 if arguments.quick else arguments.pairs
     torch.set_num_threads(os.cpu_count() or 1)
 
-    rows = [real_text(pairs), *rollouts(arguments.work, arguments.source, pairs, arguments.steps)]
-    network = load(embedded("judge")).network
-    judges: dict[str, object] = {"judge": lambda row: judge_tokens(network, torch.from_numpy(row.tokens).long())}
+    rows = {"real held-out text": real_text(pairs), **rollouts(arguments.work, arguments.source, pairs, arguments.steps)}
+    judges = [replace(open_judge("embedded", torch.device("cpu")), name="judge")]
     if not arguments.quick:
-        smollm2 = SmolLM2(fetch(arguments.work / "smollm2"))
-        judges["smollm2"] = lambda row: smollm2.judge(row.texts)
-    figures = measure(rows, judges)
-    conclusion = conclude(figures, list(judges))
+        smollm2 = open_judge(str(fetch(arguments.work / "smollm2")), torch.device("cpu"))
+        judges.append(replace(smollm2, name="smollm2"))
+    figures = figures_of(rows, judges)
+    conclusion = conclude(figures, [judge.name for judge in judges])
 
-    columns = ["row", "n", *(f"{name} ppl (95 %)" for name in judges), "entropy (bits)", "distinct-2", "distinct-4"]
+    columns = ["row", "n", *(f"{name} ppl (95 %)" for name in conclusion), "entropy (bits)", "distinct-2", "distinct-4"]
     table(f"{arguments.source} source, N = {arguments.steps}", columns, [
-        [f["name"], f["samples"], *(_ppl(f[name]) for name in judges),
+        [f["name"], f["samples"], *(_ppl(f[name]) for name in conclusion),
          f"{f['entropy_bits']:.3f} +- {f['entropy_standard_error']:.3f}", f["distinct_2"], f["distinct_4"]] for f in figures])
     for name, found in conclusion.items():
         say(f"{name}: {found}")

@@ -1,0 +1,110 @@
+"""`tsdfm-pipeline evaluate`: its config, and the results it writes to OUT/results.json."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.train import CorpusConfig
+
+
+def _several(value: Any) -> Any:
+    """One value, or a list of values without its repetitions."""
+    values = [value] if isinstance(value, str | int | float) else value
+    return tuple(dict.fromkeys(values)) if isinstance(values, list | tuple) else values
+
+
+def _numbers(value: Any) -> Any:
+    """A list of numbers, or one written '1,2,4'."""
+    return _several([part for part in value.replace(" ", "").split(",") if part] if isinstance(value, str) else value)
+
+
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_several), Field(min_length=1)]
+Steps = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_numbers), Field(min_length=1)]
+Temperature = Annotated[float, Field(gt=0, le=10)]
+Temperatures = Annotated[tuple[Temperature, ...], BeforeValidator(_numbers), Field(min_length=1)]
+
+
+class EvaluateConfig(Frozen):
+    """`tsdfm-pipeline evaluate`: sample models at several step counts and measure the texts. Every field is also a flag."""
+
+    out: str | None = Field(None, min_length=1, description="folder that keeps samples, scores and results; null: keep nothing")
+    model: Names = Field(("embedded",), description=(
+        "models to sample: 'embedded', 'embedded:mask', 'embedded:uniform', or folders of denoisers (teachers or students)"))
+    steps: Steps = Field((1, 2, 4, 8, 16), description="step counts n; each model is sampled at each")
+    evaluator: Names = Field(("embedded",), description=(
+        "judges: 'embedded', a folder of ours (a causal LM) or of transformers, a .gguf file, or hub:USER/NAME[@REVISION]"))
+    samples: int = Field(256, ge=2, lt=2**31, description="texts per row; self-BLEU and intervals need at least two")
+    temperature: Temperature = Field(1.0, description="divides the logits while sampling")
+    frontier: bool = Field(False, description="sweep the sampling temperature, and draw perplexity against entropy")
+    temperatures: Temperatures = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), description="of the frontier")
+    reference: bool = Field(True, description="measure real held-out text, too")
+    corpus: CorpusConfig = Field(CorpusConfig(), description="where the held-out text comes from")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of all sampling noise")
+    batch_size: int = Field(32, ge=1, le=65536, description="texts sampled together")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: torch's own choice")
+
+    @model_validator(mode="after")
+    def _frontier_needs_out(self) -> "EvaluateConfig":
+        if self.frontier and self.out is None:
+            raise ValueError("the frontier is written to files; give --out a folder")
+        return self
+
+    @property
+    def swept(self) -> tuple[float, ...]:
+        """The temperatures to sample at, rising."""
+        return tuple(sorted({self.temperature, *(self.temperatures if self.frontier else ())}))
+
+
+class Perplexity(Frozen):
+    """What one judge says of one row. Per token of the judge's own tokenizer: comparable within a judge only."""
+
+    perplexity: float = Field(description="exp(nats of all texts / tokens of all texts)")
+    low: float = Field(description="95 % bootstrap interval over texts")
+    high: float
+    tokens: int = Field(description="tokens scored, of the judge's own")
+
+
+class Measures(Frozen):
+    """Figures of one set of texts."""
+
+    samples: int
+    length: int = Field(description="tokens per text, of the model's own")
+    nfe: float | None = Field(description="mean forward passes per text; null for real text, as for the next two")
+    seconds: float | None = Field(description="wall seconds of sampling")
+    tokens_per_second: float | None
+    entropy_bits: float = Field(description="mean per-text unigram entropy of the model's tokens")
+    entropy_standard_error: float
+    distinct_2: float
+    distinct_4: float
+    self_bleu: float
+    judges: dict[str, Perplexity] = Field(description="by evaluator, as named in the config")
+
+
+class Row(Measures):
+    """Figures of one model at one step count and temperature."""
+
+    model: str = Field(description="as named in the config; of real text, the corpus")
+    fingerprint: str = Field(description="of the model; of real text, of what identifies the held-out windows")
+    steps: int | None = Field(description="step count n; null for real text, as is the temperature")
+    temperature: float | None
+
+
+class JudgeFacts(Frozen):
+    """Which judge it was. `vocabulary`: fingerprint of its tokenizer if that is one of this project's, else null."""
+
+    fingerprint: str
+    vocabulary: str | None
+
+
+class Results(Frozen):
+    """OUT/results.json."""
+
+    command: str
+    settings: EvaluateConfig
+    versions: dict[str, str]
+    device: str
+    threads: int
+    judges: dict[str, JudgeFacts]
+    rows: list[Row]
+    reference: list[Row] = Field(description="real held-out text, once per vocabulary and length of the models; may be empty")
