@@ -103,9 +103,19 @@ class HubStore(Store):
         """Refused."""
         self._refuse()
 
-    def names(self, folder: str = "") -> NoReturn:
-        """Refused: only a run that writes lists files."""
-        self._refuse()
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files and folders directly in `folder`, sorted; [] if it does not exist."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            tree = HfApi(endpoint=self.endpoint).list_repo_tree(
+                self.repo, folder or None, revision=self.commit, repo_type="dataset")
+            return sorted(entry.path.rpartition("/")[2] for entry in tree)
+        except EntryNotFoundError:
+            return []
+        except Exception as error:
+            self._explain(error)
 
     def _refuse(self) -> NoReturn:
         raise InputError(f"{self.uri}: a Hub dataset can only be read here; give a local folder or an object store's URI")

@@ -24,7 +24,7 @@ Int32 = npt.NDArray[np.int32]
 Number = TypeVar("Number", np.int32, np.float16, np.float32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no truth value: equal means the same object
 class Batch:
     """B windows (t, t + dt] of L positions. Nothing but `target` need be asked where there is no target: the rest is 0 there.
 
@@ -69,7 +69,7 @@ def _joined(column: list[Tensor]) -> Tensor:
     return torch.cat(column)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no truth value: equal means the same object
 class Trajectories:
     """n rows of one arm, as flat arrays: E events in the order of (row, step, position)."""
 
