@@ -10,6 +10,7 @@ import click
 
 from tsdfm.jobs.console import emit, people
 from tsdfm.jobs.distill_command import distill_command
+from tsdfm.jobs.evaluate_command import evaluate_command
 from tsdfm.jobs.inspect import inspect_command
 from tsdfm.schemas.base import InputError, WorkError
 
@@ -102,6 +103,7 @@ def verify(out: str, as_json: bool) -> None:
 
 cli.add_command(inspect_command, "inspect")
 cli.add_command(distill_command, "distill")
+cli.add_command(evaluate_command, "evaluate")
 
 
 @cli.command()

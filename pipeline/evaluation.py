@@ -42,7 +42,8 @@ def sample_texts(
     """Sample trajectories 0..number-1 of a model without a compass, in batches of `rollout.batch_size`.
 
     A text's forward passes are the steps at which one of its clocks rings: the sampler visits no other, so they are at most
-    min(N, L) for the mask source and N for the uniform one. The clock runs while batches are computed, decoding left out.
+    min(N, L) for the mask source and N for the uniform one. The clock runs while batches are computed, decoding left out; a
+    batch of one step goes before it, so that the first row of a process doesn't pay for warming up.
 
     Args:
         model: a denoiser in eval mode: a teacher, or a student, which is told the step size.
@@ -53,11 +54,14 @@ def sample_texts(
     """
     if rollout.solver != "euler":
         raise ValueError(f"forward passes are counted for solver 'euler' only, not '{rollout.solver}'")
+    blind = ShapingConfig(candidates=1)
+    warm_up = range(min(rollout.batch_size, number))
+    roll_out(model, None, rollout.model_copy(update={"steps": 1}), blind, warm_up, "blind")
     tokens, nfe, seconds = [], [], 0.0
     for start in range(0, number, rollout.batch_size):
         ids = range(start, min(start + rollout.batch_size, number))
         began = time.perf_counter()
-        logs = roll_out(model, None, rollout, ShapingConfig(candidates=1), ids, "blind")
+        logs = roll_out(model, None, rollout, blind, ids, "blind")
         seconds += time.perf_counter() - began
         tokens += [log.tokens.astype(np.int64) for log in logs]
         nfe += [len(np.unique(log.event_step)) for log in logs]
@@ -84,15 +88,15 @@ def summarise(samples: Samples, likelihoods: Mapping[str, Likelihood]) -> Measur
     """All figures of texts that were judged, by the judges' names. Raises InputError: too few texts, or too short ones."""
     rows, length = samples.tokens.shape
     if rows < 2 or length < BLEU_ORDER:
-        raise InputError(f"{rows} texts of {length} tokens: self-BLEU needs at least 2 of {BLEU_ORDER}; give more samples or "
-                         "a model of longer texts")
-    entropy = unigram_entropy(samples.tokens)
+        raise InputError(f"{rows} texts of {length} tokens: self-BLEU needs at least 2 of {BLEU_ORDER}; give more texts, "
+                         "or longer ones")
+    entropy, sequences = unigram_entropy(samples.tokens), list(samples.tokens)
     return Measures(
         samples=rows, length=length,
         nfe=None if samples.nfe is None else float(samples.nfe.mean()), seconds=samples.seconds,
         tokens_per_second=samples.tokens.size / samples.seconds if samples.seconds else None,
         entropy_bits=float(entropy.mean()), entropy_standard_error=float(entropy.std(ddof=1) / math.sqrt(rows)),
-        distinct_2=distinct_n(samples.tokens, 2), distinct_4=distinct_n(samples.tokens, 4),
+        distinct_2=distinct_n(sequences, 2), distinct_4=distinct_n(sequences, 4),
         self_bleu=self_bleu(samples.tokens), judges={name: _perplexity(each) for name, each in likelihoods.items()},
     )
 

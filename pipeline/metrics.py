@@ -127,7 +127,7 @@ def _clipped_matches(array: npt.NDArray[np.int64], n: int, pool: npt.NDArray[np.
     several = size > 1
     second[found[several]] = count[pooled[start[several] + 1]]
     most = np.where(owner[gram] == left_out[row], second[gram], best[gram])
-    return np.bincount(row, weights=np.minimum(count, most), minlength=rows)
+    return np.asarray(np.bincount(row, weights=np.minimum(count, most), minlength=rows), dtype=np.float64)
 
 
 @dataclass

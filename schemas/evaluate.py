@@ -86,6 +86,7 @@ class Row(Measures):
 
     model: str = Field(description="as named in the config; of real text, the corpus")
     fingerprint: str = Field(description="of the model; of real text, of what identifies the held-out windows")
+    vocabulary: str = Field(description="fingerprint of the tokenizer")
     steps: int | None = Field(description="step count n; null for real text, as is the temperature")
     temperature: float | None
 
