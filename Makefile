@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ASSETS := pipeline/assets
 
-.PHONY: setup demo test test-slow lint assets wheel clean
+.PHONY: setup demo test test-slow lint claims assets wheel clean
 .DEFAULT_GOAL := test
 
 setup: $(STAMP)
@@ -32,6 +32,8 @@ lint: setup
 	cd .namespace && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p tsdfm.schemas -p tsdfm.kernels -p tsdfm.pipeline -p tsdfm.jobs
 	$(BIN)/yamllint -s docker
 
+claims: setup  ## Test the paper's claim on real text and write the README's table (resumes; CLAIMS passes options on).
+	$(BIN)/python tests/benchmarks/claims.py --readme $(CLAIMS)
 
 assets: setup  ## Train the embedded models anew from their recipes (about two hours on two cores).
 	$(BIN)/tsdfm-pipeline pretrain $(ASSETS)/recipe/teacher-mask.yaml --out $(ASSETS)/teacher-mask --half

@@ -1,0 +1,201 @@
+"""From the results of `evaluate` to the claims' rows, verdicts, figure and README section."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tsdfm.pipeline.evaluation import perplexity_at_entropy
+
+README = Path(__file__).parents[2] / "README.md"
+FIGURE = Path(__file__).with_name("claims.png")
+BEGIN, END = "<!-- claims: written by `make claims` -->", "<!-- end of claims -->"
+REDUCTION, ENTROPY_SHARE, SPEED = 0.32, 0.97, 100.0
+
+Figures = list[dict[str, Any]]
+
+
+def judge_name(evaluator: str) -> str:
+    """How a judge is called in the table."""
+    if evaluator == "embedded":
+        return "embedded"
+    return "SmolLM2" if evaluator.endswith(".gguf") else "small"
+
+
+def collect(results: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], sources: Sequence[str]) -> Figures:
+    """One flat list of rows: source, who ('real', 'teacher', 'shaped', 'blind'), seed, and what was measured."""
+    figures: Figures = []
+    for name, result in results.items():
+        source = next(s for s in sources if name.startswith(s))
+        for row in result["rows"]:
+            model = row["model"].rstrip("/").rpartition("/")[2]
+            who, seed = ("teacher", None) if model.startswith("embedded") else (model.split("-")[2], int(model.split("-")[3]))
+            figures.append({**_figures(row), "source": source, "who": who, "seed": seed})
+        figures += [{**_figures(row), "source": source, "who": "real", "seed": None} for row in result["reference"]]
+    return figures
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("steps", "temperature", "samples", "nfe", "entropy_bits", "entropy_standard_error", "distinct_2", "distinct_4",
+            "self_bleu")
+    return {**{name: row[name] for name in kept}, "judges": {judge_name(j): v for j, v in row["judges"].items()}}
+
+
+def pick(figures: Figures, **wanted: object) -> Figures:
+    """The rows whose fields have these values."""
+    return [row for row in figures if all(row[name] == value for name, value in wanted.items())]
+
+
+def conclude(figures: Figures, speeds: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Each target, by source and judge: what was measured, and whether it is met."""
+    return {source: {**_claims(figures, source), "speed": {**speeds[source], "met": speeds[source]["every_step_ratio"] >= SPEED}}
+            for source in speeds}
+
+
+def _claims(figures: Figures, source: str) -> dict[str, Any]:
+    real = pick(figures, source=source, who="real")[0]
+    floor = ENTROPY_SHARE * real["entropy_bits"]
+    teacher = pick(figures, source=source, who="teacher", temperature=1.0)
+    long = max(teacher, key=lambda row: row["steps"])
+    arms = {arm: pick(figures, source=source, who=arm, steps=8, temperature=1.0) for arm in ("shaped", "blind")}
+    entropy = min(row["entropy_bits"] for row in arms["shaped"])
+    found: dict[str, Any] = {"entropy_floor": floor, "student_entropy": entropy, "entropy_met": entropy >= floor, "judges": {}}
+    for judge in real["judges"]:
+        shaped, blind = ([row["judges"][judge] for row in arms[arm]] for arm in ("shaped", "blind"))
+        mean = math.exp(sum(math.log(each["perplexity"]) for each in shaped) / len(shaped))
+        worst = max(each["perplexity"] for each in shaped)
+        reduction = 1 - mean / long["judges"][judge]["perplexity"]
+        apart = max(each["high"] for each in shaped) < min(each["low"] for each in blind)
+        found["judges"][judge] = {
+            "student": mean, "student_worst_seed": worst, "teacher_long": long["judges"][judge]["perplexity"],
+            "reduction": reduction, "reduction_met": reduction >= REDUCTION, "apart_from_blind": apart,
+            "frontier": _frontier(figures, source, judge, floor, real["entropy_bits"]),
+        }
+    return found
+
+
+def _frontier(figures: Figures, source: str, judge: str, floor: float, real: float) -> dict[str, Any]:
+    """Perplexity of every curve where it passes 97 % and 100 % of real text's entropy; None: the curve doesn't reach there."""
+    curves = {f"{row['who']}-{row['steps']}" for row in pick(figures, source=source) if row["who"] != "real"}
+    read: dict[str, Any] = {}
+    for place, entropy in (("at_97", floor), ("at_100", real)):
+        read[place] = {}
+        for curve in sorted(curves):
+            points = points_of(figures, source, curve, judge)
+            if len(points) > 2:
+                read[place][curve] = perplexity_at_entropy(points, entropy)
+    return read
+
+
+def points_of(figures: Figures, source: str, curve: str, judge: str) -> list[tuple[float, float]]:
+    """(entropy, perplexity) of one curve over temperatures, by rising temperature; the first training seed only."""
+    who, _, steps = curve.partition("-")
+    rows = [row for row in pick(figures, source=source, who=who, steps=int(steps)) if row["seed"] in (None, 0)]
+    return [(row["entropy_bits"], row["judges"][judge]["perplexity"]) for row in sorted(rows, key=lambda r: r["temperature"])]
+
+
+def draw(figures: Figures, file: Path) -> None:
+    """Perplexity against entropy over sampling temperatures: a row per source, a column per judge."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    sources = sorted({row["source"] for row in figures})
+    judges = list(figures[0]["judges"])
+    styles = {"teacher": ("#555555", "o"), "shaped": ("#0072b2", "s"), "blind": ("#d55e00", "^")}
+    lines = {8: "-", 64: "--", 1024: ":"}
+    canvas, axes = pyplot.subplots(len(sources), len(judges), figsize=(4.4 * len(judges), 3.6 * len(sources)), squeeze=False)
+    for source, across in zip(sources, axes, strict=True):
+        real = pick(figures, source=source, who="real")[0]
+        for judge, axis in zip(judges, across, strict=True):
+            for who, (colour, marker) in styles.items():
+                for steps, line in lines.items():
+                    rows = pick(figures, source=source, who=who, steps=steps)
+                    points = points_of(figures, source, f"{who}-{steps}", judge) if rows else []
+                    if len(points) > 1:
+                        name = f"{who}, {steps} steps" if who == "teacher" else f"student from {who}, {steps} steps"
+                        axis.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=4, label=name)
+            axis.plot(real["entropy_bits"], real["judges"][judge]["perplexity"], "*", color="black", markersize=11, label="real text")
+            axis.set(yscale="log", title=f"{source} source, judge: {judge}", xlabel="unigram entropy (bits)", ylabel="perplexity")
+            axis.axvline(ENTROPY_SHARE * real["entropy_bits"], color="#bbbbbb", linewidth=0.8)
+    axes[0][0].legend(fontsize=7)
+    canvas.tight_layout()
+    canvas.savefig(file, dpi=110)
+    pyplot.close(canvas)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The README section: rows, verdicts, settings, commands."""
+    figures, settings = result["rows"], result["settings"]
+    judges = list(figures[0]["judges"])
+    header = ["source", "model", "steps", *(f"{judge} ppl" for judge in judges), "entropy", "distinct-2", "self-BLEU", "NFE"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for source in sorted({row["source"] for row in figures}):
+        for who in ("real", "teacher", "blind", "shaped"):
+            steps = sorted({row["steps"] for row in pick(figures, source=source, who=who)}, key=lambda n: n or 0)
+            for n in steps:
+                rows = [r for r in pick(figures, source=source, who=who, steps=n) if r["temperature"] in (None, 1.0)]
+                lines.append("| " + " | ".join(_cells(source, who, n, rows, judges)) + " |")
+    verdicts = "\n".join(line for source, found in result["conclusion"].items() for line in _verdicts(source, found))
+    return f"""{BEGIN}
+{settings['samples']} texts per row at temperature 1; {settings['trajectories']} trajectories a source and arm (N = {settings['rollout_steps']},
+K = {settings['candidates']}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}. Perplexity with its 95 % bootstrap
+interval over texts, or, where there are {len(settings['seeds'])} training seeds, their geometric mean with least and greatest.
+
+{chr(10).join(lines)}
+
+{verdicts}
+{END}"""
+
+
+def _cells(source: str, who: str, steps: int | None, rows: Figures, judges: Sequence[str]) -> list[str]:
+    def mean(name: str) -> float:
+        return float(sum(row[name] for row in rows) / len(rows))
+
+    name = {"real": "real held-out text", "teacher": "teacher"}.get(who, f"student from {who}")
+    cells = [source, f"**{name}**" if who == "shaped" and steps == 8 else name, str(steps or "")]
+    for judge in judges:
+        each = [row["judges"][judge] for row in rows]
+        if len(each) == 1:
+            cells.append(f"{each[0]['perplexity']:.1f} ({each[0]['low']:.1f}-{each[0]['high']:.1f})")
+        else:
+            values = [e["perplexity"] for e in each]
+            middle = math.exp(sum(map(math.log, values)) / len(values))
+            cells.append(f"{middle:.1f} [{min(values):.1f}-{max(values):.1f}]")
+    nfe = "" if rows[0]["nfe"] is None else f"{mean('nfe'):.1f}"
+    return [*cells, f"{mean('entropy_bits'):.3f}", f"{mean('distinct_2'):.3f}", f"{mean('self_bleu'):.3f}", nfe]
+
+
+def _verdicts(source: str, found: Mapping[str, Any]) -> list[str]:
+    judges = found["judges"]
+    lowered = ", ".join(f"{100 * j['reduction']:.0f} % ({name})" for name, j in judges.items())
+    met = all(j["reduction_met"] and j["apart_from_blind"] for j in judges.values()) and found["entropy_met"]
+    apart = all(j["apart_from_blind"] for j in judges.values())
+    lines = [
+        f"- **{source}, (i) {'met' if met else 'not met'}**: the 8-step student is below its teacher at 1,024 steps by {lowered}; its "
+        f"entropy {found['student_entropy']:.3f} bits against a floor of {found['entropy_floor']:.3f}; shaped and blind intervals "
+        f"{'are apart' if apart else 'overlap'} under {'every judge' if apart else 'some judge'}."]
+    for place, share in (("at_97", 97), ("at_100", 100)):
+        said = []
+        for name, judge in judges.items():
+            curve = judge["frontier"][place]
+            values = [curve.get(which) for which in ("shaped-8", "blind-8", "teacher-8", "teacher-1024")]
+            said.append(f"{name}: " + " / ".join("-" if v is None else f"{v:.0f}" for v in values))
+        lines.append(f"- {source}, (ii) at {share} % of real text's entropy, perplexity of student from shaped / from blind / teacher at 8 / "
+                     f"teacher at 1,024 steps, each at the temperature that gives that entropy: {'; '.join(said)}.")
+    speed = found["speed"]
+    lines.append(f"- {source}, (iii) {'met' if speed['met'] else 'not met'}: 8 steps are {speed['every_step_ratio']:.0f} times faster than 1,024 "
+                 f"where every step is computed, {speed['skipping_ratio']:.1f} times with our sampler, which skips steps without a jump.")
+    return lines
+
+
+def publish(text: str, figure: Path, result: Mapping[str, Any]) -> None:
+    """Put the section between its marks in the README, the figure and all numbers beside this file."""
+    page = README.read_text()
+    before, _, rest = page.partition(BEGIN)
+    README.write_text(before + text + rest.partition(END)[2])
+    shutil.copyfile(figure, FIGURE)
+    FIGURE.with_suffix(".json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
