@@ -38,7 +38,7 @@ def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
     Raises InputError (nothing was changed) or WorkError (the last checkpoint is kept, the same command resumes).
     """
     check_target(out)
-    out = out.absolute()
+    out, config = out.absolute(), _anchored(config)
     reader = open_reader(config)
     start = open_init(config, reader.manifests[0])
     people.print(f"{reader.rows_per_epoch} trajectories, {config.objective} objective, {config.optim.steps} updates of "
@@ -50,6 +50,19 @@ def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
         ray.shutdown()
     return {"out": str(out), "fingerprint": checkpoint.load(out).fingerprint, "init": start.fingerprint,
             "updates": config.optim.steps, "seconds": round(time.monotonic() - started, 2), **last}
+
+
+def _anchored(config: DistillConfig) -> DistillConfig:
+    """The same with absolute local paths: training processes have another working directory."""
+    def anchor(name: str) -> str:
+        return str(Path(name).absolute()) if Path(name).exists() else name
+
+    data = config.data.model_copy(update={"paths": [anchor(path) for path in config.data.paths]})
+    corpus = config.real.corpus.model_copy(update={"path": anchor(config.real.corpus.path)})
+    changes = {"data": data, "real": config.real.model_copy(update={"corpus": corpus})}
+    if config.init not in (None, "embedded"):
+        changes["init"] = anchor(config.init)
+    return config.model_copy(update=changes)
 
 
 def _train(config: DistillConfig, out: Path) -> dict[str, float]:

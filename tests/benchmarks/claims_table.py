@@ -98,16 +98,16 @@ def points_of(figures: Figures, source: str, curve: str, judge: str) -> list[tup
 
 def draw(figures: Figures, file: Path) -> None:
     """Perplexity against entropy over sampling temperatures: a row per source, a column per judge."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
 
     sources = sorted({row["source"] for row in figures})
     judges = list(figures[0]["judges"])
     styles = {"teacher": ("#555555", "o"), "shaped": ("#0072b2", "s"), "blind": ("#d55e00", "^")}
     lines = {8: "-", 64: "--", 1024: ":"}
-    canvas, axes = pyplot.subplots(len(sources), len(judges), figsize=(4.4 * len(judges), 3.6 * len(sources)), squeeze=False)
+    canvas, axes = plt.subplots(len(sources), len(judges), figsize=(4.4 * len(judges), 3.6 * len(sources)), squeeze=False)
     for source, across in zip(sources, axes, strict=True):
         real = pick(figures, source=source, who="real")[0]
         for judge, axis in zip(judges, across, strict=True):
@@ -124,7 +124,7 @@ def draw(figures: Figures, file: Path) -> None:
     axes[0][0].legend(fontsize=7)
     canvas.tight_layout()
     canvas.savefig(file, dpi=110)
-    pyplot.close(canvas)
+    plt.close(canvas)
 
 
 def markdown(result: Mapping[str, Any]) -> str:
