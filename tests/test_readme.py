@@ -9,6 +9,7 @@ import yaml
 from tests.support import make_dataset
 from tsdfm.jobs.cli import cli
 from tsdfm.schemas.base import parse
+from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.generate import GenerateConfig
 
 ROOT = Path(__file__).parents[1]
@@ -30,9 +31,10 @@ def test_python_examples_run(number, tmp_path, tiny_models, monkeypatch):
         assert names["state"] == names["row"]["tokens"]
 
 
-def test_the_yaml_example_is_a_config():
-    config = parse(GenerateConfig, yaml.safe_load(blocks("yaml")[0]), "README")
-    assert config.arm == "both"
+def test_the_yaml_examples_are_configs():
+    generate, distill = blocks("yaml")
+    assert parse(GenerateConfig, yaml.safe_load(generate), "README").arm == "both"
+    assert parse(DistillConfig, yaml.safe_load(distill), "README").data.weights == [3, 1]
 
 
 def test_commands_use_options_that_exist():
