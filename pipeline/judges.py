@@ -90,6 +90,7 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
     except ImportError:
         raise InputError(f"judge {name}: needs transformers; pip install 'tsdfm-pipeline[eval]'") from None
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     options |= {"gguf_file": gguf} if gguf else {"use_safetensors": True}
     vocabulary = None if gguf else _own_vocabulary(folder)
@@ -118,17 +119,21 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
 
 @torch.no_grad()
 def _check(judge: Judge, model: Any) -> None:
-    """What the scores rest on: logits that are the head of hidden states, and hidden states that don't look ahead."""
+    """What the scores rest on: hidden states that don't look ahead, and logits that are a head of them."""
     ids = torch.arange(PROBE, device=judge.weight.device)[None] % len(judge.weight)
     hidden, logits = judge.hidden(ids), model(input_ids=ids, use_cache=False).logits
-    headed = F.linear(hidden, judge.weight, judge.bias)
-    if headed.shape != logits.shape or not torch.allclose(headed, logits, rtol=AGREEMENT, atol=AGREEMENT):
-        raise InputError(f"judge {judge.name}: the logits of {type(model).__name__} are more than a head of its hidden states, "
-                         "which is not supported; give another judge")
-    ids[0, -1] = (ids[0, -1] + 1) % len(judge.weight)
-    if not torch.allclose(judge.hidden(ids)[:, :-1], hidden[:, :-1], rtol=AGREEMENT, atol=AGREEMENT):
+    changed = ids.clone()
+    changed[0, -1] = (ids[0, -1] + 1) % len(judge.weight)
+    if not _close(judge.hidden(changed)[:, :-1], hidden[:, :-1]):
         raise InputError(f"judge {judge.name}: {type(model).__name__} sees the tokens that it has to predict; a judge is a "
                          "causal LM")
+    if not _close(F.linear(hidden, judge.weight, judge.bias), logits):
+        raise InputError(f"judge {judge.name}: the logits of {type(model).__name__} are more than a head of its hidden states, "
+                         "which is not supported; give another judge")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=AGREEMENT, atol=AGREEMENT)
 
 
 def _start(name: str, model: Any, tokenizer: Any) -> int:
