@@ -1,12 +1,13 @@
-"""Entropy and distinct-n against plain counting; running moments against numpy on everything at once."""
+"""Entropy, distinct-n and self-BLEU against plain counting; running moments against numpy on everything at once."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 
 from tests.inspection_data import distinct_by_counting, entropy_by_counting
-from tsdfm.pipeline.metrics import Moments, distinct_n, unigram_entropy
+from tsdfm.pipeline.metrics import Moments, distinct_n, self_bleu, unigram_entropy
 
 
 @pytest.mark.parametrize(("rows", "length", "vocab"), [(1, 1, 1), (5, 16, 3), (9, 33, 1000), (3, 64, 2)])
@@ -76,3 +77,47 @@ def test_one_value_has_no_deviation():
     assert moments.deviation is None
     moments.add([3.0])
     assert (moments.mean, moments.deviation, moments.standard_error) == (3.0, None, None)
+
+
+def bleu_by_counting(text, references):
+    """BLEU-4 as its papers write it: clipped counts, brevity penalty, 0.1 for a sum of 0."""
+    logs = []
+    for n in range(1, 5):
+        def grams(tokens, n=n):
+            return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+        counts, others = grams(text), [grams(reference) for reference in references]
+        matches = sum(min(count, max(other[gram] for other in others)) for gram, count in counts.items())
+        logs.append(math.log((matches or 0.1) / sum(counts.values())))
+    closest = min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1]
+    return min(1.0, math.exp(1 - closest / len(text))) * math.exp(sum(logs) / 4)
+
+
+@pytest.mark.parametrize(("rows", "length", "vocab", "references"), [
+    (2, 4, 2, 9), (12, 20, 3, 128), (12, 20, 3, 5), (30, 33, 50, 1), (25, 16, 6, 24), (9, 40, 2, 3)])
+def test_self_bleu_is_that_of_counting(rows, length, vocab, references):
+    rng = np.random.default_rng(rows)
+    tokens = rng.integers(vocab, size=(rows, length))
+    tokens[-1] = tokens[0]  # and two texts that are equal
+    order = np.random.default_rng(7).permutation(rows)
+    expected = []
+    for i in range(rows):
+        chosen = [j for j in order[: references + 1] if j != i][: references]
+        expected.append(bleu_by_counting(tokens[i].tolist(), [tokens[j].tolist() for j in chosen]))
+    assert self_bleu(tokens, references, seed=7) == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_self_bleu_spans_disjoint_to_identical():
+    assert self_bleu(np.tile(np.arange(20), (6, 1))) == pytest.approx(1.0)
+    assert self_bleu(np.arange(6 * 64).reshape(6, 64)) < 0.002
+
+
+def test_self_bleu_does_not_grow_with_the_number_of_texts():
+    tokens = np.random.default_rng(3).integers(20, size=(800, 32))
+    assert self_bleu(tokens[:400], 64) == pytest.approx(self_bleu(tokens, 64), rel=0.06)
+    assert self_bleu(tokens, 256) > 1.1 * self_bleu(tokens, 64)
+
+
+def test_self_bleu_refuses_what_has_no_references_or_4_grams():
+    for tokens, references in ((np.zeros((1, 9), int), 5), (np.zeros((5, 3), int), 5), (np.zeros((5, 9), int), 0)):
+        with pytest.raises(ValueError, match="self-BLEU needs"):
+            self_bleu(tokens, references)
