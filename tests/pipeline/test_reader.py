@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tsdfm.pipeline.reader as reader_module
 import tsdfm.pipeline.streams as streams
 from tests.support import make_dataset
 from tsdfm.pipeline import shards
@@ -417,13 +418,17 @@ def test_a_wrong_remote_shard_is_not_kept(made, cache):
     assert all(file.stat().st_size > 4 for file in cache.glob("*"))
 
 
-def test_loader_workers_of_a_remote_dataset_are_spawned(made, cache):
+def test_loader_workers_of_a_remote_dataset_are_spawned(made, cache, monkeypatch):
     """fsspec's own name for local files stands in for an object store: it can be opened in another process."""
     uri = f"local://{made / 'mask'}"
     assert Store(uri).local is None
+    contexts, loader = [], reader_module.DataLoader
+    monkeypatch.setattr(reader_module, "DataLoader", lambda *arguments, **options: (
+        contexts.append(options["multiprocessing_context"]), loader(*arguments, **options))[1])
     expected = list(open_reader(made / "mask").batches(0, 3))
     for one, other in zip(open_reader(uri).batches(0, 3, loader_workers=1), expected, strict=True):
         assert_same(one, other)
+    assert contexts == ["spawn"]
 
 
 # ----------------------------------------------------------------- faults
