@@ -129,6 +129,6 @@ def test_a_dataset_on_an_object_store_equals_the_local_one(tmp_path, tiny_models
         claim(remote, identity)
         worker = ShardWorker(config, identity, remote.uri)
         done = [worker.make(i, item).done for i, item in enumerate(plan(identity))]
-        manifest = commit(remote, identity, done, models.checkpoint.vocabulary)
+        manifest = commit(remote, identity, done, models.checkpoint.vocabulary, config.teacher)
     assert manifest == local
     assert verify(remote, lambda done, total: None)[1] == []
