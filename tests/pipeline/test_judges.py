@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -120,21 +121,11 @@ def test_texts_longer_than_the_context_are_refused(gpt2):
     (None, "</s>", "</s>"),
 ])
 def test_texts_start_as_documents_did(bos, eos, expected):
-    class Words:
-        vocab = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2, "<s>": 3, "</s>": 4}
-        bos_token, bos_token_id, eos_token_id = bos, vocab.get(bos), vocab[eos]
-
-        def get_vocab(self):
-            return self.vocab if "<s>" not in (bos, eos) and eos != "</s>" else {"<s>": 3, "</s>": 4}
-
-        def convert_tokens_to_ids(self, token):
-            return self.vocab[token]
-
-    class Model:
-        class config:
-            bos_token_id, eos_token_id = None, None
-
-    assert module._start("x", Model, Words()) == Words.vocab[expected]
+    vocab = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2} if eos != "</s>" else {"<s>": 3, "</s>": 4}
+    tokenizer = SimpleNamespace(bos_token=bos, bos_token_id=vocab.get(bos), eos_token_id=vocab[eos], get_vocab=lambda: vocab,
+                                convert_tokens_to_ids=vocab.get)
+    model = SimpleNamespace(config=SimpleNamespace(bos_token_id=None, eos_token_id=None))
+    assert module._start("x", model, tokenizer) == vocab[expected]
 
 
 @pytest.mark.parametrize("bias", [True, False])
