@@ -183,15 +183,17 @@ def _trained(facts: dict[str, object], out: Path, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--out", default="out/demo", show_default=True, help="Folder of the demo's dataset.")
-@click.option("--trajectories", default=96, show_default=True, type=click.IntRange(2), help="Pairs of trajectories.")
+@click.option("--out", default="out/demo", show_default=True, help="Folder of all that the demo makes.")
+@click.option("--trajectories", default=768, show_default=True, type=click.IntRange(2), help="Pairs of trajectories.")
+@click.option("--updates", default=600, show_default=True, type=click.IntRange(1), help="Updates of each student.")
+@click.option("--samples", default=256, show_default=True, type=click.IntRange(2), help="Texts per row of the evaluation.")
 @_JSON
-def demo(out: str, trajectories: int, as_json: bool) -> None:
-    """The main job on embedded defaults: generate shaped and blind trajectories, verify them, and show what came out."""
+def demo(out: str, trajectories: int, updates: int, samples: int, as_json: bool) -> None:
+    """The whole story on embedded defaults: trajectories shaped and blind, a student of each, and a page of results."""
     from tsdfm.jobs.demo import demo as run
 
     with redirect_stdout(sys.stderr):
-        report = run(out, trajectories)
+        report = run(out, trajectories, updates, samples)
     if as_json:
         emit(report)
 
