@@ -4,16 +4,19 @@ The training state and TensorBoard logs stand beside the student in OUT.training
 same command resumes from there, also after SIGKILL. Ray starts the processes and their process group; the exact state is ours.
 """
 
+import shlex
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.torch import TorchTrainer, get_device
 
@@ -37,10 +40,12 @@ def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
 
     Raises InputError (nothing was changed) or WorkError (the last checkpoint is kept, the same command resumes).
     """
-    check_target(out)
     out, config = out.absolute(), _anchored(config)
     reader = open_reader(config)
     start = open_init(config, reader.manifests[0])
+    if out.resolve() == start.path.resolve():
+        raise InputError(f"{out}: holds the weights to start from, which the student would replace; give another --out")
+    check_target(out)
     people.print(f"{reader.rows_per_epoch} trajectories, {config.objective} objective, {config.optim.steps} updates of "
                  f"{config.optim.batch_size}, from {start.path}", markup=False)
     started = time.monotonic()
@@ -58,7 +63,8 @@ def _anchored(config: DistillConfig) -> DistillConfig:
         return str(Path(name).absolute()) if Path(name).exists() else name
 
     data = config.data.model_copy(update={"paths": [anchor(path) for path in config.data.paths]})
-    corpus = config.real.corpus.model_copy(update={"path": anchor(config.real.corpus.path)})
+    text = config.real.corpus.path
+    corpus = config.real.corpus.model_copy(update={"path": text if text == "python" else anchor(text)})
     changes = {"data": data, "real": config.real.model_copy(update={"corpus": corpus})}
     if config.init not in (None, "embedded"):
         changes["init"] = anchor(config.init)
@@ -67,6 +73,9 @@ def _anchored(config: DistillConfig) -> DistillConfig:
 
 def _train(config: DistillConfig, out: Path) -> dict[str, float]:
     """Run the process group to its end. Returns the last scalars that it reported."""
+    if config.address == "local" and torch.cuda.is_available() and config.workers > torch.cuda.device_count():
+        raise InputError(f"workers: {config.workers} is more than this machine's GPUs ({torch.cuda.device_count()}), "
+                         "one for each; lower --workers, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1")
     if config.address == "local":
         connect("local", config.workers * config.optim.threads + 1)
     else:
@@ -90,24 +99,38 @@ def _train(config: DistillConfig, out: Path) -> dict[str, float]:
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    shown, scalars = 0, dict[str, float]()
+    shown, news = 0, News(0, {}, None, stopped=False)
     with interruptible("saving a checkpoint") as interrupted, ticker("distill", config.optim.steps) as show:
-        while thread.is_alive():
+        going = True
+        while going:
             thread.join(POLL_SECONDS)
+            going = thread.is_alive()
             if interrupted:
                 desk.stop.remote()
-            step, scalars = ray.get(desk.latest.remote()) or (0, scalars)
-            if step > shown:
-                show.update(step, _line(scalars))
-                shown = step
-    fault: Exception | None = ray.get(desk.fault.remote())
-    if fault is not None:
-        raise fault
+            news = _asked(desk.news.remote(), news, failure)
+            if news.step > shown:
+                show.update(news.step, _line(news.scalars))
+                shown = news.step
+            going &= news.fault is None  # after a fault the other processes would wait for the one that left
+    if news.fault is not None:
+        raise news.fault
     if failure:
         raise _explained(failure[0])
-    if ray.get(desk.stopped.remote()):
-        raise Interrupted(f"stopped; the last checkpoint is in {state_folder(out)}; resume with: {' '.join(resume_command())}")
-    return scalars
+    if news.stopped:
+        raise Interrupted(f"stopped; the last checkpoint is in {state_folder(out)}; resume with: "
+                          f"{shlex.join(resume_command())}")
+    return news.scalars
+
+
+def _asked(answer: Any, known: "News", failure: list[BaseException]) -> "News":
+    """The desk's news. If Ray itself failed: what is known, where `failure` tells more, else WorkError."""
+    try:
+        news: News = ray.get(answer)
+    except RayError as error:
+        if failure:
+            return known
+        raise _explained(error) from None
+    return news
 
 
 def _line(scalars: dict[str, float]) -> str:
@@ -118,43 +141,46 @@ def _line(scalars: dict[str, float]) -> str:
 def _explained(error: BaseException) -> WorkError:
     if isinstance(error, WorkerGroupError) and error.worker_failures:
         error = next(iter(error.worker_failures.values()))
+    error = getattr(error, "_base_exc", error)  # Ray's wrapper, whose text is a whole traceback
     reason = " ".join(str(error).split())
     return WorkError(f"training failed: {type(error).__name__}: {reason:.300}; the last checkpoint is kept, "
                      "the same command resumes")
+
+
+@dataclass(frozen=True)
+class News:
+    """What the training processes said last: update, scalars, what no restart mends, and whether they ended early."""
+
+    step: int
+    scalars: dict[str, float]
+    fault: Exception | None
+    stopped: bool
 
 
 class Desk:
     """A Ray actor between the driver and the training processes: progress one way, a wish to stop the other."""
 
     def __init__(self) -> None:
-        self._latest: tuple[int, dict[str, float]] | None = None
+        self._step, self._scalars = 0, dict[str, float]()
         self._stopping = self._stopped = False
         self._fault: Exception | None = None
 
     def post(self, step: int, scalars: dict[str, float]) -> bool:
         """Progress; answers whether to save and stop."""
-        self._latest = (step, scalars)
+        self._step, self._scalars = step, scalars
         return self._stopping
 
-    def latest(self) -> tuple[int, dict[str, float]] | None:
-        """The last progress posted."""
-        return self._latest
+    def news(self) -> News:
+        """All that was posted."""
+        return News(self._step, self._scalars, self._fault, self._stopped)
 
     def stop(self) -> None:
         """Ask the training to save and stop."""
         self._stopping = True
 
     def leave(self, fault: Exception | None) -> None:
-        """The training ended early: it was asked to (None), or something is wrong that no restart mends."""
-        self._stopped, self._fault = True, fault
-
-    def stopped(self) -> bool:
-        """Whether the training ended early."""
-        return self._stopped
-
-    def fault(self) -> Exception | None:
-        """What was wrong, if anything."""
-        return self._fault
+        """The training ended early: it was asked to (None), or something is wrong that no restart mends. The first counts."""
+        self._stopped, self._fault = True, self._fault or fault
 
 
 def _loop(settings: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ over the target positions of the whole batch, whatever their shares are.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -83,7 +83,7 @@ def _teacher_of(manifest: DatasetManifest) -> Checkpoint:
     named = manifest.teacher
     folders = [embedded(f"teacher-{wanted.source}")] + ([Path(named)] if named and named != "embedded" else [])
     for folder in folders:
-        if folder.is_dir():
+        with suppress(InputError):  # what else may lie there by now is not asked for
             opened = load_denoiser(folder)[1]
             if opened.fingerprint == wanted.fingerprint:
                 return opened
@@ -114,22 +114,25 @@ def distill_student(
     torch.manual_seed(config.optim.seed)  # weights that only a student has
     student = student_of(_denoiser(start)).to(place.device)
     datasets = [digest(manifest.identity) for manifest in reader.manifests]
+    real = _RealText(config, start, reader, place) if config.real.weight else None
     identity = {**config.model_dump(mode="json", exclude=MOVABLE), "init": start.fingerprint, "datasets": datasets}
+    if real is not None:
+        identity["corpus_sha256"] = real.sha256
     trainer = Trainer(student, config.optim, folder, identity, writes=place.rank == 0)
     trainer.resume()
     module: nn.Module = StudentLoss(student, config.objective)
     if place.world > 1:
         module = nn.parallel.DistributedDataParallel(module)
-    gauge = _LossPerBudget(config.budgets, place)
+    gauge = _Losses(config.budgets, place)
     batches = reader.batches(trainer.step, config.optim.steps, place.rank, place.world, config.data.loader_workers)
-    real = _RealText(config, start, reader, place) if config.real.weight else None
 
     def loss_at(step: int, generator: torch.Generator) -> Iterator[Tensor]:
         batch = next(batches).to(place.device)
+        gauge.updates += 1
         yield from _losses(module, batch, config.micro_batches, 1.0, place, gauge)
         if real is not None:
             text = real.batch(step, generator).to(place.device)
-            yield from _losses(module, text, config.micro_batches, config.real.weight, place, None)
+            yield from _losses(module, text, config.micro_batches, config.real.weight, place, gauge, by_budget=False)
 
     def report_on_first(step: int, scalars: dict[str, float]) -> bool:
         stop = bool(report(step, scalars)) if place.rank == 0 else False
@@ -139,9 +142,9 @@ def distill_student(
 
 
 def _losses(
-    module: nn.Module, batch: Batch, parts: int, weight: float, place: Place, gauge: "_LossPerBudget | None"
+    module: nn.Module, batch: Batch, parts: int, weight: float, place: Place, gauge: "_Losses", *, by_budget: bool = True
 ) -> Iterator[Tensor]:
-    """The losses of the parts of this process's share of a batch; their sum over all processes is `weight` times the mean."""
+    """The losses of the parts of this process's share of a batch; their mean over all processes is `weight` times the mean."""
     total = float(_summed((batch.target >= 0).sum().cpu().double()[None], place)[0])
     size = len(batch.t) // parts
     for part in range(parts):
@@ -151,9 +154,11 @@ def _losses(
         with cast(nn.parallel.DistributedDataParallel, module).no_sync() if alone else nullcontext():
             with torch.autocast("cuda", torch.bfloat16, enabled=place.device.type == "cuda"):
                 nats = module(rows)
-            if gauge is not None:
+            loss = nats.sum() * (weight * place.world / max(total, 1.0))
+            gauge.total += float(loss.detach())
+            if by_budget:
                 gauge.add(rows, nats.detach())
-            yield nats.sum() * (weight * place.world / max(total, 1.0))
+            yield loss
 
 
 def _summed(value: Tensor, place: Place) -> Tensor:
@@ -165,24 +170,28 @@ def _summed(value: Tensor, place: Place) -> Tensor:
     return there.cpu()
 
 
-class _LossPerBudget:
-    """Mean loss per target position, for every step budget seen since the last reading."""
+class _Losses:
+    """Since the last reading: the mean loss, and that per target position of every step budget seen."""
 
     def __init__(self, budgets: Iterable[int], place: Place) -> None:
         self.budgets, self.place = torch.tensor(sorted(budgets)), place
         self.sums = torch.zeros(len(self.budgets), 2, dtype=torch.float64)  # (nats, targets) of each budget
+        self.total, self.updates = 0.0, 0
 
     def add(self, batch: Batch, nats: Tensor) -> None:
+        """Count the nats [B, L] of a batch among those of its budgets."""
         bucket = torch.searchsorted(self.budgets, (1 / batch.dt).round().long().cpu())
         both = torch.stack([nats.sum(1), (batch.target >= 0).sum(1)], 1).double().cpu()
         self.sums.index_add_(0, bucket, both)
 
     def read(self) -> dict[str, float]:
-        """{'loss/8': nats, ...} over all processes, and start anew."""
+        """{'loss': nats, 'loss/8': nats, ...} over all processes, and start anew."""
         sums = _summed(self.sums, self.place)
-        self.sums = torch.zeros_like(self.sums)
-        return {f"loss/{n}": float(nats / count)
-                for n, (nats, count) in zip(self.budgets.tolist(), sums.tolist(), strict=True) if count}
+        total = float(_summed(torch.tensor([self.total], dtype=torch.float64), self.place)[0])
+        means = {"loss": total / (self.updates * self.place.world)}
+        self.sums, self.total, self.updates = torch.zeros_like(self.sums), 0.0, 0
+        return means | {f"loss/{n}": nats / count
+                        for n, (nats, count) in zip(self.budgets.tolist(), sums.tolist(), strict=True) if count}
 
 
 class _RealText:
@@ -191,6 +200,7 @@ class _RealText:
     def __init__(self, config: DistillConfig, start: Checkpoint, reader: Reader, place: Place) -> None:
         model = _denoiser(start).config
         corpus = prepare(config.real.corpus, start.vocabulary, start.vocabulary.size)
+        self.sha256 = corpus.facts["sha256"]
         length = reader.manifests[0].identity.rollout.length or model.length
         self.windows = TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)
         self.path, self.place = MixturePath.of(model), place

@@ -45,13 +45,10 @@ class StudentLoss(nn.Module):
         return losses.masked_scatter(has_target, self._of_rows(logits, batch, has_target))
 
     def _of_rows(self, logits: Tensor, batch: Batch, has_target: Tensor) -> Tensor:
-        if self.objective == "candidates":
-            assert batch.candidates is not None
-            assert batch.weights is not None
+        # Real text has tokens alone, whatever the objective.
+        if batch.candidates is not None and batch.weights is not None:
             return mixture_cross_entropy(logits, batch.candidates[has_target], batch.weights[has_target])
-        if self.objective in ("forward_kl", "reverse_kl"):
-            assert batch.topk_ids is not None
-            assert batch.topk_logprobs is not None
+        if batch.topk_ids is not None and batch.topk_logprobs is not None:
             divergence = forward_kl if self.objective == "forward_kl" else reverse_kl
             return divergence(logits, batch.topk_ids[has_target], batch.topk_logprobs[has_target])
         return F.cross_entropy(logits, batch.target[has_target], reduction="none")

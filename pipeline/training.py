@@ -80,7 +80,12 @@ class Trainer:
         return tensors
 
     def save(self) -> None:
-        """Write the training checkpoint; the header, written last, names the update it belongs to."""
+        """Write the training checkpoint; the header, written last, names the update it belongs to.
+
+        Raises WorkError, and leaves the last checkpoint, if a weight is not finite.
+        """
+        for parameter in self.parameters:
+            self._check_finite("largest weight", float(parameter.detach().abs().max()))
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)

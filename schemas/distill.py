@@ -17,7 +17,7 @@ class DataConfig(Frozen):
 
     paths: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, description=(
         "datasets: local folders, filesystem URIs, or hf://datasets/USER/NAME@REVISION"))
-    weights: list[Annotated[float, Field(gt=0)]] | None = Field(None, description=(
+    weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(None, description=(
         "share of each dataset in every batch, up to a common factor; null: by their numbers of trajectories"))
     arm: Arm = Field("shaped", description="which arm's rows")
     trajectories: int | None = Field(None, ge=1, description="only ids below this, of every dataset; null: all")
@@ -34,7 +34,7 @@ class DataConfig(Frozen):
 class RealConfig(Frozen):
     """A denoising loss on real text, mixed in."""
 
-    weight: float = Field(0.0, ge=0, description="weight of the real-data loss; 0: none")
+    weight: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight of the real-data loss; 0: none")
     corpus: CorpusConfig = CorpusConfig()
 
 
@@ -43,7 +43,7 @@ class DistillOptim(OptimConfig):
 
     steps: int = Field(2000, ge=1, description="number of updates")
     batch_size: int = Field(32, ge=1, description="trajectories per update, over all workers")
-    lr: float = Field(5e-4, gt=0, description="peak learning rate")
+    lr: float = Field(5e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
     warmup: int = Field(50, ge=0, description="updates of linear warm-up")
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
     ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights; these are what is saved")
@@ -56,8 +56,9 @@ class DistillConfig(Frozen):
     init: str | None = Field(None, min_length=1, description=(
         "folder of the weights to start from; null: the teacher that the manifest names"))
     objective: Objective = Field("event", description="what the student is fitted to; see pipeline/objectives.py")
-    beta: float = Field(64.0, ge=0, description="inverse temperature of 'candidates', per nat/token of energy")
-    budgets: dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0)]] = Field(
+    beta: float = Field(64.0, ge=0, allow_inf_nan=False, description=(
+        "inverse temperature of 'candidates', per nat/token of energy"))
+    budgets: dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         default_factory=lambda: {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0, 32: 1.0, 64: 1.0},
         min_length=1, description="step budgets n (dt = 1/n; n divides the rollout's N) and how often each is trained")
     real: RealConfig = RealConfig()
