@@ -28,7 +28,7 @@ _FIELDS = {
 @click.option("--trajectories", type=int, help="Only trajectory ids below this.  [all]")
 @click.option("--objective", type=click.Choice(["event", "candidates", "endpoint", "forward_kl", "reverse_kl"]), help="[event]")
 @click.option("--beta", type=float, help="Inverse temperature of 'candidates'.  [64]")
-@click.option("--budgets", help="Step budgets, e.g. 1,2,4,8 or 8:2,16:1 with weights.  [1,2,4,8,16,32,64]")
+@click.option("--budgets", help="Step budgets, e.g. 1,2,4,8 or 8:2,16:1 with weights.  [1,2,4,...,64]")
 @click.option("--real-weight", type=float, help="Weight of a denoising loss on real text.  [0]")
 @click.option("--corpus", help="That text: 'python', a file, a folder, or hub:NAME[:SPLIT].")
 @click.option("--updates", type=int, help="Number of updates.  [2000]")
@@ -63,7 +63,10 @@ def distill_command(config: Path | None, out: Path, as_json: bool, **flags: Any)
 def _budgets(text: str) -> dict[int, float]:
     """'1,2,8:0.5' -> {1: 1.0, 2: 1.0, 8: 0.5}."""
     try:
-        pairs = [part.partition(":") for part in text.split(",")]
-        return {int(n): float(weight or 1) for n, _, weight in pairs}
+        pairs = [(int(n), float(weight or 1)) for n, _, weight in (part.partition(":") for part in text.split(","))]
     except ValueError:
         raise InputError(f"--budgets {text}: not a list of step counts; write 1,2,4,8 or, with weights, 4:1,8:2") from None
+    budgets = dict(pairs)
+    if len(budgets) < len(pairs):
+        raise InputError(f"--budgets {text}: a step count stands there twice; give each once")
+    return budgets

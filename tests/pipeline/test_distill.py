@@ -6,6 +6,7 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -455,8 +456,9 @@ def test_a_faulty_shard_is_one_line_and_keeps_the_last_checkpoint(fault, words, 
 
 # ------------------------------------------------------------------ shares of a batch
 
-def gradients_of(config, folder, monkeypatch):
-    """The gradients of every update, unclipped, by name."""
+@contextlib.contextmanager
+def gradients():
+    """A list that the gradients of every update are put in, unclipped."""
     seen = []
     check = Trainer._check_finite
 
@@ -465,41 +467,52 @@ def gradients_of(config, folder, monkeypatch):
         if name == "loss":  # after backward, before clipping
             seen.append([p.grad.clone() for p in self.parameters])
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_check_finite", spy)
+    with mock.patch.object(Trainer, "_check_finite", spy):
+        yield seen
+
+
+def gradients_of(config, folder):
+    with gradients() as seen:
         train(config, folder)
     return seen
 
 
+def apart(one, other):
+    """The distance of two lists of tensors, as a share of the first one's length; 0 if both are 0."""
+    distance = sum(float((a - b).double().square().sum()) for a, b in zip(one, other, strict=True))
+    return (distance / max(sum(float(a.double().square().sum()) for a in one), 1e-30)) ** 0.5
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("source", ["mask", "uniform"])
-def test_the_gradient_of_four_micro_batches_is_that_of_one(source, objective, data, corpus, tmp_path, monkeypatch):
+def test_the_gradient_of_four_micro_batches_is_that_of_one(source, objective, data, corpus, tmp_path):
     """Rows carry different numbers of targets, so a mean of means would differ; real text, too."""
-    gradients = {}
+    found = {}
     for parts in (1, 4):
         config = small(data[source], objective=objective, micro_batches=parts, optim={"steps": 1, "batch_size": 8},
                        real={"weight": 0.7, "corpus": {"path": str(corpus)}})
-        gradients[parts] = gradients_of(config, tmp_path / str(parts), monkeypatch)[0]
-    assert sum(float(g.abs().sum()) for g in gradients[1]) > 1
-    for one, four in zip(gradients[1], gradients[4], strict=True):
-        torch.testing.assert_close(four, one, rtol=1e-4, atol=1e-5 * float(max(g.abs().max() for g in gradients[1])))
+        found[parts] = gradients_of(config, tmp_path / str(parts))[0]
+    assert sum(float(g.abs().sum()) for g in found[1]) > 1
+    assert apart(found[1], found[4]) < 1e-5
+    for one, four in zip(found[1], found[4], strict=True):
+        assert (one == 0).all() == (four == 0).all()
 
 
-def test_a_part_without_any_target_changes_nothing(data, tmp_path, monkeypatch):
+def test_a_part_without_any_target_changes_nothing(data, tmp_path):
     """256 steps, dt = 1/256, 16 positions: most rows have none; a whole batch without any is an update without a gradient."""
-    gradients = {}
+    found = {}
     for parts in (1, 4):
         config = small(data["long"], micro_batches=parts, budgets={256: 1.0}, data={"arm": "blind"}, optim={"steps": 10})
-        gradients[parts] = gradients_of(config, tmp_path / str(parts), monkeypatch)
+        found[parts] = gradients_of(config, tmp_path / str(parts))
     reader = open_reader(config)
     counts = [(reader.batch(step).target >= 0).sum(1).tolist() for step in range(10)]
     assert any(sum(row) == 0 for row in counts)
     assert any(0 in row and sum(row) for row in counts)
     for step, row in enumerate(counts):
-        for one, four in zip(gradients[1][step], gradients[4][step], strict=True):
+        for one in found[1][step]:
             assert one.isfinite().all()
             assert (sum(row) > 0) or (one == 0).all()
-            torch.testing.assert_close(four, one, rtol=1e-3, atol=1e-4)
+        assert apart(found[1][step], found[4][step]) < 1e-3
 
 
 # ------------------------------------------------------------------ data-parallel processes
@@ -521,7 +534,9 @@ def _process(rank, world, port, jobs):
             lines.append((step, scalars))
             return step == stop_at
 
-        student = train(DistillConfig.model_validate(settings), Path(folder) / "state", report, Place(rank, world, CPU))
+        with gradients() as seen:
+            student = train(DistillConfig.model_validate(settings), Path(folder) / "state", report, Place(rank, world, CPU))
+        torch.save(seen, Path(folder) / f"gradients-{rank}.pt")
         if student is not None:
             torch.save(student.state_dict(), Path(folder) / f"{rank}.pt")
         (Path(folder) / f"{rank}.json").write_text(json.dumps(lines))
@@ -530,6 +545,14 @@ def _process(rank, world, port, jobs):
 
 def in_processes(world, jobs):
     spawn(_process, (world, _free_port(), jobs), nprocs=world)
+
+
+def away(weights, student, config):
+    """The distance of `weights` from the student's, as a share of the way that the student has gone."""
+    torch.manual_seed(config.optim.seed)
+    start = student_of(open_init(config, open_reader(config).manifests[0]).network).state_dict()
+    final = student.state_dict()
+    return apart([final[key] - start[key] for key in final], [weights[key] - start[key] for key in final])
 
 
 DDP = ["mask", "uniform", "candidates", "few targets", "real text in micro-batches"]
@@ -542,7 +565,7 @@ def ddp_config(name, data, corpus, world):
         "mask": lambda: small(data["mask"], workers=world, optim=optim),
         "uniform": lambda: small(data["uniform"], workers=world, optim=optim),
         "candidates": lambda: small(data["uniform"], objective="candidates", workers=world, optim=optim),
-        "few targets": lambda: small(data["long"], budgets={256: 1.0}, data={"arm": "blind"}, workers=world, optim=optim),
+        "few targets": lambda: small(data["long"], budgets={64: 1.0}, data={"arm": "blind"}, workers=world, optim=optim),
         "real text in micro-batches": lambda: small(data["mask"], micro_batches=2, real=real, workers=world, optim=optim),
     }[name]()
 
@@ -568,15 +591,16 @@ def pairs(data, corpus):
 def test_two_processes_take_the_updates_of_one(name, pairs, data, corpus, tmp_path):
     lines, folder = [], pairs[name]
     config = ddp_config(name, data, corpus, 1)
-    student = train(config, tmp_path, lambda step, scalars: lines.append([step, scalars]))
+    with gradients() as seen:
+        student = train(config, tmp_path, lambda step, scalars: lines.append([step, scalars]))
+    for rank in (0, 1):  # both hold the whole gradient, after the exchange
+        theirs = torch.load(folder / f"gradients-{rank}.pt", weights_only=True)
+        distances = [apart(mine, other) for mine, other in zip(seen, theirs, strict=True)]
+        assert distances[0] < 1e-5
+        assert max(distances) < 5e-3  # Adam's steps blow float errors up
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    start = open_init(config, open_reader(config).manifests[0]).network.state_dict()
-    moved = 0.0
-    for key, value in student.state_dict().items():
-        assert torch.equal(first[key], second[key]), key
-        torch.testing.assert_close(first[key], value, rtol=0, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
-        moved = max(moved, float((value - start.get(key, torch.zeros_like(value))).abs().max()))
-    assert moved > 1e-3  # against which 2e-5 is little
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert away(first, student, config) < 2e-3
     said = json.loads((folder / "0.json").read_text())
     assert json.loads((folder / "1.json").read_text()) == []  # the first alone speaks
     assert [step for step, _ in said] == [step for step, _ in lines]
@@ -603,8 +627,7 @@ def test_a_run_of_one_process_may_go_on_in_two(data, corpus, tmp_path, monkeypat
     assert train(ddp_config("mask", data, corpus, 1), tmp_path / "cut" / "state", lambda step, _: step == 4) is None
     in_processes(2, [(ddp_config("mask", data, corpus, 2).model_dump(mode="json"), str(tmp_path / "cut"), None)])
     resumed = torch.load(tmp_path / "cut" / "0.pt", weights_only=True)
-    for key, value in whole.state_dict().items():
-        torch.testing.assert_close(resumed[key], value, rtol=0, atol=2e-5)
+    assert away(resumed, whole, ddp_config("mask", data, corpus, 1)) < 2e-3
 
 
 def test_types_of_this_module_are_what_the_fixtures_give(tiny_models):
