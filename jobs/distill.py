@@ -65,7 +65,7 @@ def _anchored(config: DistillConfig) -> DistillConfig:
     data = config.data.model_copy(update={"paths": [anchor(path) for path in config.data.paths]})
     text = config.real.corpus.path
     corpus = config.real.corpus.model_copy(update={"path": text if text == "python" else anchor(text)})
-    changes = {"data": data, "real": config.real.model_copy(update={"corpus": corpus})}
+    changes: dict[str, Any] = {"data": data, "real": config.real.model_copy(update={"corpus": corpus})}
     if config.init not in (None, "embedded"):
         changes["init"] = anchor(config.init)
     return config.model_copy(update=changes)

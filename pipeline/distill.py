@@ -115,7 +115,7 @@ def distill_student(
     student = student_of(_denoiser(start)).to(place.device)
     datasets = [digest(manifest.identity) for manifest in reader.manifests]
     real = _RealText(config, start, reader, place) if config.real.weight else None
-    identity = {**config.model_dump(mode="json", exclude=MOVABLE), "init": start.fingerprint, "datasets": datasets}
+    identity = {**_settings(config, reader, MOVABLE), "init": start.fingerprint, "datasets": datasets}
     if real is not None:
         identity["corpus_sha256"] = real.sha256
     trainer = Trainer(student, config.optim, folder, identity, writes=place.rank == 0)
@@ -123,7 +123,7 @@ def distill_student(
     module: nn.Module = StudentLoss(student, config.objective)
     if place.world > 1:
         module = nn.parallel.DistributedDataParallel(module)
-    gauge = _Losses(config.budgets, place)
+    gauge = _Gauge(reader.budget_shares, place)
     batches = reader.batches(trainer.step, config.optim.steps, place.rank, place.world, config.data.loader_workers)
 
     def loss_at(step: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -142,7 +142,7 @@ def distill_student(
 
 
 def _losses(
-    module: nn.Module, batch: Batch, parts: int, weight: float, place: Place, gauge: "_Losses", *, by_budget: bool = True
+    module: nn.Module, batch: Batch, parts: int, weight: float, place: Place, gauge: "_Gauge", *, by_budget: bool = True
 ) -> Iterator[Tensor]:
     """The losses of the parts of this process's share of a batch; their mean over all processes is `weight` times the mean."""
     total = float(_summed((batch.target >= 0).sum().cpu().double()[None], place)[0])
@@ -170,7 +170,7 @@ def _summed(value: Tensor, place: Place) -> Tensor:
     return there.cpu()
 
 
-class _Losses:
+class _Gauge:
     """Since the last reading: the mean loss, and that per target position of every step budget seen."""
 
     def __init__(self, budgets: Iterable[int], place: Place) -> None:
@@ -204,8 +204,8 @@ class _RealText:
         length = reader.manifests[0].identity.rollout.length or model.length
         self.windows = TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)
         self.path, self.place = MixturePath.of(model), place
-        self.budgets = torch.tensor([float(n) for n in config.budgets])
-        self.weights = torch.tensor(list(config.budgets.values()))
+        self.budgets = torch.tensor([float(n) for n in reader.budget_shares])
+        self.weights = torch.tensor(list(reader.budget_shares.values()))
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         """This process's share of the windows of update `step`."""
@@ -221,4 +221,10 @@ class _RealText:
 
 def training_facts(config: DistillConfig, reader: Reader, start: Checkpoint) -> dict[str, Any]:
     """What a student's training.json records."""
-    return {"config": config.model_dump(mode="json"), "data": reader.facts(), "init": start.fingerprint}
+    return {"config": _settings(config, reader, None), "data": reader.facts(), "init": start.fingerprint}
+
+
+def _settings(config: DistillConfig, reader: Reader, exclude: Any) -> dict[str, Any]:
+    """A config as JSON data, its budgets resolved."""
+    resolved = config.model_copy(update={"budgets": reader.budget_shares})
+    return resolved.model_dump(mode="json", exclude=exclude)

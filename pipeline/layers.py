@@ -1,5 +1,7 @@
 """Transformer parts that the denoiser and the causal models share."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,4 +63,5 @@ class MLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return linear(linear_gelu(x, self[0].weight, self[0].bias), self[2].weight, self[2].bias)
+        up, down = cast(nn.Linear, self[0]), cast(nn.Linear, self[2])
+        return linear(linear_gelu(x, up.weight, up.bias), down.weight, down.bias)

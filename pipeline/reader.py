@@ -12,6 +12,7 @@ inference with n steps meets, both stratified over the batch.
 import signal
 from collections.abc import Iterator
 from functools import cached_property
+from math import gcd
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,8 @@ from tsdfm.schemas.base import InputError, WorkError, differences
 from tsdfm.schemas.distill import KL_OBJECTIVES, DataConfig, Objective
 from tsdfm.schemas.manifest import DatasetManifest
 
+LARGEST_BUDGET = 64  # of those trained when none are named
+
 
 class Reader:
     """Batches of one run. A process (a rank, or a loader worker) holds at most two decoded groups of each dataset."""
@@ -36,6 +39,7 @@ class Reader:
         batch_size: int, seed: int,
     ) -> None:
         self.data, self.objective, self.beta, self.batch_size, self.seed = data, objective, beta, batch_size, seed
+        self.budget_shares = budgets
         self.budgets: Int = np.array(sorted(budgets))
         self.chances = np.cumsum([budgets[n] for n in sorted(budgets)]) / sum(budgets.values())
         self.sources = sources
@@ -44,7 +48,8 @@ class Reader:
 
     @classmethod
     def open(
-        cls, data: DataConfig, *, objective: Objective, beta: float, budgets: dict[int, float], batch_size: int, seed: int
+        cls, data: DataConfig, *, objective: Objective, beta: float, budgets: dict[int, float] | None, batch_size: int,
+        seed: int,
     ) -> "Reader":
         """Open the datasets and check that they can be mixed and serve this objective and these budgets.
 
@@ -53,6 +58,7 @@ class Reader:
         if not data.paths:
             raise InputError("data.paths: no dataset given; name at least one (--data)")
         sources = [Source.open(path, data) for path in data.paths]
+        budgets = budgets or _common_budgets(sources)
         for source in sources:
             _check_serves(source, objective, budgets)
             _check_agrees(source, sources[0], objective)
@@ -175,6 +181,12 @@ def _settle(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
+
+
+def _common_budgets(sources: list[Source]) -> dict[int, float]:
+    """The powers of two up to LARGEST_BUDGET that divide the steps of every dataset, equally often."""
+    steps = gcd(*(source.manifest.identity.rollout.steps for source in sources))
+    return {n: 1.0 for n in (1 << power for power in range(LARGEST_BUDGET.bit_length())) if steps % n == 0}
 
 
 def _check_serves(source: Source, objective: Objective, budgets: dict[int, float]) -> None:

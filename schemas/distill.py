@@ -12,6 +12,9 @@ Objective = Literal["event", "candidates", "endpoint", "forward_kl", "reverse_kl
 KL_OBJECTIVES = ("forward_kl", "reverse_kl")
 
 
+Budgets = dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
 class DataConfig(Frozen):
     """Which frozen trajectories to read, and in what order."""
 
@@ -58,9 +61,10 @@ class DistillConfig(Frozen):
     objective: Objective = Field("event", description="what the student is fitted to; see pipeline/objectives.py")
     beta: float = Field(64.0, ge=0, allow_inf_nan=False, description=(
         "inverse temperature of 'candidates', per nat/token of energy"))
-    budgets: dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default_factory=lambda: {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0, 32: 1.0, 64: 1.0},
-        min_length=1, description="step budgets n (dt = 1/n; n divides the rollout's N) and how often each is trained")
+    budgets: Budgets | None = Field(
+        None, min_length=1, description=(
+            "step budgets n (dt = 1/n; n divides the rollout's N) and how often each is trained; null: 1, 2, 4, ..., 64, as "
+            "far as they divide N, equally often"))
     real: RealConfig = RealConfig()
     optim: DistillOptim = DistillOptim()
     micro_batches: int = Field(1, ge=1, le=65536, description="gradient accumulation: parts that a batch is computed in")

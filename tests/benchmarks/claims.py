@@ -47,7 +47,7 @@ class Settings:
     candidates: int = 8
     rollout_steps: int = 64
     objective: str = "event"
-    updates: int = 1000
+    updates: int = 600
     batch_size: int = 32
     lr: float = 5e-4
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -55,11 +55,13 @@ class Settings:
     teacher_steps: tuple[int, ...] = (8, 64, 1024)
     student_steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)
+    temperatures_long: tuple[float, ...] = (0.6, 0.7, 0.8, 1.0)  # of the teacher at 1,024 steps, which costs most
     judge_updates: int = 800
     smollm2: bool = True
 
 
-QUICK = Settings(trajectories=192, updates=60, seeds=(0,), samples=48, temperatures=(0.8, 1.0), judge_updates=60, smollm2=False)
+QUICK = Settings(trajectories=192, updates=60, seeds=(0,), samples=48, temperatures=(0.8, 1.0), temperatures_long=(1.0,),
+                 judge_updates=60, smollm2=False)
 
 
 class Runner:
@@ -126,7 +128,8 @@ def evaluations(runner: Runner, settings: Settings) -> dict[str, list[object]]:
     if settings.smollm2:
         judges += ["--evaluator", fetch(work / "smollm2")]
     common = [*judges, "--samples", settings.samples, "--seed", 7, "--threads", 1]
-    sweep = ["--frontier", "--temperatures", ",".join(map(str, settings.temperatures))]
+    sweep, sweep_long = (["--frontier", "--temperatures", ",".join(map(str, temperatures))]
+                         for temperatures in (settings.temperatures, settings.temperatures_long))
     commands: dict[str, list[object]] = {}
 
     def add(name: str, models: Sequence[object], steps: Sequence[int], *extra: object) -> None:
@@ -138,7 +141,7 @@ def evaluations(runner: Runner, settings: Settings) -> dict[str, list[object]]:
         others = [work / f"student-{source}-{arm}-{seed}" for arm in ARMS for seed in settings.seeds[1:]]
         teacher = f"embedded:{source}"
         add(f"{source}-teacher", [teacher], [n for n in settings.teacher_steps if n < 1024], *sweep, "--reference")
-        add(f"{source}-teacher-long", [teacher], [n for n in settings.teacher_steps if n >= 1024], *sweep, "--no-reference")
+        add(f"{source}-teacher-long", [teacher], [n for n in settings.teacher_steps if n >= 1024], *sweep_long, "--no-reference")
         add(f"{source}-students", first, [8], *sweep, "--no-reference")
         add(f"{source}-steps", first, [n for n in settings.student_steps if n != 8], "--no-reference")
         if others:

@@ -85,7 +85,6 @@ def faults(data: dict[str, Path], models: TinyModels) -> dict[str, Fault]:
         "no weights there": ([*mask, "--init", "/nowhere/teacher"], ["/nowhere/teacher", "no such model folder"]),
         "the embedded teacher of other data": ([*mask, "--init", "embedded"], ["teacher-mask", "vocab_size"]),
         "budgets that do not divide": (["--data", data["mask"], "--budgets", "2,3"], ["3 does not divide", "N = 8", "1, 2, 4, 8"]),
-        "the default budgets on 8 steps": (["--data", data["mask"]], ["16 does not divide", "1, 2, 4, 8"]),
         "budgets of words": ([*mask, "--budgets", "abc"], ["--budgets abc", "1,2,4,8"]),
         "no budgets": ([*mask, "--budgets", ""], ["--budgets"]),
         "budgets of nothing": ([*mask, "--budgets", "1,,2"], ["--budgets 1,,2"]),

@@ -560,3 +560,14 @@ def test_a_changed_tokenizer(copy):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"tokenizer\.json: missing"):
         open_reader(folder).vocabulary  # noqa: B018
+
+
+@pytest.mark.parametrize(("steps", "wanted"), [([8], [1, 2, 4, 8]), ([12, 8], [1, 2, 4]), ([7], [1]), ([256], [1, 2, 4, 8, 16, 32, 64])])
+def test_budgets_that_are_not_named_are_the_powers_of_two_that_divide_every_dataset(tmp_path, tiny_models, steps, wanted):
+    paths = []
+    for n in steps:
+        make_dataset(tmp_path / str(n), tiny_models, arm="blind", trajectories=2, shard_size=2, rollout={"steps": n, "batch_size": 2})
+        paths.append(str(tmp_path / str(n)))
+    reader = Reader.open(DataConfig(paths=paths, arm="blind"), objective="event", beta=1.0, budgets=None, batch_size=4, seed=0)
+    assert reader.budget_shares == dict.fromkeys(wanted, 1.0)
+    assert set((1 / reader.batch(0).dt).round().int().tolist()) <= set(wanted)
