@@ -49,10 +49,10 @@ class StepEmbedding(nn.Module):
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
-        last = nn.Linear(cond_dim, cond_dim)
+        first, last = nn.Linear(FREQUENCIES, cond_dim), nn.Linear(cond_dim, cond_dim)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, cond_dim), nn.SiLU(), last)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, dt: Tensor) -> Tensor:
         """[B], in (0, 1] -> [B, cond_dim]."""
