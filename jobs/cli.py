@@ -184,8 +184,8 @@ def _trained(facts: dict[str, object], out: Path, as_json: bool) -> None:
 
 @cli.command()
 @click.option("--out", default="out/demo", show_default=True, help="Folder of all that the demo makes.")
-@click.option("--trajectories", default=768, show_default=True, type=click.IntRange(2), help="Pairs of trajectories.")
-@click.option("--updates", default=600, show_default=True, type=click.IntRange(1), help="Updates of each student.")
+@click.option("--trajectories", default=640, show_default=True, type=click.IntRange(2), help="Pairs of trajectories.")
+@click.option("--updates", default=500, show_default=True, type=click.IntRange(1), help="Updates of each student.")
 @click.option("--samples", default=256, show_default=True, type=click.IntRange(2), help="Texts per row of the evaluation.")
 @_JSON
 def demo(out: str, trajectories: int, updates: int, samples: int, as_json: bool) -> None:

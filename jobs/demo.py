@@ -50,7 +50,7 @@ from tsdfm.schemas.generate import Arm, GenerateConfig
 TEACHER = "embedded:mask"
 ARMS: tuple[Arm, ...] = ("blind", "shaped")
 STEPS, OTHER_STEPS, TEACHER_STEPS = 8, (4, 16), 64  # the comparison; of both students, too; of the teacher, too
-TEMPERATURES = (0.7, 0.8, 0.9, 1.0)
+TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
 SEED = 1  # of the evaluated texts: seed 0 is the trajectories', whose noise the students saw in training
 SHOWN = 4  # texts side by side
 SHARD = 64  # trajectories in one, unless there are too few for four shards
@@ -69,9 +69,9 @@ class Plan:
 
 def plan(out: str, trajectories: int, updates: int, samples: int) -> Plan:
     """What a demo runs. Raises InputError: OUT is not a local folder."""
-    folder = Store(out).local
-    if folder is None:
+    if "://" in out:
         raise InputError(f"--out {out}: models and pages need a local folder; give one")
+    folder = Path(out)
     threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
     data = GenerateConfig(
         out=str(folder / "data"), trajectories=trajectories, arm="both", shard_size=min(SHARD, -(-trajectories // 4)))

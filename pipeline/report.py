@@ -81,7 +81,7 @@ def _table(story: Story, rows: Sequence[tuple[Role, Row]]) -> str:
     caption = (f"{first.samples} texts of {first.length} tokens a row. Perplexity with its 95 % interval, entropy with its "
                f"standard error; forward passes per text.{at}")
     return (f'<div class="card scroll" role="region" aria-label="Table of figures" tabindex="0"><table>'
-            f"<caption>{_text(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body)
+            f"<caption><span>{_text(caption)}</span></caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(body)
             + "\n</tbody></table></div>")
 
 

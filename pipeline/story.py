@@ -105,7 +105,7 @@ def _of_teacher(story: Story, mine: Perplexity) -> list[str]:
     for steps, row in rows.items():
         found = story.perplexity(row)
         facts.append(f"{against(mine.perplexity, found.perplexity)} its teacher in {steps} steps ({number(found.perplexity)})")
-    return [f"The student from shaped is {', and '.join(facts)}."] if facts else []
+    return [f"The student from shaped stands {', and '.join(facts)}."] if facts else []
 
 
 def _of_entropy(story: Story, shaped: Row) -> list[str]:
@@ -132,12 +132,14 @@ def _of_entropy(story: Story, shaped: Row) -> list[str]:
 def caveats(story: Story) -> list[str]:
     """What the figures don't show."""
     optim, counts = story.distilled.optim, [row.samples for _, row in story.own]
+    seen = optim.steps * optim.batch_size / story.data.trajectories
     texts = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     return [
         f"One training seed ({optim.seed}) and one seed of sampling ({story.seed}): intervals are 95 % bootstrap intervals "
         f"over the {texts} texts of a row; they say nothing of how much another training would differ.",
         f"Small models: the teacher has {story.parameters / 1e6:.1f} million parameters. The students were trained on "
-        f"{story.data.trajectories} trajectories each, {optim.steps} updates of {optim.batch_size}.",
+        f"{story.data.trajectories} trajectories each, {optim.steps} updates of {optim.batch_size}: each trajectory was seen "
+        f"about {seen:.0f} times, and how much was learnt by heart is not measured.",
         "Perplexity is comparable under one judge only, and rewards dull text: read it beside entropy, distinct-2 and "
         "self-BLEU.",
         "Tokens per second were timed on the machine that ran this, with whatever else ran on it.",

@@ -178,5 +178,5 @@ def test_students_that_were_not_measured_are_not_compared(story):
 
 def test_caveats_name_seeds_counts_and_sizes(story):
     told = " ".join(caveats(story))
-    for fact in ("training seed (5)", "sampling (11)", "37 texts", "3.5 million", f"{story.data.trajectories} trajectories", "77 updates of 32"):
+    for fact in ("training seed (5)", "sampling (11)", "37 texts", "3.5 million", f"{story.data.trajectories} trajectories", "77 updates of 32", "about 352 times"):
         assert fact in told, fact
