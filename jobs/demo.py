@@ -152,7 +152,7 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
 
 def _distil(config: DistillConfig, folder: Path, dataset: str) -> str:
     """Train a student, unless the folder holds this very one. Returns 'kept' or 'made'."""
-    wanted = config.model_dump(mode="json", exclude=MOVABLE)
+    wanted = config.model_dump(mode="json", exclude=MOVABLE, exclude_none=True)
     facts = _json(folder / TRAINING_FILE)
     if facts is not None:
         same = _holds(facts["config"], wanted) and [each["identity"] for each in facts["data"]["datasets"]] == [dataset]
@@ -201,7 +201,7 @@ def _story(stages: Plan, results: dict[str, Results], store: Store, dataset: str
     curves: dict[Role, Curve] = {}
     for arm, config in stages.students.items():
         state = state_folder(stages.out / f"student-{arm}")
-        if _is_state_of(state, config.model_dump(mode="json", exclude=MOVABLE), dataset):
+        if _is_state_of(state, config.model_dump(mode="json", exclude=MOVABLE, exclude_none=True), dataset):
             curves[arm] = _losses(state / "tensorboard")
     teacher, _ = load_denoiser(embedded("teacher-mask"))
     return Story(
