@@ -32,7 +32,7 @@ from tsdfm.jobs.inspect import write_page
 from tsdfm.jobs.train import state_folder
 from tsdfm.pipeline.checkpoint import TRAINING_FILE, embedded, load_denoiser
 from tsdfm.pipeline.dataset import digest
-from tsdfm.pipeline.distill import MOVABLE
+from tsdfm.pipeline.distill import MOVABLE, open_init, open_reader, training_facts
 from tsdfm.pipeline.files import write_atomic
 from tsdfm.pipeline.inspection import summarise
 from tsdfm.pipeline.kept import METADATA
@@ -122,19 +122,19 @@ def demo(out: str, trajectories: int, updates: int, samples: int) -> dict[str, A
         generated = generate(stages.data)
     store = Store(str(stages.data.out))
     with _stage("verify", seconds), ticker("shards", int(str(generated["shards"]))) as show:
-        manifest, faults = verify(store, lambda done, total: show.update(done))
+        _, faults = verify(store, lambda done, total: show.update(done))
         if faults:
             raise WorkError(f"{store.uri}: {len(faults)} faults, the first: {faults[0]}")
         write_page(store, str(stages.out / "trajectories.html"), None)
-    dataset, students, results = digest(manifest.identity), dict[str, str](), dict[str, Results]()
+    students, results = dict[str, str](), dict[str, Results]()
     for arm, config in stages.students.items():
         with _stage(f"distil from {arm}", seconds):
-            students[arm] = _distil(config, stages.out / f"student-{arm}", dataset)
+            students[arm] = _distil(config, stages.out / f"student-{arm}")
     for name, each in stages.evaluations.items():
         with _stage(f"evaluate: {name}", seconds):
             results[name] = Results.model_validate(evaluate(each))
     with _stage("report", seconds):
-        story = _story(stages, results, store, dataset)
+        story = _story(stages, results, store)
         page = stages.out / "report.html"
         write_atomic(page, report_page(story).encode())
         _show(story, page)
@@ -150,27 +150,34 @@ def _stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
     seconds[name] = round(time.monotonic() - started, 2)
 
 
-def _distil(config: DistillConfig, folder: Path, dataset: str) -> str:
+def _distil(config: DistillConfig, folder: Path) -> str:
     """Train a student, unless the folder holds this very one. Returns 'kept' or 'made'."""
-    wanted = config.model_dump(mode="json", exclude=MOVABLE, exclude_none=True)
-    facts = _json(folder / TRAINING_FILE)
+    wanted, facts = _wanted(config), _json(folder / TRAINING_FILE)
     if facts is not None:
-        same = _holds(facts["config"], wanted) and [each["identity"] for each in facts["data"]["datasets"]] == [dataset]
-        if same:
+        datasets = [each["identity"] for each in facts["data"]["datasets"]]
+        if _holds({**facts["config"], "init": facts["init"], "datasets": datasets}, wanted):
             people.print(f"{folder}: kept, trained by this config on this dataset", markup=False)
             return "kept"
         people.print(f"{folder}: trained otherwise, will be made again", markup=False)
     state = state_folder(folder)
-    if (state / HEADER_FILE).is_file() and not _is_state_of(state, wanted, dataset):
+    if (state / HEADER_FILE).is_file() and not _is_state_of(state, wanted):
         shutil.rmtree(state)  # of other settings: nothing to resume from
     distill(config, folder)
     return "made"
 
 
-def _is_state_of(state: Path, wanted: dict[str, Any], dataset: str) -> bool:
-    """Whether training state belongs to a config and dataset."""
+def _wanted(config: DistillConfig) -> dict[str, Any]:
+    """What the records of a config's student must hold: all but where things lie, what was left open being resolved."""
+    reader = open_reader(config)
+    facts = training_facts(config, reader, open_init(config, reader.manifests[0]))
+    settings = DistillConfig.model_validate(facts["config"]).model_dump_json(exclude=MOVABLE)
+    return {**json.loads(settings), "init": facts["init"], "datasets": [digest(each.identity) for each in reader.manifests]}
+
+
+def _is_state_of(state: Path, wanted: dict[str, Any]) -> bool:
+    """Whether training state is a student's."""
     header = _json(state / HEADER_FILE)
-    return header is not None and _holds(header["identity"], wanted) and header["identity"]["datasets"] == [dataset]
+    return header is not None and _holds(header["identity"], wanted)
 
 
 def _holds(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -188,7 +195,7 @@ def _json(file: Path) -> dict[str, Any] | None:
     return found
 
 
-def _story(stages: Plan, results: dict[str, Results], store: Store, dataset: str) -> Story:
+def _story(stages: Plan, results: dict[str, Results], store: Store) -> Story:
     """Bring all results together."""
     roles: dict[str, Role] = {TEACHER: "teacher"}
     roles |= {str(stages.out / f"student-{arm}"): arm for arm in ARMS}
@@ -201,7 +208,7 @@ def _story(stages: Plan, results: dict[str, Results], store: Store, dataset: str
     curves: dict[Role, Curve] = {}
     for arm, config in stages.students.items():
         state = state_folder(stages.out / f"student-{arm}")
-        if _is_state_of(state, config.model_dump(mode="json", exclude=MOVABLE, exclude_none=True), dataset):
+        if _is_state_of(state, _wanted(config)):
             curves[arm] = _losses(state / "tensorboard")
     teacher, _ = load_denoiser(embedded("teacher-mask"))
     return Story(

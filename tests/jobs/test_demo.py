@@ -6,10 +6,16 @@ import shutil
 import time
 
 import pytest
+import torch
 
+from tests.support import make_dataset
 from tsdfm.jobs import demo as module
 from tsdfm.jobs.cli import cli as group
+from tsdfm.jobs.train import state_folder
+from tsdfm.pipeline import checkpoint
+from tsdfm.pipeline.distill import Place, distill_student, open_init, open_reader, training_facts
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.distill import DistillConfig
 
 SMALL = ("--trajectories", 8, "--updates", 4, "--samples", 8, "--json")
 
@@ -50,39 +56,51 @@ def test_a_remote_folder_is_refused():
         module.plan("memory://demo", 8, 4, 8)
 
 
-def test_only_the_very_student_is_kept(tmp_path, stages, monkeypatch):
-    folder, made = tmp_path / "student", []
-    monkeypatch.setattr(module, "distill", lambda config, out: made.append(config))
-    config = stages.students["blind"]
+@pytest.fixture
+def distilled(monkeypatch):
+    """The configs that the demo has trained: in this process, without Ray."""
+    made = []
 
-    def write(config, dataset, where):
-        record = json.loads(config.model_dump_json())
-        where.mkdir(exist_ok=True)
-        (where / "training.json").write_text(json.dumps({"config": record, "data": {"datasets": [{"identity": dataset}]}}))
-        (where / "training_state.json").write_text(json.dumps({"step": 1, "identity": {**record, "datasets": [dataset]}}))
+    def distill(config, out):
+        reader = open_reader(config)
+        start = open_init(config, reader.manifests[0])
+        place = Place(0, 1, torch.device("cpu"))
+        student = distill_student(config, reader, start, state_folder(out), place, lambda step, scalars: None)
+        checkpoint.save(out, student, start.vocabulary, training_facts(config, reader, start))
+        made.append(config)
 
-    def outcome(config=config, dataset="d"):
-        made.clear()
-        said = module._distil(config, folder, dataset)
-        assert (said == "kept") == (made == [])
+    monkeypatch.setattr(module, "distill", distill)
+    return made
+
+
+def test_only_the_very_student_is_kept(tmp_path, tiny_models, distilled):
+    folder, state = tmp_path / "student", tmp_path / "student.training"
+    header = state / "training_state.json"
+
+    def outcome(data="data", updates=3):
+        distilled.clear()
+        config = DistillConfig(data={"paths": [str(tmp_path / data)]}, optim={"steps": updates, "batch_size": 4}, init=str(tiny_models.mask))
+        said = module._distil(config, folder)
+        assert said == ("made" if distilled else "kept")
+        assert module._is_state_of(state, module._wanted(config)) == state.exists()
         return said
 
-    state = tmp_path / "student.training"
-    assert outcome() == "made"  # nothing is there
-    write(config, "d", folder)
-    write(config, "d", state)
+    make_dataset(tmp_path / "data", tiny_models)
+    make_dataset(tmp_path / "other", tiny_models, rollout={"steps": 8, "batch_size": 4, "seed": 1})
+    assert outcome() == "made"
     assert outcome() == "kept"
-    moved = config.model_copy(update={"data": config.data.model_copy(update={"paths": ["elsewhere"]})})
-    assert outcome(moved) == "kept"  # where the data lies doesn't matter
-    assert state.exists()
-    longer = config.model_copy(update={"optim": config.optim.model_copy(update={"steps": 21})})
-    assert outcome(longer) == "made"
-    assert not state.exists()  # of another config
-    write(longer, "d", state)
-    assert outcome(longer) == "made"
-    assert state.exists()  # of this one: distill resumes from it
-    assert outcome(config, "other data") == "made"
-    assert not state.exists()
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    assert outcome("elsewhere") == "kept"
+    assert outcome("elsewhere", updates=4) == "made"  # although there is state of another config
+    assert outcome("elsewhere", updates=4) == "kept"
+    shutil.rmtree(folder)
+    before = header.stat().st_mtime_ns
+    assert outcome("elsewhere", updates=4) == "made"
+    assert header.stat().st_mtime_ns == before  # resumed from its own state, at the end
+    assert outcome("other", updates=4) == "made"
+    assert outcome("other", updates=4) == "kept"
+    shutil.rmtree(state)
+    assert outcome("other", updates=4) == "kept"
 
 
 @pytest.mark.slow
