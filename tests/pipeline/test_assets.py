@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from tsdfm.pipeline.checkpoint import embedded, load
-from tsdfm.pipeline.judge import Likelihood, judge_tokens
+from tsdfm.pipeline.judge import Likelihood
+from tsdfm.pipeline.judges import open_judge
 from tsdfm.pipeline.metrics import unigram_entropy
 from tsdfm.pipeline.models import open_models
 from tsdfm.pipeline.rollout import roll_out
@@ -55,7 +56,7 @@ def test_a_likelihood_is_perplexity_with_an_interval_around_it():
 def test_the_judge_scores_a_text_as_its_own_softmax_does():
     network = load(embedded("judge")).network
     tokens = torch.randint(2047, (3, 64), generator=torch.Generator().manual_seed(0))
-    likelihood = judge_tokens(network, tokens)
+    likelihood = open_judge("embedded", torch.device("cpu")).score_tokens(tokens.numpy())
     logprob = network(tokens).log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(-1)
     assert likelihood.nats == pytest.approx(-logprob.numpy(), rel=1e-4)
     assert likelihood.tokens.tolist() == [64.0] * 3
@@ -64,12 +65,12 @@ def test_the_judge_scores_a_text_as_its_own_softmax_does():
 @pytest.mark.slow
 def test_shaping_halves_the_judges_perplexity_and_keeps_entropy():
     models = open_models(GenerateConfig(out="unused"), torch.device("cpu"))
-    network = load(embedded("judge")).network
+    judge = open_judge("embedded", torch.device("cpu"))
     rollout = RolloutConfig(steps=32)
     tokens = {
         arm: np.stack([log.tokens for log in roll_out(models.teacher, models.compass, rollout, ShapingConfig(), range(24), arm)])
         for arm in ("shaped", "blind")
     }
-    perplexity = {arm: judge_tokens(network, torch.from_numpy(t).long()).perplexity for arm, t in tokens.items()}
+    perplexity = {arm: judge.score_tokens(t.astype(np.int64)).perplexity for arm, t in tokens.items()}
     assert perplexity["shaped"] < perplexity["blind"] / 2
     assert unigram_entropy(tokens["shaped"]).mean() > 5.0
