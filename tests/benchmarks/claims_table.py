@@ -24,6 +24,11 @@ def judge_name(evaluator: str) -> str:
     return "SmolLM2" if evaluator.endswith(".gguf") else "small"
 
 
+def judges_of(record: Mapping[str, Any]) -> list[str]:
+    """The judges of a row or verdict, by rising size."""
+    return sorted(record["judges"], key=["small", "embedded", "SmolLM2"].index)
+
+
 def collect(results: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], sources: Sequence[str]) -> Figures:
     """One flat list of rows: source, who ('real', 'teacher', 'shaped', 'blind'), seed, and what was measured."""
     figures: Figures = []
@@ -77,16 +82,15 @@ def _claims(figures: Figures, source: str) -> dict[str, Any]:
 
 
 def _frontier(figures: Figures, source: str, judge: str, floor: float, real: float) -> dict[str, Any]:
-    """Perplexity of every curve where it passes 97 % and 100 % of real text's entropy; None: the curve doesn't reach there."""
-    curves = {f"{row['who']}-{row['steps']}" for row in pick(figures, source=source) if row["who"] != "real"}
-    read: dict[str, Any] = {}
-    for place, entropy in (("at_97", floor), ("at_100", real)):
-        read[place] = {}
-        for curve in sorted(curves):
-            points = points_of(figures, source, curve, judge)
-            if len(points) > 2:
-                read[place][curve] = perplexity_at_entropy(points, entropy)
-    return read
+    """Perplexity of every curve at 97 % and 100 % of real text's entropy, and in the middle of the range that all curves share.
+
+    None: the curve doesn't reach there.
+    """
+    names = sorted({f"{row['who']}-{row['steps']}" for row in pick(figures, source=source) if row["who"] != "real"})
+    curves = {name: points for name in names if len(points := points_of(figures, source, name, judge)) > 2}
+    shared = (max(min(points)[0] for points in curves.values()) + min(max(points)[0] for points in curves.values())) / 2
+    return {place: {"entropy": entropy, **{name: perplexity_at_entropy(points, entropy) for name, points in curves.items()}}
+            for place, entropy in (("at_97", floor), ("at_100", real), ("shared", shared))}
 
 
 def points_of(figures: Figures, source: str, curve: str, judge: str) -> list[tuple[float, float]]:
@@ -104,7 +108,7 @@ def draw(figures: Figures, file: Path) -> None:
     from matplotlib import pyplot as plt
 
     sources = sorted({row["source"] for row in figures})
-    judges = list(figures[0]["judges"])
+    judges = judges_of(figures[0])
     styles = {"teacher": ("#555555", "o"), "shaped": ("#0072b2", "s"), "blind": ("#d55e00", "^")}
     lines = {8: "-", 64: "--", 1024: ":"}
     canvas, axes = plt.subplots(len(sources), len(judges), figsize=(4.4 * len(judges), 3.6 * len(sources)), squeeze=False)
@@ -130,7 +134,7 @@ def draw(figures: Figures, file: Path) -> None:
 def markdown(result: Mapping[str, Any]) -> str:
     """The README section: rows, verdicts, settings, commands."""
     figures, settings = result["rows"], result["settings"]
-    judges = list(figures[0]["judges"])
+    judges = judges_of(figures[0])
     header = ["source", "model", "steps", *(f"{judge} ppl" for judge in judges), "entropy", "distinct-2", "self-BLEU", "NFE"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     for source in sorted({row["source"] for row in figures}):
@@ -147,7 +151,12 @@ interval over texts, or, where there are {len(settings['seeds'])} training seeds
 
 {chr(10).join(lines)}
 
+The lines (ii) give the perplexity of the student from shaped / from blind trajectories at 8 steps / the teacher at 8 / at 1,024
+steps; `-` where a curve does not reach that entropy.
+
 {verdicts}
+
+![Perplexity against entropy over sampling temperatures](tests/benchmarks/claims.png)
 {END}"""
 
 
@@ -170,7 +179,7 @@ def _cells(source: str, who: str, steps: int | None, rows: Figures, judges: Sequ
 
 
 def _verdicts(source: str, found: Mapping[str, Any]) -> list[str]:
-    judges = found["judges"]
+    judges = {name: found["judges"][name] for name in judges_of(found)}
     lowered = ", ".join(f"{100 * j['reduction']:.0f} % ({name})" for name, j in judges.items())
     met = all(j["reduction_met"] and j["apart_from_blind"] for j in judges.values()) and found["entropy_met"]
     apart = all(j["apart_from_blind"] for j in judges.values())
@@ -178,14 +187,14 @@ def _verdicts(source: str, found: Mapping[str, Any]) -> list[str]:
         f"- **{source}, (i) {'met' if met else 'not met'}**: the 8-step student is below its teacher at 1,024 steps by {lowered}; its "
         f"entropy {found['student_entropy']:.3f} bits against a floor of {found['entropy_floor']:.3f}; shaped and blind intervals "
         f"{'are apart' if apart else 'overlap'} under {'every judge' if apart else 'some judge'}."]
-    for place, share in (("at_97", 97), ("at_100", 100)):
+    for place, where in (("at_97", "97 % of real text's entropy"), ("at_100", "100 % of it"), ("shared", "what all curves reach")):
         said = []
         for name, judge in judges.items():
             curve = judge["frontier"][place]
             values = [curve.get(which) for which in ("shaped-8", "blind-8", "teacher-8", "teacher-1024")]
             said.append(f"{name}: " + " / ".join("-" if v is None else f"{v:.0f}" for v in values))
-        lines.append(f"- {source}, (ii) at {share} % of real text's entropy, perplexity of student from shaped / from blind / teacher at 8 / "
-                     f"teacher at 1,024 steps, each at the temperature that gives that entropy: {'; '.join(said)}.")
+        bits = next(iter(judges.values()))["frontier"][place]["entropy"]
+        lines.append(f"- {source}, (ii) at {bits:.3f} bits ({where}), each at the temperature that gives that entropy: {'; '.join(said)}.")
     speed = found["speed"]
     lines.append(f"- {source}, (iii) {'met' if speed['met'] else 'not met'}: 8 steps are {speed['every_step_ratio']:.0f} times faster than 1,024 "
                  f"where every step is computed, {speed['skipping_ratio']:.1f} times with our sampler, which skips steps without a jump.")
