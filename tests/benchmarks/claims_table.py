@@ -87,7 +87,7 @@ def _frontier(figures: Figures, source: str, judge: str, floor: float, real: flo
     None: the curve doesn't reach there.
     """
     names = sorted({f"{row['who']}-{row['steps']}" for row in pick(figures, source=source) if row["who"] != "real"})
-    curves = {name: points for name in names if len(points := points_of(figures, source, name, judge)) > 2}
+    curves = {name: points for name in names if len(points := points_of(figures, source, name, judge)) > 1}
     shared = (max(min(points)[0] for points in curves.values()) + min(max(points)[0] for points in curves.values())) / 2
     return {place: {"entropy": entropy, **{name: perplexity_at_entropy(points, entropy) for name, points in curves.items()}}
             for place, entropy in (("at_97", floor), ("at_100", real), ("shared", shared))}
