@@ -8,7 +8,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from tsdfm.schemas.distill import DistillConfig
 
 RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
 POLL_SECONDS = 0.5
+LOCK_SECONDS = 20  # to wait for the folder: processes of a killed run may outlive it by a few
 
 
 def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
@@ -183,6 +184,21 @@ class Desk:
         self._stopped, self._fault = True, self._fault or fault
 
 
+def _owned(store: Store) -> AbstractContextManager[object, bool | None]:
+    """Hold the training folder, which another process may be about to let go. Raises InputError if it doesn't."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(store.owned())
+            except InputError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return stack.pop_all()
+        time.sleep(POLL_SECONDS)
+
+
 def _loop(settings: dict[str, Any]) -> None:
     """What every training process runs."""
     config, out, desk = DistillConfig.model_validate(settings["config"]), Path(settings["out"]), settings["desk"]
@@ -192,7 +208,7 @@ def _loop(settings: dict[str, Any]) -> None:
     try:
         with ExitStack() as stack:
             if place.rank == 0:
-                stack.enter_context(Store(str(state_folder(out))).owned())
+                stack.enter_context(_owned(Store(str(state_folder(out)))))
             reader = open_reader(config)
             start = open_init(config, reader.manifests[0])
             student = distill_student(config, reader, start, state_folder(out), place, report)
