@@ -408,17 +408,33 @@ def test_a_shard_that_is_gone_is_one_line_whichever_process_misses_it(workers, c
         assert step_of(out) == 2
 
 
-@pytest.mark.slow
-def test_what_a_training_process_refuses_is_one_line(cli, tmp_path, data):
-    """The state of another config, text that is not there, and a run that is under way."""
-    out = tmp_path / "student"
-    config = settings(data["mask"])
+def brief(tmp_path: Path, data: Path) -> Path:
+    config = settings(data)
     config["optim"] |= {"steps": 2}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@pytest.mark.slow
+def test_a_run_that_is_under_way_is_refused_with_its_process_named(cli, tmp_path, data):
+    out = tmp_path / "student"
     with Store(str(state_of(out))).owned():
-        assert_refused(cli("distill", file, "--out", out), "another run is writing there", f"process {os.getpid()}")
-    assert_refused(cli("distill", file, "--out", out, "--real-weight", 1, "--corpus", "/nowhere.txt"), "/nowhere.txt", "no such file")
+        assert_refused(cli("distill", brief(tmp_path, data["mask"]), "--out", out), "another run is writing there", f"process {os.getpid()}")
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_text_that_is_not_there_is_one_line(cli, tmp_path, data):
+    out = tmp_path / "student"
+    outcome = cli("distill", brief(tmp_path, data["mask"]), "--out", out, "--real-weight", 1, "--corpus", "/nowhere.txt")
+    assert_refused(outcome, "/nowhere.txt", "no such file")
+    assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_run_of_another_config_is_refused_by_field(cli, tmp_path, data):
+    file, out = brief(tmp_path, data["mask"]), tmp_path / "student"
     assert cli("distill", file, "--out", out).code == 0
     before = tree(out)
     assert_refused(cli("distill", file, "--out", out, "--lr", 0.5), "optim.lr (there 0.001, here 0.5)")
