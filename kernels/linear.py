@@ -34,6 +34,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none", form: str = "") -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # its strides would not be looked at
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], form)
     return out
 
