@@ -7,7 +7,6 @@ same command resumes from there, also after SIGKILL. Ray starts the processes an
 import shlex
 import threading
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,10 +21,11 @@ from ray.train.torch import TorchTrainer, get_device
 
 from tsdfm.jobs.cluster import connect
 from tsdfm.jobs.console import people, ticker
-from tsdfm.jobs.generate import Interrupted, interruptible, resume_command
+from tsdfm.jobs.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.jobs.train import check_target, state_folder
 from tsdfm.pipeline import checkpoint
 from tsdfm.pipeline.distill import Place, distill_student, open_init, open_reader, training_facts
+from tsdfm.pipeline.reader import Reader
 from tsdfm.pipeline.storage import Store
 from tsdfm.pipeline.student_card import student_card
 from tsdfm.schemas.base import InputError, WorkError
@@ -43,6 +43,7 @@ def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
     """
     out, config = out.absolute(), _anchored(config)
     reader = open_reader(config)
+    config = _pinned(config, reader)
     start = open_init(config, reader.manifests[0])
     if out.resolve() == start.path.resolve():
         raise InputError(f"{out}: holds the weights to start from, which the student would replace; give another --out")
@@ -70,6 +71,14 @@ def _anchored(config: DistillConfig) -> DistillConfig:
     if config.init not in (None, "embedded"):
         changes["init"] = anchor(config.init)
     return config.model_copy(update=changes)
+
+
+def _pinned(config: DistillConfig, reader: Reader) -> DistillConfig:
+    """The same with every Hub dataset at the commit that the reader found: a branch may move before other processes look."""
+    paths = [source.store.uri for source in reader.sources]
+    for path in sorted(set(paths) - set(config.data.paths)):
+        people.print(f"reading {path}", markup=False)
+    return config.model_copy(update={"data": config.data.model_copy(update={"paths": paths})})
 
 
 def _train(config: DistillConfig, out: Path) -> dict[str, float]:
@@ -204,7 +213,10 @@ def _loop(settings: dict[str, Any]) -> None:
     config, out, desk = DistillConfig.model_validate(settings["config"]), Path(settings["out"]), settings["desk"]
     context = get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
-    report: Callable[[int, dict[str, float]], bool] = lambda step, scalars: ray.get(desk.post.remote(step, scalars))  # noqa: E731
+
+    def report(step: int, scalars: dict[str, float]) -> bool:
+        return bool(ray.get(desk.post.remote(step, scalars)))
+
     try:
         with ExitStack() as stack:
             if place.rank == 0:

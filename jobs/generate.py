@@ -8,12 +8,7 @@ same command again keeps every sound shard and makes the rest. The manifest, wri
 """
 
 import shlex
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import ray
@@ -23,6 +18,7 @@ from ray.util import ActorPool
 
 from tsdfm.jobs.cluster import connect
 from tsdfm.jobs.console import Ticker, people, ticker
+from tsdfm.jobs.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.jobs.worker import Receipt, as_actor
 from tsdfm.pipeline.dataset import Finished, ShardPlan, claim, commit, existing_shard, plan
 from tsdfm.pipeline.models import identity_of, open_models
@@ -33,10 +29,6 @@ from tsdfm.schemas.manifest import DatasetManifest, Identity
 
 RESTARTS = 3  # of one worker, and retries of one shard: a shard that kills its worker four times is a fault, not bad luck
 POLL_SECONDS = 0.5
-
-
-class Interrupted(WorkError):
-    """Stopped by the user, cleanly; what was made is kept."""
 
 
 def generate(config: GenerateConfig) -> dict[str, object]:
@@ -170,40 +162,6 @@ def _next_receipt(pool: ActorPool) -> Receipt | None:
     except RayError as error:
         raise WorkError(f"Ray failed ({str(error).strip().splitlines()[0]:.200}); run the same command to resume") from None
     return receipt
-
-
-class _Flag:
-    """Truthy once a signal came."""
-
-    def __init__(self) -> None:
-        self.raised = False
-
-    def __bool__(self) -> bool:
-        return self.raised
-
-
-@contextmanager
-def interruptible(first: str) -> Iterator[_Flag]:
-    """First SIGINT or SIGTERM: do what `first` says, then stop. Second: stop at once (nothing finished is lost)."""
-    flag = _Flag()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if flag.raised:
-            raise KeyboardInterrupt
-        flag.raised = True
-        people.print(f"{first}; interrupt again to stop at once", markup=False)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def resume_command() -> list[str]:
-    """The command line that goes on with this run: the same one."""
-    return ["tsdfm-pipeline", *sys.argv[1:]]
 
 
 def _report(manifest: DatasetManifest, out: str, kept: int, made: int, seconds: float) -> dict[str, object]:

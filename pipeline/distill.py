@@ -3,7 +3,8 @@
 The student is its teacher's copy with a step embedding (`denoiser.student_of`), fitted by `objectives.StudentLoss` to the
 batches of `reader.Reader`. Every number is a function of (config, data), so that a run that was killed ends in the same bits
 as one that was not, and W data-parallel processes take the updates of one, up to floating-point error: the loss is the mean
-over the target positions of the whole batch, whatever their shares are.
+over the target positions of the whole batch, whatever their shares are. (Dropout, if a model has it, is drawn by each process
+and for each part of a batch: then they agree in law only.)
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tsdfm.pipeline.checkpoint import Checkpoint, embedded, load_denoiser
+from tsdfm.pipeline.checkpoint import Checkpoint, load_denoiser
 from tsdfm.pipeline.dataset import digest
 from tsdfm.pipeline.denoiser import Denoiser, student_of
+from tsdfm.pipeline.models import teacher_folder
 from tsdfm.pipeline.objectives import StudentLoss
 from tsdfm.pipeline.paths import MixturePath, stratified_times
 from tsdfm.pipeline.pretrain import prepare
@@ -54,8 +56,7 @@ def open_init(config: DistillConfig, manifest: DatasetManifest) -> Checkpoint:
     """The denoiser to start from: `init`, or the manifest's teacher. Raises InputError if it doesn't fit the data."""
     identity = manifest.identity
     if config.init is not None:
-        folder = embedded(f"teacher-{identity.teacher.source}") if config.init == "embedded" else Path(config.init)
-        opened = load_denoiser(folder)[1]
+        opened = load_denoiser(teacher_folder(config.init, identity.teacher.source))[1]
     else:
         opened = _teacher_of(manifest)
     folder = opened.path
@@ -81,8 +82,7 @@ def _denoiser(opened: Checkpoint) -> Denoiser:
 def _teacher_of(manifest: DatasetManifest) -> Checkpoint:
     wanted = manifest.identity.teacher
     named = manifest.teacher
-    folders = [embedded(f"teacher-{wanted.source}")] + ([Path(named)] if named and named != "embedded" else [])
-    for folder in folders:
+    for folder in [teacher_folder(name, wanted.source) for name in dict.fromkeys(["embedded", named or "embedded"])]:
         with suppress(InputError):  # what else may lie there by now is not asked for
             opened = load_denoiser(folder)[1]
             if opened.fingerprint == wanted.fingerprint:
@@ -127,12 +127,14 @@ def distill_student(
     batches = reader.batches(trainer.step, config.optim.steps, place.rank, place.world, config.data.loader_workers)
 
     def loss_at(step: int, generator: torch.Generator) -> Iterator[Tensor]:
-        batch = next(batches).to(place.device)
         gauge.updates += 1
-        yield from _losses(module, batch, config.micro_batches, 1.0, place, gauge)
+        for rows, nats, loss in _parts(module, next(batches).to(place.device), config.micro_batches, place):
+            gauge.add(rows, nats.detach())
+            yield gauge.counted(loss)
         if real is not None:
             text = real.batch(step, generator).to(place.device)
-            yield from _losses(module, text, config.micro_batches, config.real.weight, place, gauge, by_budget=False)
+            for _, _, loss in _parts(module, text, config.micro_batches, place):
+                yield gauge.counted(config.real.weight * loss)
 
     def report_on_first(step: int, scalars: dict[str, float]) -> bool:
         stop = bool(report(step, scalars)) if place.rank == 0 else False
@@ -141,10 +143,11 @@ def distill_student(
     return student if trainer.run(loss_at, report_on_first, gauge.read) else None
 
 
-def _losses(
-    module: nn.Module, batch: Batch, parts: int, weight: float, place: Place, gauge: "_Gauge", *, by_budget: bool = True
-) -> Iterator[Tensor]:
-    """The losses of the parts of this process's share of a batch; their mean over all processes is `weight` times the mean."""
+def _parts(module: nn.Module, batch: Batch, parts: int, place: Place) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+    """The parts of this process's share of a batch: rows, nats [b, L], and loss.
+
+    The losses summed over parts and averaged over processes are the mean nats of the whole batch's target positions.
+    """
     total = float(_summed((batch.target >= 0).sum().cpu().double()[None], place)[0])
     size = len(batch.t) // parts
     for part in range(parts):
@@ -154,11 +157,7 @@ def _losses(
         with cast(nn.parallel.DistributedDataParallel, module).no_sync() if alone else nullcontext():
             with torch.autocast("cuda", torch.bfloat16, enabled=place.device.type == "cuda"):
                 nats = module(rows)
-            loss = nats.sum() * (weight * place.world / max(total, 1.0))
-            gauge.total += float(loss.detach())
-            if by_budget:
-                gauge.add(rows, nats.detach())
-            yield loss
+            yield rows, nats, nats.sum() * (place.world / max(total, 1.0))
 
 
 def _summed(value: Tensor, place: Place) -> Tensor:
@@ -183,6 +182,11 @@ class _Gauge:
         bucket = torch.searchsorted(self.budgets, (1 / batch.dt).round().long().cpu())
         both = torch.stack([nats.sum(1), (batch.target >= 0).sum(1)], 1).double().cpu()
         self.sums.index_add_(0, bucket, both)
+
+    def counted(self, loss: Tensor) -> Tensor:
+        """`loss` itself, added to the sum."""
+        self.total += float(loss.detach())
+        return loss
 
     def read(self) -> dict[str, float]:
         """{'loss': nats, 'loss/8': nats, ...} over all processes, and start anew."""

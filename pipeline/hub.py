@@ -91,7 +91,7 @@ class HubStore(Store):
                              "that may read it") from None
         if status is not None:
             raise WorkError(f"{self.uri}: the Hub answered HTTP {status}; try again later") from None
-        where = self.endpoint or "huggingface.co"
+        where = self.endpoint or "the Hub"
         raise InputError(f"{self.uri}: {where} can't be reached ({type(error).__name__}); check the network, HF_ENDPOINT and "
                          "HF_HUB_OFFLINE, or download the dataset and give its folder") from None
 

@@ -75,7 +75,7 @@ def draw_frontier(frontier: dict[str, Any]) -> bytes:
     for panel in panels[len(judges):]:
         panel.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, fontsize=10)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * columns, len(labels)), frameon=False, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

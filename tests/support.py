@@ -8,6 +8,7 @@ import torch
 from tsdfm.pipeline import checkpoint
 from tsdfm.pipeline.causal import CausalLM
 from tsdfm.pipeline.denoiser import Denoiser
+from tsdfm.pipeline.files import sha256_file
 from tsdfm.pipeline.nce import NceEncoder
 from tsdfm.pipeline.tokenizer import Vocabulary
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
@@ -68,6 +69,33 @@ class Outcome:
     stdout: str
     stderr: str
 
+
+def assert_refused(outcome: Outcome, *words: str, code: int = 2) -> None:
+    """One line that says `words`, no traceback, nothing on standard output."""
+    lines = outcome.stderr.strip().splitlines()
+    assert outcome.code == code, outcome
+    assert lines[-1].startswith("Error: "), outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert sum(line.startswith("Error: ") for line in lines) == 1
+    assert outcome.stdout == ""
+    for word in words:
+        assert word in lines[-1], f"{word!r} is not in {lines[-1]!r}"
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file below a folder (or the file that it is) and its hash."""
+    if folder.is_file():
+        return {"": sha256_file(folder)}
+    return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def write_corpus(path: Path, documents: int) -> Path:
+    """Short documents of a tiny language."""
+    nouns, verbs = ["fox", "dog", "bird", "cat", "horse"], ["sees", "follows", "greets", "leaves"]
+    path.write_text("\n\n".join(
+        f"Number {i}: the {nouns[i % 5]} {verbs[i % 4]} the {nouns[i % 3]}, and the {nouns[(i * 7) % 5]} sleeps until day {i}."
+        for i in range(documents)))
+    return path
 
 
 def make_dataset(out: Path, models: TinyModels, **changes: object):

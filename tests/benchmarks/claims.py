@@ -102,22 +102,20 @@ def small_judge(settings: Settings) -> dict[str, object]:
 
 
 def make_models(runner: Runner, settings: Settings) -> None:
-    """The small judge and all students; a model folder that is there is finished."""
+    """The small judge and all students; a command whose work is done only checks that its config is the same."""
     commands: list[list[object]] = []
     judge = runner.work / "judge-small"
     recipe = runner.work / "judge-small.yaml"
     recipe.write_text(json.dumps(small_judge(settings), indent=2) + "\n")  # JSON is YAML
-    if not (judge / "config.json").is_file():
-        commands.append(["fit-compass", recipe, "--out", judge])
+    commands.append(["fit-compass", recipe, "--out", judge])
     for seed in settings.seeds:
         for source in SOURCES:
             for arm in ARMS:
                 student = runner.work / f"student-{source}-{arm}-{seed}"
-                if not (student / "config.json").is_file():
-                    commands.append([
-                        "distill", "--data", runner.work / f"data-{source}", "--arm", arm, "--out", student, "--objective",
-                        settings.objective, "--updates", settings.updates, "--batch-size", settings.batch_size, "--lr",
-                        settings.lr, "--seed", seed])
+                commands.append([
+                    "distill", "--data", runner.work / f"data-{source}", "--arm", arm, "--out", student, "--objective",
+                    settings.objective, "--updates", settings.updates, "--batch-size", settings.batch_size, "--lr",
+                    settings.lr, "--seed", seed])
     runner.together(commands)
 
 

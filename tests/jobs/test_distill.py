@@ -1,7 +1,6 @@
 """`distill` on the command line and on Ray: refusals, kills, interrupts, several processes, losses that are not finite."""
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.support import TinyModels, make_dataset
+from tests.support import TinyModels, assert_refused, make_dataset, tree
 from tsdfm.jobs.cli import cli as group
 from tsdfm.pipeline.checkpoint import load
 from tsdfm.pipeline.distill import Place, distill_student, open_init, open_reader
@@ -28,21 +27,6 @@ from tsdfm.schemas.distill import DistillConfig
 
 COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
 UPDATES = 400
-
-
-def tree(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
-
-
-def assert_refused(outcome, *words: str, code: int = 2) -> None:
-    lines = outcome.stderr.strip().splitlines()
-    assert outcome.code == code, outcome
-    assert lines[-1].startswith("Error: "), outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert sum(line.startswith("Error: ") for line in lines) == 1
-    assert outcome.stdout == ""
-    for word in words:
-        assert word in lines[-1], f"{word!r} is not in {lines[-1]!r}"
 
 
 @pytest.fixture(scope="module")
@@ -439,3 +423,25 @@ def test_the_run_of_another_config_is_refused_by_field(cli, tmp_path, data):
     before = tree(out)
     assert_refused(cli("distill", file, "--out", out, "--lr", 0.5), "optim.lr (there 0.001, here 0.5)")
     assert tree(out) == before
+
+
+def test_every_process_reads_the_commit_that_the_driver_found(tmp_path, data, monkeypatch, capsys):
+    """A branch may move between two looks, so training processes are given the commit."""
+    from tsdfm.jobs import distill as module
+    from tsdfm.pipeline.hub import HubStore
+
+    commit = "3" * 40
+    monkeypatch.setattr(HubStore, "_pin", lambda self, revision: commit)
+    monkeypatch.setattr(HubStore, "read", lambda self, path: Store(str(data["mask"])).read(path))
+    seen: list[DistillConfig] = []
+
+    def stop(config, out):
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_train", stop)
+    config = DistillConfig.model_validate({"data": {"paths": ["hf://datasets/team/runs@main", str(data["mask"])]}})
+    with pytest.raises(KeyboardInterrupt):
+        module.distill(config, tmp_path / "student")
+    assert seen[0].data.paths == [f"hf://datasets/team/runs@{commit}", str(data["mask"])]
+    assert f"reading hf://datasets/team/runs@{commit}" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Malformed inputs: one clear line, the right exit code, and OUT as it was."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -9,26 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support import make_dataset, tiny_config
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder and its hash."""
-    if folder.is_file():
-        return {"": hashlib.sha256(folder.read_bytes()).hexdigest()}
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
-
-
-def assert_refused(outcome, *words: str, code: int = 2) -> None:
-    lines = outcome.stderr.strip().splitlines()
-    assert outcome.code == code, outcome
-    assert lines[-1].startswith("Error: "), outcome.stderr
-    assert "Traceback" not in outcome.stderr
-    assert sum(line.startswith("Error: ") for line in lines) == 1
-    assert outcome.stdout == ""
-    for word in words:
-        assert word in lines[-1], f"{word!r} is not in {lines[-1]!r}"
-
+from tests.support import assert_refused, make_dataset, tiny_config, tree
 
 CONFIG_FAULTS = {
     "unknown field": ({"trajectoris": 3}, ["trajectoris", "no such field"]),

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.multiprocessing.spawn import spawn
 
-from tests.support import TinyModels, make_dataset, make_models
+from tests.support import TinyModels, make_dataset, make_models, write_corpus
 from tsdfm.pipeline import distill as module
 from tsdfm.pipeline.checkpoint import load, load_denoiser, save
 from tsdfm.pipeline.denoiser import student_of
@@ -48,12 +48,7 @@ def data(tmp_path_factory, tiny_models):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    nouns, verbs = ["fox", "dog", "bird", "cat", "horse"], ["sees", "follows", "greets", "leaves"]
-    path.write_text("\n\n".join(
-        f"Number {i}: the {nouns[i % 5]} {verbs[i % 4]} the {nouns[i % 3]}, and the {nouns[(i * 7) % 5]} sleeps until day {i}."
-        for i in range(200)))
-    return path
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "text.txt", 200)
 
 
 def small(*paths, optim=(), **changes):

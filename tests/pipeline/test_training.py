@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import nn
 
+from tests.support import write_corpus
 from tsdfm.pipeline.pretrain import evaluate, prepare, pretrain, windows_of
 from tsdfm.pipeline.tokenizer import Vocabulary
 from tsdfm.pipeline.training import HEADER_FILE, STATE_FILE, TokenWindows, Trainer, generator_of, learning_rate
@@ -326,12 +327,7 @@ def test_windows_of_spread_over_the_stream():
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """2,000 short documents of a tiny language."""
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    nouns, verbs = ["fox", "dog", "bird", "cat", "horse"], ["sees", "follows", "greets", "leaves"]
-    path.write_text("\n\n".join(
-        f"Number {i}: the {nouns[i % 5]} {verbs[i % 4]} the {nouns[i % 3]}, and the {nouns[(i * 7) % 5]} sleeps until day {i}."
-        for i in range(2000)))
-    return path
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "text.txt", 2000)
 
 
 def small(corpus, **optim):
