@@ -3,10 +3,13 @@
 Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A 128-bit counter and a 64-bit key
 give four 32-bit words; nothing is stateful, so any number can be drawn anywhere, in any order, on any worker.
 Words are held in int64 tensors, for torch has no full uint32 arithmetic; all values lie in [0, 2^32).
+Every backend gives the same bits: the torch form below, and on CUDA the kernel of `philox_triton`.
 """
 
 import torch
 from torch import Tensor
+
+from tsdfm.kernels.dispatch import backend
 
 _MULTIPLIER_0, _MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
 _WEYL_0, _WEYL_1 = 0x9E3779B9, 0xBB67AE85
@@ -23,6 +26,10 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def philox4x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
     """Ten rounds. Key and counter words: int64 tensors in [0, 2^32), broadcast together -> four words of that shape."""
+    if backend(counter[0]) == "triton":
+        from tsdfm.kernels import philox_triton
+
+        return philox_triton.words(key, counter)
     k0, k1 = key
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     for _ in range(ROUNDS):
@@ -35,5 +42,9 @@ def philox4x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor
 
 def uniform(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
     """float64 uniforms in [0, 1) of 53 bits, from the first two words; shapes as in `philox4x32`."""
+    if backend(counter[0]) == "triton":
+        from tsdfm.kernels import philox_triton
+
+        return philox_triton.uniform(key, counter)
     w0, w1, _, _ = philox4x32(key, counter)
     return ((w0 >> 5) * 67108864 + (w1 >> 6)).double() * 2.0**-53

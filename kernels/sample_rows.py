@@ -2,22 +2,39 @@
 
 A draw is the inverse of the cumulative distribution at a given uniform u: the smallest v with F(v) > u. One uniform serves a
 draw, where Gumbel-max needs V of them: at V = 50,257 and K = 8 that is 402,056 Philox words a row against 16. Noise is an
-argument, so any implementation must agree with the definition token for token, up to floating-point ties.
+argument, so any implementation must agree with the definition token for token, up to floating-point ties. The top-k is in
+the order (falling probability, rising id), so ties go to the lower id, at the k-th place too.
 
-The blocked path inverts in two levels, block masses first and then the one block that was hit, in float64, from float32
-logits. Operations: 2 R D V and about 6 R V. Held at any moment: one block of at most `BLOCK_ELEMENTS` logits, whatever R is.
+Two levels do both. The vocabulary falls into blocks of `CDF_BLOCK` tokens; of each block only its largest logit and its mass
+(the sum of exp(logit - row maximum)) are kept, [R, V / 128] of either. A draw inverts the blocks' masses in float64 and then
+one block. The k blocks that come first in the order (falling maximum, rising block) hold the whole top-k: a token outside
+them has k tokens before it. So K + k blocks a row are looked at again, and nothing else.
+
+What is looked at again comes from one of two implementations, and all that follows is shared:
+- torch (CPU): the logits of at most `BLOCK_ELEMENTS` elements are held, whatever R is, and their exponentials by the cacheful.
+  Operations: 2 R D V and about 4 R V. Measured by tests/benchmarks/sample_rows.py.
+- triton (CUDA): the logits of no row are held; see `sample_rows_triton`.
+
+Float32 decides between neighbours: logits carry about sqrt(D) roundings, a block's mass about 1e-7 of itself. Two
+implementations draw different tokens only where u lies within about 1e-6 of a border of F (tests: 1e-6 at D = 33).
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tsdfm.kernels.dispatch import backend
 from tsdfm.kernels.linear import linear
 from tsdfm.kernels.linear_logprob import rows_per_block
 
 CDF_BLOCK = 128  # tokens per first-level block of the cumulative distribution
+CACHE_ELEMENTS = 1 << 18  # exponentials held at once on a CPU: 1 MiB of float32
+WIDENED_TOKENS = 4096  # rows of a half-precision weight widened at once on a CPU
+NEGLIGIBLE = 80.0  # nats below the row's maximum at which a block has no mass: e^-80 is normal in float32, and 1e-35
 
 
 class RowSamples(NamedTuple):
@@ -25,8 +42,17 @@ class RowSamples(NamedTuple):
 
     tokens: Tensor  # [R, K] int64
     logprobs: Tensor  # [R, K]
-    topk_ids: Tensor  # [R, k] int64, by falling probability
+    topk_ids: Tensor  # [R, k] int64, by falling probability, ties by rising id
     topk_logprobs: Tensor  # [R, k]
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What one look at the tempered logits of r rows leaves: [r, B] for B blocks, and a way to look again."""
+
+    maxima: Tensor  # [r, B] float32; -inf where no token has mass
+    masses: Tensor  # [r, B] float32 or float64: sums of exp(logit - maximum of the row)
+    again: Callable[[Tensor], Tensor]  # block numbers [r, H] int64 -> logits [r, H, CDF_BLOCK] float32, -inf beyond V
 
 
 def sample_rows_reference(
@@ -34,11 +60,11 @@ def sample_rows_reference(
     excluded: int | None = None, top_k: int = 0,
 ) -> RowSamples:
     """The definition, in float64; holds all of [R, V]."""
-    logprob = _tempered(hidden.double(), weight.double(), _double(bias), temperature, excluded).log_softmax(-1)
+    logprob = _tempered(hidden.double(), weight.double(), bias, temperature, excluded).log_softmax(-1)
     cumulative = logprob.exp().cumsum(-1)
     tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-    top = logprob.topk(top_k, -1)
-    return RowSamples(tokens, logprob.gather(-1, tokens), top.indices, top.values)
+    top = logprob.sort(dim=-1, descending=True, stable=True)
+    return RowSamples(tokens, logprob.gather(-1, tokens), top.indices[:, :top_k], top.values[:, :top_k])
 
 
 def sample_rows(
@@ -48,8 +74,8 @@ def sample_rows(
     """Draw K tokens for each of R rows, and keep the top-k of its distribution.
 
     Args:
-        hidden: [R, D] float32.
-        weight: [V, D] float32.
+        hidden: [R, D] float32, bfloat16 or float16, in any strides.
+        weight: [V, D], same dtype.
         bias: [V], or None.
         uniforms: [R, K] float64 in [0, 1).
         temperature: > 0; divides the logits.
@@ -57,38 +83,55 @@ def sample_rows(
         top_k: k, from 0 to V.
 
     Returns:
-        RowSamples with tokens [R, K], logprobs [R, K], topk_ids [R, k], topk_logprobs [R, k].
+        RowSamples with tokens [R, K], logprobs [R, K], topk_ids [R, k], topk_logprobs [R, k]; float32.
 
     Raises:
-        ValueError: a temperature that is not positive, or uniforms of another number of rows.
+        ValueError: a temperature that is not positive, k out of range, or shapes or dtypes that don't fit together.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be positive")
     if uniforms.ndim != 2 or len(uniforms) != len(hidden):
         raise ValueError(f"uniforms {tuple(uniforms.shape)} must be [{len(hidden)}, K]")
+    if not 0 <= top_k <= len(weight):
+        raise ValueError(f"top_k {top_k} must be from 0 to {len(weight)}, the size of the vocabulary")
+    _check(hidden, weight, bias)
+    which = backend(hidden)
+    if which == "reference":
+        found = sample_rows_reference(
+            hidden, weight, bias, uniforms, temperature=temperature, excluded=excluded, top_k=top_k)
+        return RowSamples(found.tokens, found.logprobs.float(), found.topk_ids, found.topk_logprobs.float())
     rows, draws = uniforms.shape
     out = RowSamples(
-        torch.empty(rows, draws, dtype=torch.long, device=hidden.device), hidden.new_empty(rows, draws),
-        torch.empty(rows, top_k, dtype=torch.long, device=hidden.device), hidden.new_empty(rows, top_k),
+        torch.empty(rows, draws, dtype=torch.long, device=hidden.device),
+        torch.empty(rows, draws, dtype=torch.float32, device=hidden.device),
+        torch.empty(rows, top_k, dtype=torch.long, device=hidden.device),
+        torch.empty(rows, top_k, dtype=torch.float32, device=hidden.device),
     )
-    padded = -(-len(weight) // CDF_BLOCK) * CDF_BLOCK
-    step = rows_per_block(padded + draws * CDF_BLOCK)
+    looked_at = (draws + top_k) * CDF_BLOCK
+    if which == "triton":
+        from tsdfm.kernels import sample_rows_triton as fused
+
+        look, step = fused.look, fused.rows_at_once(len(weight), looked_at)
+    else:
+        look, step = _look, rows_per_block(len(weight) + looked_at)
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        logits = _tempered(hidden[part], weight, bias, temperature, excluded)
-        logits -= logits.amax(-1, keepdim=True)
-        tokens, total = _invert(logits.exp(), uniforms[part])
-        log_total = total.log().to(logits.dtype)
-        out.tokens[part] = tokens
-        out.logprobs[part] = logits.gather(-1, tokens) - log_total
-        if top_k:
-            best = logits.topk(top_k, -1)
-            out.topk_ids[part], out.topk_logprobs[part] = best.indices, best.values - log_total
+        drawn = _draw(look(hidden[part], weight, bias, temperature, excluded), uniforms[part], top_k)
+        for whole, piece in zip(out, drawn, strict=True):
+            whole[part] = piece
     return out
 
 
 def argmax_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, excluded: int | None = None) -> Tensor:
-    """The likeliest token of each row: hidden [R, D] -> [R] int64; never holds more than one block of logits."""
+    """The likeliest token of each row, the lowest such id: hidden [R, D] -> [R] int64; holds one block of logits at most."""
+    _check(hidden, weight, bias)
+    which = backend(hidden)
+    if which == "reference":
+        return _tempered(hidden.double(), weight.double(), bias, 1.0, excluded).argmax(-1)
+    if which == "triton":
+        from tsdfm.kernels import sample_rows_triton as fused
+
+        return fused.argmax(hidden, weight, bias, excluded)
     out = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
     step = rows_per_block(len(weight))
     for start in range(0, len(hidden), step):
@@ -97,12 +140,25 @@ def argmax_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, excluded
     return out
 
 
-def _double(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.double()
+def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [R, D] and [V, D]")
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}: they must be of one dtype")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {tuple(bias.shape)} must be [{len(weight)}], one per row of weight")
 
 
 def _tempered(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Tensor:
-    logits = linear(hidden, weight, bias)
+    """Tempered logits [r, V]; the product accumulates and rounds in float32 for narrower inputs."""
+    bias = None if bias is None else bias.to(torch.promote_types(hidden.dtype, torch.float32))
+    if hidden.dtype.itemsize >= 4:
+        logits = linear(hidden, weight, bias)
+    else:
+        logits = torch.empty(len(hidden), len(weight), device=hidden.device)
+        for start in range(0, len(weight), WIDENED_TOKENS):
+            ids = slice(start, start + WIDENED_TOKENS)
+            logits[:, ids] = linear(hidden.float(), weight[ids].float(), None if bias is None else bias[ids])
     if temperature != 1.0:
         logits /= temperature
     if excluded is not None:
@@ -110,20 +166,68 @@ def _tempered(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: 
     return logits
 
 
-def _invert(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Unnormalised mass [r, V] and uniforms [r, K] -> tokens [r, K] and total mass [r, 1] (float64)."""
-    rows, vocab = mass.shape
-    # blocks: [r, V / CDF_BLOCK, CDF_BLOCK], the tail padded with zero mass
-    blocks = F.pad(mass, (0, -vocab % CDF_BLOCK)).view(rows, -1, CDF_BLOCK)
-    cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+def _look(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Blocks:
+    """The blocks of r rows, whose logits [r, V] are held."""
+    logits = _tempered(hidden, weight, bias, temperature, excluded).float()
+    vocab = logits.shape[1]
+    maxima = _by_block(logits, torch.amax)
+    peak = maxima.amax(-1, keepdim=True)
+    step = max(1, CACHE_ELEMENTS // vocab)
+    pieces = zip(logits.split(step), peak.split(step), strict=True)
+    # float32 is enough for the sum of 128 masses of at most 1
+    masses = torch.cat([_by_block((part - top).exp_(), torch.sum) for part, top in pieces])
+
+    def again(blocks: Tensor) -> Tensor:
+        # ids, found: [r, H, CDF_BLOCK]
+        ids = blocks[..., None] * CDF_BLOCK + torch.arange(CDF_BLOCK, device=blocks.device)
+        found = logits.gather(1, ids.clamp_max(vocab - 1).flatten(1)).view(ids.shape)
+        return found.masked_fill_(ids >= vocab, -torch.inf)
+
+    return Blocks(maxima, masses, again)
+
+
+def _by_block(values: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """[r, V] -> [r, B], every block of CDF_BLOCK columns reduced to one number; the last block may be short."""
+    whole = values.shape[1] // CDF_BLOCK * CDF_BLOCK
+    full = reduce(values[:, :whole].unflatten(1, (-1, CDF_BLOCK)), -1) if whole else values[:, :0]
+    if whole == values.shape[1]:
+        return full
+    return torch.cat([full, reduce(values[:, whole:], -1, keepdim=True)], 1)
+
+
+def _draw(blocks: Blocks, uniforms: Tensor, top_k: int) -> RowSamples:
+    """Both levels, for r rows: uniforms [r, K] and blocks -> draws and top-k."""
+    draws, maxima = uniforms.shape[1], blocks.maxima
+    peak = maxima.amax(-1, keepdim=True)
+    cumulative = blocks.masses.double().masked_fill(maxima < peak - NEGLIGIBLE, 0).cumsum(-1)
     total = cumulative[:, -1:]
-    target = uniforms * total
+    target = uniforms.contiguous() * total
     # Rounding can put the target at the very end: the last block with mass is the answer then.
     last_block = (cumulative < total).sum(-1, keepdim=True)
     block = torch.minimum(torch.searchsorted(cumulative, target, right=True), last_block)
     before = F.pad(cumulative, (1, 0)).gather(-1, block)
-    # inside: [r, K, CDF_BLOCK], the hit block of each draw
-    inside = blocks[torch.arange(rows, device=mass.device)[:, None], block].double().cumsum(-1)
+    best = _top(maxima, min(top_k, maxima.shape[1])).sort(-1).values
+    # shifted: [r, K + blocks of the top-k, CDF_BLOCK]
+    shifted = blocks.again(torch.cat([block, best], 1)) - peak[..., None]
+    hit, candidates = shifted[:, :draws], shifted[:, draws:].flatten(1)
+    inside = hit.exp().double().cumsum(-1)
     last_token = (inside < inside[..., -1:]).sum(-1)
     offset = torch.searchsorted(inside, (target - before)[..., None], right=True)[..., 0]
-    return block * CDF_BLOCK + torch.minimum(offset, last_token), total
+    offset = torch.minimum(offset, last_token)
+    log_total = total.log().float()
+    place = _top(candidates, top_k)
+    return RowSamples(
+        block * CDF_BLOCK + offset, hit.gather(-1, offset[..., None])[..., 0] - log_total,
+        best.gather(1, place // CDF_BLOCK) * CDF_BLOCK + place % CDF_BLOCK, candidates.gather(1, place) - log_total,
+    )
+
+
+def _top(values: Tensor, k: int) -> Tensor:
+    """Places [r, k] of the largest of values [r, n] float32, in the order (falling value, rising place).
+
+    Keys of 64 bits that are never equal: the float's bits, made to rise with it, above the place counted backwards.
+    """
+    bits = (values + 0.0).view(torch.int32)  # -0.0 is 0.0
+    rising = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    places = torch.arange(values.shape[1], device=values.device)
+    return ((rising << 32) + (values.shape[1] - 1 - places)).topk(k, -1).indices

@@ -16,7 +16,9 @@ def poisoned(monkeypatch):
     real_empty, real_new_empty = torch.empty, torch.Tensor.new_empty
 
     def poison(tensor):
-        return tensor.fill_(float("nan") if tensor.is_floating_point() else POISON_INT)
+        if tensor.is_floating_point():
+            return tensor.fill_(float("nan"))
+        return tensor.fill_(min(POISON_INT, torch.iinfo(tensor.dtype).max))
 
     monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(real_empty(*a, **k)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *a, **k: poison(real_new_empty(self, *a, **k)))

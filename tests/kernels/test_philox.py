@@ -1,5 +1,7 @@
 """Philox4x32-10 against its published vectors and an independent implementation in plain Python integers."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given
@@ -70,6 +72,7 @@ def test_uniform_is_53_bits_of_the_first_two_words(counter, key):
     assert 0 <= value < 1
 
 
+@pytest.mark.skipif(os.environ.get("TSDFM_KERNELS") == "triton", reason="the words are planted in the torch form")
 def test_uniform_stays_below_one_for_the_largest_words(monkeypatch):
     """No counter is known that gives all ones, so the words are planted."""
     ones = torch.tensor(0xFFFFFFFF)

@@ -1,0 +1,193 @@
+"""`sample_rows` and `argmax_rows` on a GPU: Triton kernels that hold no row of logits.
+
+What follows the two looks at the logits (inverting masses, choosing blocks, ordering the top-k) is small, and is the shared
+torch code of `sample_rows`; its plain-torch counterpart is `sample_rows._look`. Rows are taken `HELD_ELEMENTS` at a time.
+
+    l[r, v] = (sum_d hidden[r, d] weight[v, d] + bias[v]) / temperature,  -inf for the excluded id;  block b: 128 ids
+    look:   maxima[r, b] = max of l over b,  sums[r, b] = sum over b of exp(l - maxima[r, b])     [R, V / 128] float32 each
+    again:  l over block[r, h], for H = K + k chosen blocks of every row                         [R, H, 128] float32
+
+Operations: 2 R D V to look, 256 R D H to look again (6 % of the former at H = 24, V = 50,257). Bytes, for s bytes an element:
+s (V D + R D) in, 8 R V / 128 out, then at most s (V D + R D H / 16) in and 512 R H out. Logits of their own would be 4 R V
+out and 8 R V or more in again (top-k, exponentials, sums): 206 and 412 MB at V = 50,257 and R = 1,024, against 3 and 13 MB
+here. Looking again row by row would read 128 s D bytes per block and row, 24 x 196 KB at D = 768 in bfloat16, 1.4 ms of the
+memory of an H100 for 1,024 rows, so the pairs (row, block) are sorted by block: a tile of 16 pairs reads each of its blocks
+once, for all of its rows, and mostly there is one.
+
+Floor on an H100 (SXM: 3.35 TB/s; 989 Tflop/s in bfloat16, 495 in TF32, of which float32 here takes three): with D = 768 and
+V = 50,257 the weight takes 23 us (bfloat16) or 46 us (float32) to read; the products of R = 1,024 rows take 85 us or
+0.51 ms with the second look, and those of R = 38 rows less than the weight's reading. So small R is bound by memory and large R
+by arithmetic, as the bare product is. Not measured on a GPU.
+
+Tested against the float64 definition in Triton's interpreter, over the tests of `sample_rows`; compiled ahead of time for sm_80
+and sm_90 without spills. Float32 products are "tf32x3": three TF32 products, about as exact as float32.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tsdfm.kernels import sample_rows as definition
+from tsdfm.kernels.sample_rows import Blocks
+
+HELD_ELEMENTS = 1 << 24  # float32 numbers held for one lot of rows: 64 MiB, 1,087 rows at V = 50,257, K = 8, k = 16
+PAIRS, SPLIT = 16, 4  # pairs of a tile of the second look, and programs that share its blocks
+
+
+class Tile(NamedTuple):
+    """The shape of one program's work."""
+
+    rows: int
+    depth: int  # of D, per step of the product
+    warps: int
+    stages: int
+
+
+def tile(rows: int, itemsize: int) -> Tile:
+    """The tile for so many rows; a fixed table, so that nothing is tuned at run time."""
+    if itemsize <= 2:
+        return Tile(16, 128, 4, 3) if rows <= 16 else Tile(64, 64, 4, 3) if rows <= 64 else Tile(128, 64, 8, 3)
+    return Tile(16, 32, 4, 3) if rows <= 16 else Tile(64, 32, 8, 3)
+
+
+@triton.jit
+def _logits(
+    hidden, weight, bias, row, live, block, vocab, depth, hidden_row, hidden_column, weight_row, weight_column, bias_step,
+    temperature, excluded, WIDEN: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """Tempered logits [ROWS, BLOCK] of rows `row` (those that are `live`) over one block of the vocabulary."""
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    known = token < vocab
+    x = hidden + row.to(tl.int64)[:, None] * hidden_row
+    w = weight + token.to(tl.int64)[None, :] * weight_row
+    sums = tl.zeros((ROWS, BLOCK), tl.float32)
+    for start in range(0, depth, DEPTH):
+        d = start + tl.arange(0, DEPTH)
+        inside = d < depth
+        left = tl.load(x + d[None, :] * hidden_column, mask=live[:, None] & inside[None, :], other=0.0)
+        right = tl.load(w + d[:, None] * weight_column, mask=known[None, :] & inside[:, None], other=0.0)
+        if WIDEN:
+            left, right = left.to(tl.float32), right.to(tl.float32)
+        sums = tl.dot(left, right, sums, input_precision="tf32x3")
+    if HAS_BIAS:
+        sums += tl.load(bias + token * bias_step, mask=known, other=0.0).to(tl.float32)[None, :]
+    return tl.where((known & (token != excluded))[None, :], tl.math.div_rn(sums, temperature), float("-inf"))
+
+
+@triton.jit(do_not_specialize=["rows", "excluded"])
+def look_kernel(
+    hidden, weight, bias, maxima, second, rows, vocab, depth, hidden_row, hidden_column, weight_row, weight_column, bias_step,
+    temperature, excluded, WIDEN: tl.constexpr, ARGMAX: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr,
+):
+    """One program per (tile of rows, block); tiles of one block are neighbours, so that its weights are read once.
+
+    second[r, b]: the sum of exp(logit - maximum), float32; or, for ARGMAX, the lowest place of the maximum, int32.
+    """
+    row_tiles = tl.cdiv(rows, ROWS)
+    block = tl.program_id(0) // row_tiles
+    row = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
+    live = row < rows
+    logits = _logits(
+        hidden, weight, bias, row, live, block, vocab, depth, hidden_row, hidden_column, weight_row, weight_column, bias_step,
+        temperature, excluded, WIDEN, HAS_BIAS, BLOCK, ROWS, DEPTH)
+    out = row.to(tl.int64) * tl.cdiv(vocab, BLOCK) + block
+    if ARGMAX:
+        top, place = tl.max(logits, 1, return_indices=True, return_indices_tie_break_left=True)
+        tl.store(second + out, place, mask=live)
+    else:
+        top = tl.max(logits, 1)
+        shift = tl.where(top == float("-inf"), 0.0, top)
+        tl.store(second + out, tl.sum(tl.exp(logits - shift[:, None]), 1), mask=live)
+    tl.store(maxima + out, top, mask=live)
+
+
+@triton.jit(do_not_specialize=["pairs", "excluded"])
+def again_kernel(
+    hidden, weight, bias, blocks, order, out, pairs, per_row, vocab, depth, hidden_row, hidden_column, weight_row,
+    weight_column, bias_step, temperature, excluded, WIDEN: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
+    PAIRS: tl.constexpr, DEPTH: tl.constexpr, SPLIT: tl.constexpr,
+):
+    """Logits of pairs (row, block), to out [P, BLOCK]: blocks [P] rises, order [P] holds their places, row = place // per_row.
+
+    A tile of pairs numbers its distinct blocks 0, 1, ...; program (tile, j) computes number j, j + SPLIT, ...
+    """
+    lane = tl.arange(0, PAIRS)
+    pair = tl.program_id(0) * PAIRS + lane
+    live = pair < pairs
+    block = tl.load(blocks + pair, mask=live, other=0).to(tl.int32)
+    before = tl.load(blocks + pair - 1, mask=live & (lane > 0), other=0).to(tl.int32)
+    place = tl.load(order + pair, mask=live, other=0)
+    number = tl.cumsum((live & (lane > 0) & (block != before)).to(tl.int32), 0)
+    for wanted in range(tl.program_id(1), tl.max(number, 0) + 1, SPLIT):
+        mine = live & (number == wanted)
+        current = tl.max(tl.where(mine, block, 0), 0)
+        logits = _logits(
+            hidden, weight, bias, place // per_row, mine, current, vocab, depth, hidden_row, hidden_column, weight_row,
+            weight_column, bias_step, temperature, excluded, WIDEN, HAS_BIAS, BLOCK, PAIRS, DEPTH)
+        tl.store(out + place[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :], logits, mask=mine[:, None])
+
+
+def rows_at_once(vocab: int, looked_at: int) -> int:
+    """Rows whose blocks, and whose `looked_at` logits each, fill `HELD_ELEMENTS` (int64 keys and float64 sums included)."""
+    return max(1, HELD_ELEMENTS // (8 * -(-vocab // definition.CDF_BLOCK) + 4 * looked_at))
+
+
+def look(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Blocks:
+    """The blocks of r rows; nothing of the logits is kept."""
+    maxima, sums = _launch_look(hidden, weight, bias, temperature, excluded, argmax=False)
+    masses = sums * (maxima - maxima.amax(-1, keepdim=True)).double().exp()
+
+    def again(blocks: Tensor) -> Tensor:
+        rows, per_row = blocks.shape
+        out = torch.empty(rows, per_row, definition.CDF_BLOCK, dtype=torch.float32, device=hidden.device)
+        ordered, order = blocks.flatten().sort()
+        if len(order):
+            shape = tile(PAIRS, hidden.element_size())
+            with torch.cuda.device_of(hidden):
+                again_kernel[(triton.cdiv(len(order), PAIRS), SPLIT)](
+                    hidden, weight, bias, ordered, order, out, len(order), per_row,
+                    *_common(hidden, weight, bias, temperature, excluded),
+                    HAS_BIAS=bias is not None, BLOCK=definition.CDF_BLOCK, PAIRS=PAIRS, DEPTH=shape.depth, SPLIT=SPLIT,
+                    num_warps=shape.warps, num_stages=shape.stages)
+        return out
+
+    return Blocks(maxima, masses, again)
+
+
+def argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, excluded: int | None) -> Tensor:
+    """The lowest id of the largest logit: [R] int64. Holds `HELD_ELEMENTS` numbers."""
+    out = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
+    step = rows_at_once(len(weight), 0)
+    for start in range(0, len(hidden), step):
+        maxima, places = _launch_look(hidden[start : start + step], weight, bias, 1.0, excluded, argmax=True)
+        block = maxima.argmax(-1, keepdim=True)  # the first of equal ones
+        out[start : start + step] = (block * definition.CDF_BLOCK + places.gather(1, block))[:, 0]
+    return out
+
+
+def _launch_look(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None, *, argmax: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, blocks = len(hidden), triton.cdiv(len(weight), definition.CDF_BLOCK)
+    maxima = torch.empty(rows, blocks, dtype=torch.float32, device=hidden.device)
+    second = torch.empty(rows, blocks, dtype=torch.int32 if argmax else torch.float32, device=hidden.device)
+    shape = tile(rows, hidden.element_size())
+    with torch.cuda.device_of(hidden):
+        look_kernel[(triton.cdiv(rows, shape.rows) * blocks,)](
+            hidden, weight, bias, maxima, second, rows, *_common(hidden, weight, bias, temperature, excluded), ARGMAX=argmax,
+            HAS_BIAS=bias is not None, BLOCK=definition.CDF_BLOCK, ROWS=shape.rows, DEPTH=shape.depth,
+            num_warps=shape.warps, num_stages=shape.stages)
+    return maxima, second
+
+
+def _common(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None
+) -> tuple[float | int, ...]:
+    """The arguments that both kernels share; the last, WIDEN, because the interpreter multiplies bfloat16 as if integers."""
+    return (*weight.shape, *hidden.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), temperature,
+            -1 if excluded is None else excluded, triton.knobs.runtime.interpret and hidden.dtype == torch.bfloat16)
