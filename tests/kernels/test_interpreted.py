@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 HERE = Path(__file__).parent
 DAILY = (
     "test_against_the_oracle and (5-129-7 or 1-2-1) and (0-0.3 or None-1.0) or minus_infinity or borders_are_exact or extreme or no_rows "
-    "or ties_go_to or narrow or strides or far_below or test_every_output_is_written or test_draw_k or test_draws_of_one_row"
+    "or ties_go_to or narrow or strides or far_below or test_every_output_is_written or test_draw_k or test_draws_of_one_row or hold_no_row"
 )
 
 

@@ -232,6 +232,7 @@ def test_draw_k_does_not_depend_on_the_other_draws():
         torch.testing.assert_close(one.logprobs[:, 0], many.logprobs[:, k], rtol=0, atol=2e-6 if TRITON else 0)
 
 
+@pytest.mark.skipif(TRITON, reason="the bound of the CPU's form")
 @pytest.mark.parametrize(("v", "k"), [(4096, 8), (509, 3), (3, 8), (257, 127)])
 def test_never_holds_much_more_than_a_block(monkeypatch, v, k):
     """The docstring's bound: one block of logits, whatever R is, and for every V and K that a config allows."""
@@ -244,6 +245,18 @@ def test_never_holds_much_more_than_a_block(monkeypatch, v, k):
     with LargestTensor() as seen:
         sample_rows(hidden, weight, bias, uniforms, top_k=2)
     assert seen.elements <= max(2 * block, inputs)
+
+
+@pytest.mark.skipif(not TRITON, reason="the bound of the kernels")
+def test_kernels_hold_no_row_of_logits(monkeypatch):
+    """40 rows of 5,000 tokens, in several lots or one: nowhere near 200,000 logits (the interpreter counts inputs in bytes)."""
+    hidden, weight, bias, uniforms = make(40, 5000, 2, k=2)
+    for held in (1 << 14, 1 << 24):
+        monkeypatch.setattr("tsdfm.kernels.sample_rows_triton.HELD_ELEMENTS", held)
+        with LargestTensor() as seen:
+            sample_rows(hidden, weight, bias, uniforms, top_k=1)
+            argmax_rows(hidden, weight, bias)
+        assert seen.elements <= 4 * max(weight.numel(), 40 * 3 * CDF_BLOCK) < 40 * 5000
 
 
 @pytest.mark.usefixtures("poisoned")
