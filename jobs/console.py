@@ -3,12 +3,15 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import click
+from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 LINE_SECONDS = 5.0  # where there is no terminal: one line so often
 
@@ -18,6 +21,20 @@ people = Console(stderr=True, highlight=False, soft_wrap=True)
 def emit(data: object) -> None:
     """Print one machine-readable JSON object on standard output."""
     click.echo(json.dumps(data, sort_keys=True))
+
+
+def figures_table(title: str, columns: Sequence[str]) -> Table:
+    """A table whose first column is words and whose others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    return table
+
+
+def print_whole(table: Table) -> None:
+    """Print a table with no column cut: a narrow terminal wraps the lines."""
+    whole = Measurement.get(people, people.options.update(width=1000), table).maximum
+    Console(stderr=True, highlight=False, width=max(people.width, whole), soft_wrap=True).print(table)
 
 
 class Ticker:

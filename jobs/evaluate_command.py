@@ -10,11 +10,9 @@ from typing import Any
 
 import click
 from rich import box
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 
-from tsdfm.jobs.console import emit, people
+from tsdfm.jobs.console import emit, people, print_whole
 from tsdfm.schemas.evaluate import Results, Row
 
 
@@ -70,9 +68,7 @@ def show_results(results: Results) -> None:
     for row in results.rows:
         table.add_row(models[row.model], str(row.steps), f"{row.temperature:g}", f"{row.nfe:.2f}", *_figures(row, results),
                       f"{row.tokens_per_second:,.0f}")
-    whole = Measurement.get(people, people.options.update(width=1000), table).maximum
-    # Never cut: a narrow terminal wraps the lines.
-    Console(stderr=True, highlight=False, width=max(people.width, whole), soft_wrap=True).print(table)
+    print_whole(table)
     if results.settings.out is not None:
         written = "results.json, frontier.json and frontier.png" if results.settings.frontier else "results.json"
         people.print(f"{results.settings.out}: {written}", markup=False)

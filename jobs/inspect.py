@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tsdfm.jobs.console import emit, people, ticker
+from tsdfm.jobs.console import emit, figures_table, people, ticker
 from tsdfm.schemas.base import InputError
 
 if TYPE_CHECKING:
@@ -36,19 +35,27 @@ _CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\ufffd")
 @click.argument("out")
 @click.option("--trajectory", type=int, metavar="ID", help="Show how one trajectory forms, step by step.")
 @click.option("--arm", type=click.Choice(["shaped", "blind"]), help="Only this arm.  [all]")
+@click.option("--counterfactual", is_flag=True, help="What other K, rules and tau would have chosen, from the cached energies.")
 @click.option("--html", metavar="FILE", help="Write a page that plays the first few trajectories, or one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def inspect_command(
-    out: str, trajectory: int | None, arm: Arm | None, html: str | None, as_json: bool
+    out: str, trajectory: int | None, arm: Arm | None, counterfactual: bool, html: str | None, as_json: bool
 ) -> None:
-    """Show what is in the dataset in OUT: figures, one trajectory, or (--html) a page that plays some."""
+    """Show what is in the dataset in OUT: figures, one trajectory, what else could have been chosen, or a page that plays."""
+    from tsdfm.jobs.counterfactual import ask, show
     from tsdfm.pipeline.storage import Store
 
     store = Store(out)
-    if html is not None:
+    if counterfactual and (trajectory, arm, html) != (None, None, None):
+        raise InputError("--counterfactual: asks about all shaped rows of a dataset; leave out --trajectory, --arm and --html")
+    if counterfactual:
+        answer = ask(store)
+        show(answer)
+        report: dict[str, Any] = {"out": out, **answer.model_dump(mode="json")}
+    elif html is not None:
         ids = write_page(store, html, trajectory, arm)
         people.print(f"{html}: plays trajectories {', '.join(map(str, ids))}", markup=False)
-        report: dict[str, Any] = {"out": out, "html": html, "trajectories": ids}
+        report = {"out": out, "html": html, "trajectories": ids}
     elif trajectory is not None:
         report = {"out": out, "trajectories": show_trajectory(store, trajectory, arm)}
     else:
@@ -199,17 +206,9 @@ def _choices_line(selection: SelectionSummary, select: str) -> str:
             f"gain {_number(total.gain)} nats/token a choice")
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    """A table whose first column is words and whose others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
-    return table
-
-
 def _arms_table(summary: DatasetSummary) -> Table:
     rows = {f"distinct_{n}": f"distinct-{n}" for n in (1, 2, 4)}
-    table = _table("Arms", ["", *(part.arm for part in summary.arms)])
+    table = figures_table("Arms", ["", *(part.arm for part in summary.arms)])
     table.add_row("trajectories", *(str(part.events.count) for part in summary.arms))
     table.add_row("final energy, nats/token", *(_spread(part.final_energy, 4) for part in summary.arms))
     table.add_row("events per trajectory", *(_spread(part.events, 1) for part in summary.arms))
@@ -226,7 +225,7 @@ def _time_table(summary: DatasetSummary) -> Table:
     jumps = {tuple(part.jumps_per_step): part.arm for part in reversed(summary.arms)}
     names = [f"jumps ({arm})" for arm in jumps.values()] if len(jumps) > 1 else ["jumps"]
     choices = ["scored", "agreed", "kept 0", "E of 0", "E kept", "gain"] if selection else []
-    table = _table("Along t", ["t", *names, *choices])
+    table = figures_table("Along t", ["t", *names, *choices])
     for index, times in enumerate(summary.bins):
         table.add_row(f"{times.t_start:.3f}-{times.t_end:.3f}", *(f"{each[index]:.2f}" for each in jumps),
                       *(_choice_cells(selection.bins[index]) if selection else []))
@@ -244,7 +243,7 @@ def _choice_cells(choices: Choices) -> list[str]:
 def _size_table(summary: DatasetSummary) -> Table:
     size = summary.size
     title = f"Size: {size.bytes:,} bytes, {size.bytes_per_token:.2f} per token"
-    table = _table(title, ["column", "bytes/token", "share"])
+    table = figures_table(title, ["column", "bytes/token", "share"])
     for name, each in sorted(size.column_bytes_per_token.items(), key=lambda item: -item[1]):
         table.add_row(name, f"{each:.3f}", f"{each / size.bytes_per_token:.1%}")
     rest = size.bytes_per_token - sum(size.column_bytes_per_token.values())

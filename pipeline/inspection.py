@@ -57,7 +57,7 @@ def summarise(store: Store, progress: Callable[[int, int], None]) -> DatasetSumm
     shaped_arm = "shaped" in arms and grid.candidates > 1 and bool(grid.shaped_steps)
     for done, record in enumerate(manifest.shards):
         data = read_shard_bytes(store, record)
-        table = _sound_table(data, f"{store.uri}/{record.path}", grid)
+        table = sound_table(data, f"{store.uri}/{record.path}", grid)
         parts = {arm: table.filter(pc.equal(table.column("arm"), arm)) for arm in arms}
         for arm, part in parts.items():
             arms[arm].add(part)
@@ -98,13 +98,13 @@ def read_trajectories(store: Store, manifest: DatasetManifest, ids: Sequence[int
         if item.path not in by_path:
             raise InputError(f"{store.uri}/{item.path}: not in the manifest; run generate again to remake it")
         data = read_shard_bytes(store, by_path[item.path])
-        table = _sound_table(data, f"{store.uri}/{item.path}", grid)
+        table = sound_table(data, f"{store.uri}/{item.path}", grid)
         numbers = table.column("trajectory_id").to_pylist()
         logs += [shards.to_log(table, row) for row, number in enumerate(numbers) if number in wanted]
     return logs
 
 
-def _sound_table(data: bytes, where: str, grid: Grid) -> pa.Table:
+def sound_table(data: bytes, where: str, grid: Grid) -> pa.Table:
     """A shard whose rows hold the invariants; everything below relies on them. Raises InputError."""
     table = shards.decode(data, where)[0]
     faults = check_shard(table, grid)
@@ -115,7 +115,7 @@ def _sound_table(data: bytes, where: str, grid: Grid) -> pa.Table:
     return table
 
 
-def _flat(table: pa.Table, name: str) -> npt.NDArray[np.generic]:
+def flat(table: pa.Table, name: str) -> npt.NDArray[np.generic]:
     """The values of a list column, or of a plain one, row after row."""
     array = table.column(name).combine_chunks()
     values: npt.NDArray[np.generic] = (array.flatten() if pa.types.is_list(array.type) else array).to_numpy(
@@ -138,11 +138,11 @@ class _ArmTally:
 
     def add(self, part: pa.Table) -> None:
         if self.grid.compass:
-            self.energy.add(_flat(part, "final_energy"))
+            self.energy.add(flat(part, "final_energy"))
         steps = part.column("event_step").combine_chunks()
         self.events.add(steps.value_lengths().to_numpy(zero_copy_only=False))
-        self.jumps += np.bincount(self.bin_of_step[_flat(part, "event_step")], minlength=len(self.jumps))
-        tokens = _flat(part, "tokens").reshape(-1, self.grid.length)  # [rows, L]
+        self.jumps += np.bincount(self.bin_of_step[flat(part, "event_step")], minlength=len(self.jumps))
+        tokens = flat(part, "tokens").reshape(-1, self.grid.length)  # [rows, L]
         self.entropy.add(unigram_entropy(tokens))
         self.tokens.extend(tokens[: DISTINCT_ROWS - len(self.tokens)])
 
@@ -168,8 +168,8 @@ class _PairTally:
 
     def add(self, shaped: pa.Table, blind: pa.Table) -> None:
         _, at_shaped, at_blind = np.intersect1d(
-            _flat(shaped, "trajectory_id"), _flat(blind, "trajectory_id"), return_indices=True)
-        energies = [_flat(part, "final_energy").astype(np.float64) for part in (shaped, blind)]
+            flat(shaped, "trajectory_id"), flat(blind, "trajectory_id"), return_indices=True)
+        energies = [flat(part, "final_energy").astype(np.float64) for part in (shaped, blind)]
         difference = energies[0][at_shaped] - energies[1][at_blind]
         self.difference.add(difference)
         self.lower += int(np.count_nonzero(difference < 0))
@@ -199,12 +199,12 @@ class _ChoiceTally:
 
     def add(self, part: pa.Table) -> None:
         sizes = part.column("event_step").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-        slot = self.slot_of_step[_flat(part, "event_step")]
+        slot = self.slot_of_step[flat(part, "event_step")]
         row = np.repeat(np.arange(part.num_rows), sizes)
         # energy: [rows, S, K]; choice and all below: [rows, S]
-        energy = _flat(part, "step_energy").astype(np.float64).reshape(
+        energy = flat(part, "step_energy").astype(np.float64).reshape(
             -1, len(self.bin_of_slot), self.grid.candidates)
-        choice = _flat(part, "step_choice").astype(np.int64).reshape(energy.shape[:2])
+        choice = flat(part, "step_choice").astype(np.int64).reshape(energy.shape[:2])
         rang = np.zeros(choice.shape, dtype=bool)
         rang[row[slot >= 0], slot[slot >= 0]] = True
         scored = np.isfinite(energy).all(-1)

@@ -48,6 +48,12 @@ class Jump:
     choice: Tensor
 
 
+def resampled(energy: Tensor, beta: float, u: Tensor) -> Tensor:
+    """Candidates drawn with probability softmax(-beta E), by inversion: energy [A, K], u [A] in [0, 1) -> [A] int64."""
+    weights = torch.softmax(-beta * energy.double(), 1).cumsum(1)
+    return torch.searchsorted(weights, (u * weights[:, -1])[:, None], right=True)[:, 0].clamp_max(energy.shape[1] - 1)
+
+
 class Shaper:
     """Draws candidates and chooses. `compass` None, or K = 1: every jump is blind."""
 
@@ -121,7 +127,5 @@ class Shaper:
             return torch.zeros(len(energy), dtype=torch.long, device=energy.device)
         if self.shaping.select == "argmin":
             return energy.nan_to_num(nan=0.0).argmin(1)
-        weights = torch.softmax(-self.shaping.beta * energy.nan_to_num(nan=0.0).double(), 1).cumsum(1)
         u = self.noise.choice(moment.rows, moment.steps, stage)
-        drawn = torch.searchsorted(weights, (u * weights[:, -1])[:, None], right=True)[:, 0].clamp_max(energy.shape[1] - 1)
-        return torch.where(energy[:, 0].isnan(), 0, drawn)
+        return torch.where(energy[:, 0].isnan(), 0, resampled(energy.nan_to_num(nan=0.0), self.shaping.beta, u))
