@@ -11,6 +11,7 @@ import click
 from tsdfm.jobs.console import emit, people
 from tsdfm.jobs.distill_command import distill_command
 from tsdfm.jobs.evaluate_command import evaluate_command
+from tsdfm.jobs.import_command import import_command
 from tsdfm.jobs.inspect import inspect_command
 from tsdfm.schemas.base import InputError, WorkError
 
@@ -104,6 +105,7 @@ def verify(out: str, as_json: bool) -> None:
 cli.add_command(inspect_command, "inspect")
 cli.add_command(distill_command, "distill")
 cli.add_command(evaluate_command, "evaluate")
+cli.add_command(import_command, "import-teacher")
 
 
 @cli.command()

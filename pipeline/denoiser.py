@@ -16,6 +16,7 @@ from tsdfm.schemas.model import DenoiserConfig
 
 FREQUENCIES = 256  # width of the sinusoidal time features
 MAX_PERIOD = 10_000.0
+SIGMA_EPSILON = 1e-3  # of MDLM's log-linear schedule: the share of tokens unmasked at its noisiest
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -31,8 +32,18 @@ def sinusoids(values: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
+def sigma(t: Tensor, kappa_exponent: float) -> Tensor:
+    """MDLM's noise level at our time t, [B] in [0, 1] -> [B] float32.
+
+    MDLM (Sahoo et al. 2024, arXiv 2406.07524) masks a token with probability 1 - exp(-sigma), the path with 1 - kappa_t: the
+    same state has sigma = -log kappa_t = -n log t, whichever schedule sigma was trained with. Its log-linear schedule,
+    sigma(s) = -log(1 - (1 - eps) s) for s from 0 to 1, stops at sigma = -log eps, and so do we: kappa is at least eps.
+    """
+    return -(t.float() ** kappa_exponent).clamp_min(SIGMA_EPSILON).log()
+
+
 class TimeEmbedding(nn.Module):
-    """Sinusoidal features of a time in [0, 1], through a two-layer MLP."""
+    """Sinusoidal features of a time in [0, 1] (or of another scalar), through a two-layer MLP."""
 
     def __init__(self, cond_dim: int) -> None:
         super().__init__()
@@ -60,6 +71,26 @@ class StepEmbedding(nn.Module):
         return out
 
 
+class FusedModulation(nn.Linear):
+    """Modulation of FS-DFM's students (arXiv 2509.20624): the fused embedding of t and dt, mixed anew before it modulates."""
+
+    def __init__(self, cond_dim: int, out: int) -> None:
+        super().__init__(cond_dim, out)
+        self.fuser = nn.Linear(2 * cond_dim, cond_dim)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """[B, 2 cond_dim] -> [B, out]."""
+        return super().forward(F.silu(self.fuser(c)))
+
+
+def modulation(config: DenoiserConfig, out: int) -> nn.Linear:
+    """From the conditioning to `out` shifts, scales and gates; zero at first."""
+    layer = (FusedModulation if config.conditioning == "fused" else nn.Linear)(config.cond_dim, out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Block(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the time conditioning (gates start at zero)."""
 
@@ -71,12 +102,10 @@ class Block(nn.Module):
         self.qkv = Linear(dim, 3 * dim, bias=False)
         self.attn_out = Linear(dim, dim, bias=False)
         self.mlp = MLP(dim, config.mlp_ratio)
-        self.modulation = nn.Linear(config.cond_dim, 6 * dim)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = modulation(config, 6 * dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, c: Tensor) -> Tensor:
-        """x [B, L, D], cos and sin [L, d], c [B, cond_dim] -> [B, L, D]."""
+        """x [B, L, D], cos and sin [L, d], c [B, cond_dim] (fused: twice as wide) -> [B, L, D]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
         qkv = self.qkv(modulate(self.norm1(x), shift1, scale1))
         q, k, v = (split_heads(part, self.n_heads) for part in qkv.chunk(3, -1))
@@ -96,19 +125,28 @@ class Trunk(nn.Module):
         self.vocab_embed = nn.Embedding(config.vocab_size, config.hidden_size)
         nn.init.normal_(self.vocab_embed.weight, std=0.02)
         self.time_embedding = TimeEmbedding(config.cond_dim)
-        self.step_embedding = StepEmbedding(config.cond_dim) if config.step_size else None
+        self.sigma_exponent = config.kappa_exponent if config.conditioning == "sigma" else None
+        fused = config.conditioning == "fused"
+        step_embedding = TimeEmbedding if fused else StepEmbedding
+        self.step_embedding = step_embedding(config.cond_dim) if config.step_size else None
+        self.fuser = nn.Linear(2 * config.cond_dim, 2 * config.cond_dim) if fused else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.norm_final = LayerNorm(config.hidden_size)
-        self.modulation = nn.Linear(config.cond_dim, 2 * config.hidden_size)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = modulation(config, 2 * config.hidden_size)
+
+    def condition(self, t: Tensor, dt: Tensor | None) -> Tensor:
+        """t [B], dt [B] or None -> [B, cond_dim]; fused: [B, 2 cond_dim], where no step named is a step of 0."""
+        c: Tensor = self.time_embedding(t if self.sigma_exponent is None else sigma(t, self.sigma_exponent))
+        if self.fuser is not None and self.step_embedding is not None:
+            step = self.step_embedding(torch.zeros_like(t) if dt is None else dt)
+            return F.silu(self.fuser(torch.cat([c, step], -1)))
+        if self.step_embedding is not None and dt is not None:
+            c = c + self.step_embedding(dt)
+        return F.silu(c)
 
     def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
         """x_t [B, L] int64, t [B] in [0, 1], dt [B] in (0, 1] -> hidden [B, L, D]; None: no step is named."""
-        c = self.time_embedding(t)
-        if self.step_embedding is not None and dt is not None:
-            c = c + self.step_embedding(dt)
-        c = F.silu(c)
+        c = self.condition(t, dt)
         x = self.vocab_embed(x_t)
         cos, sin = rotary(x_t.shape[1], self.head_dim, x_t.device)
         for block in self.blocks:

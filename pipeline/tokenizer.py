@@ -1,7 +1,9 @@
-"""The vocabulary: a byte-level BPE of the `tokenizers` library, with [EOS] first and [MASK] last.
+"""The vocabulary: any tokenizer of the `tokenizers` library, [MASK] its last id; what is trained here is a byte-level BPE.
 
-[MASK] has the highest id, so a model of the uniform source (or a causal LM) uses the same ids with one row fewer. Text is
-always encoded with special tokens treated as plain text: a literal "[MASK]" in a corpus must never become the mask id.
+[MASK] has the highest id, so a model of the uniform source (or a causal LM) uses the same ids with one row fewer; a tokenizer
+without it (GPT-2's, say) gets it appended. The end of a text is the token that the tokenizer's own post-processor puts there,
+else the one of the usual name. Text is always encoded with special tokens treated as plain text: a literal "[MASK]" in a corpus
+must never become the mask id.
 """
 
 import hashlib
@@ -10,30 +12,44 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tsdfm.schemas.base import InputError
 
 EOS, MASK = "[EOS]", "[MASK]"
+USUAL_EOS = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 FILE = "tokenizer.json"
+
+
+def end_of_text(tokenizer: Tokenizer) -> str | None:
+    """The token that ends a text: what the post-processor appends, else the first of the usual names; None: neither."""
+    probe = tokenizer.encode("a")
+    marks = probe.special_tokens_mask  # 1 where the post-processor added a token
+    if 0 in marks and marks[-1]:
+        return str(probe.tokens[-1])
+    return next((name for name in USUAL_EOS if tokenizer.token_to_id(name) is not None), None)
 
 
 class Vocabulary:
     """A tokenizer with the two ids the project needs. `size` counts [MASK]."""
 
     def __init__(self, tokenizer: Tokenizer, where: str) -> None:
-        eos, mask = tokenizer.token_to_id(EOS), tokenizer.token_to_id(MASK)
-        size = tokenizer.get_vocab_size()
-        if eos is None or mask != size - 1:
-            raise InputError(f"{where}: the tokenizer must hold {EOS}, and {MASK} as its last id; add them")
-        # An added token that is not special is matched in plain text, whatever `encode_special_tokens` says.
-        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-        if not {EOS, MASK} <= special:
-            raise InputError(f"{where}: {EOS} and {MASK} must be special tokens; add them with add_special_tokens")
-        tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self.tokenizer, self.size, self.eos_id, self.mask_id = tokenizer, size, int(eos), int(mask)
+        end = end_of_text(tokenizer)
+        if tokenizer.token_to_id(MASK) is None:
+            tokenizer.add_special_tokens([MASK])
+        mask, size = tokenizer.token_to_id(MASK), tokenizer.get_vocab_size()
+        if end is None or mask != size - 1:
+            raise InputError(f"{where}: the tokenizer must hold a token that ends a text ({', '.join(USUAL_EOS)}, or what its "
+                             f"post-processor appends), and {MASK} as its last id or not at all; add them")
+        # An added token that is not special is matched in plain text, whatever `encode_special_tokens` says.
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        if not {end, MASK} <= special:
+            raise InputError(f"{where}: {end} and {MASK} must be special tokens; add them with add_special_tokens")
+        tokenizer.encode_special_tokens = True
+        eos = int(tokenizer.get_vocab()[end])
+        self.tokenizer, self.size, self.eos_id, self.mask_id = tokenizer, size, eos, mask
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
@@ -61,6 +77,18 @@ class Vocabulary:
         tokenizer.train_from_iterator(texts, trainer)
         tokenizer.add_special_tokens([MASK])
         return cls(tokenizer, "trained tokenizer")
+
+    def ending_with(self, name: str, where: str) -> "Vocabulary":
+        """The same tokenizer, whose texts end with the token `name`. Raises InputError if it has no such token.
+
+        The choice is kept in tokenizer.json, as a post-processor that appends the token; ids and encoding are untouched.
+        """
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        number = tokenizer.token_to_id(name)
+        if number is None:
+            raise InputError(f"--eos {name}: {where} has no such token; give one that it has")
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {name}", special_tokens=[(name, number)])
+        return Vocabulary(tokenizer, where)
 
     def to_json(self) -> str:
         """The tokenizer.json, canonical: what the fingerprint is taken of."""

@@ -3,9 +3,9 @@
 A model folder holds `config.json` (one of these), `model.safetensors` and `tokenizer.json`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
 
 from tsdfm.schemas.base import Frozen, explain
 
@@ -42,6 +42,9 @@ class DenoiserConfig(TransformerShape):
     mask_id: int | None = Field(None, ge=0, description="id of [MASK]; null for the uniform source")
     kappa_exponent: float = Field(1.0, gt=0, description="n of the schedule kappa_t = t^n")
     step_size: bool = Field(False, description="a student: conditioned on the step size dt, too")
+    conditioning: Literal["t", "sigma", "fused"] = Field("t", description=(
+        "what the network is told of time: t itself; sigma = -log kappa_t (MDLM); t and the plain dt, fused anew in every "
+        "block (students of FS-DFM)"))
 
     @model_validator(mode="after")
     def _mask_matches_source(self) -> "DenoiserConfig":
@@ -51,7 +54,17 @@ class DenoiserConfig(TransformerShape):
             raise ValueError("source 'uniform' has no [MASK]; set mask_id to null")
         if self.mask_id is not None and self.mask_id >= self.vocab_size:
             raise ValueError(f"mask_id {self.mask_id} is outside the vocabulary of {self.vocab_size}; give an id below it")
+        if self.conditioning == "fused" and not self.step_size:
+            raise ValueError("conditioning 'fused' fuses t with the step size; set step_size to true")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_imports(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`conditioning` is written only where it is not 't': files and fingerprints of older models stay what they are."""
+        data: dict[str, Any] = handler(self)
+        if self.conditioning == "t":
+            del data["conditioning"]
+        return data
 
 
 class CausalConfig(TransformerShape):

@@ -189,3 +189,15 @@ def test_inference_costs_what_the_embedded_teacher_costs(source, monkeypatch):
 
 def test_the_length_of_the_tiny_models_is_what_these_tests_assume(teacher):
     assert teacher.config.length == LENGTH
+
+
+@pytest.mark.parametrize("name", ["teacher-mask", "teacher-uniform"])
+def test_configs_of_older_models_are_written_as_they_were(name):
+    """`conditioning` came later, and fingerprints are taken of config.json's bytes."""
+    file = checkpoint.embedded(name) / checkpoint.CONFIG_FILE
+    assert checkpoint.load(file.parent).network.config.model_dump_json(indent=2) + "\n" == file.read_text()
+
+
+def test_fused_conditioning_needs_a_step_size():
+    with pytest.raises(ValueError, match="step_size"):
+        DenoiserConfig(vocab_size=9, length=4, source="uniform", conditioning="fused")

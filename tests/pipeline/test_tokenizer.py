@@ -183,3 +183,72 @@ def test_no_tokenizer_there(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="no such tokenizer"):
             Vocabulary.load(path)
+
+
+# ---- other people's tokenizers
+
+
+def other(name):
+    """A tokenizer of another kind, trained here: what ends a text, and the tokenizer."""
+    from tokenizers import decoders, processors, trainers
+
+    from tests.foreign import gpt2_like
+
+    if name == "gpt2":
+        return "<|endoftext|>", gpt2_like(50)
+    if name == "bert":  # [SEP] is what its post-processor appends, [CLS] what it prepends
+        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+        tokenizer.train_from_iterator(TEXTS, trainers.WordPieceTrainer(
+            vocab_size=120, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], show_progress=False))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+        return "[SEP]", tokenizer
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.train_from_iterator(TEXTS, trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False))
+    tokenizer.enable_padding(pad_token="<unk>", length=64)
+    return "</s>", tokenizer
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "unigram"])
+def test_any_tokenizer_is_a_vocabulary(name, tmp_path):
+    end, tokenizer = other(name)
+    size = tokenizer.get_vocab_size()
+    (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+    loaded = Vocabulary.load(tmp_path)
+    assert (loaded.size, loaded.mask_id) == (size + 1, size)  # [MASK] is appended
+    assert loaded.eos_id == tokenizer.token_to_id(end)
+    ids = ids_of(loaded, TEXTS[3])
+    assert loaded.decode(ids).replace(" ", "") == TEXTS[3].replace(" ", "")
+    assert loaded.stream([TEXTS[3]])[-1] == loaded.eos_id
+    stream = loaded.stream(["a [MASK] b", f"a {end} b"])
+    assert loaded.mask_id not in stream
+    assert (stream == loaded.eos_id).sum() == 2
+    (tmp_path / "again.json").write_text(loaded.to_json(), encoding="utf-8")
+    again = Vocabulary.load(tmp_path / "again.json")
+    assert (again.fingerprint, again.size, again.eos_id) == (loaded.fingerprint, loaded.size, loaded.eos_id)
+
+
+def test_a_chosen_end_is_kept_in_the_file(tmp_path):
+    tokenizer = other("gpt2")[1]
+    tokenizer.add_special_tokens(["<stop>"])
+    (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+    loaded = Vocabulary.load(tmp_path)
+    chosen = loaded.ending_with("<stop>", "here")
+    (tmp_path / FILE).write_text(chosen.to_json(), encoding="utf-8")
+    again = Vocabulary.load(tmp_path)
+    assert again.eos_id == chosen.eos_id == tokenizer.token_to_id("<stop>") != loaded.eos_id
+    assert again.size == loaded.size
+    np.testing.assert_array_equal(ids_of(again, TEXTS[0]), ids_of(loaded, TEXTS[0]))
+    with pytest.raises(InputError, match="no such token"):
+        loaded.ending_with("<none>", "here")
+
+
+def test_a_mask_in_the_middle_is_refused(tmp_path):
+    tokenizer = other("gpt2")[1]
+    tokenizer.add_special_tokens([MASK, "<more>"])
+    (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+    with pytest.raises(InputError, match="as its last id"):
+        Vocabulary.load(tmp_path)
