@@ -3,7 +3,7 @@
 [MASK] has the highest id, so a model of the uniform source (or a causal LM) uses the same ids with one row fewer; a tokenizer
 without it (GPT-2's, say) gets it appended. The end of a text is the token that the tokenizer's own post-processor puts there,
 else the one of the usual name. Text is always encoded with special tokens treated as plain text: a literal "[MASK]" in a corpus
-must never become the mask id.
+must never become the mask id. (A Unigram model that holds its end-of-text token as a piece does find a literal one.)
 """
 
 import hashlib
