@@ -1,17 +1,15 @@
-"""`linear_logprob`: log softmax(hidden @ weight^T + bias)[target] without ever holding [N, V].
+"""`linear_logprob` and `energy`: log softmax(hidden @ weight^T + bias) at given tokens, without ever holding [N, V].
 
-Replaces `F.log_softmax(hidden @ weight.T + bias, -1).gather(-1, target[:, None])[:, 0]`.
-
-Operations: 2 N D V for the product and about 4 N V for the log-sum-exp. Bytes: the weight once per block of rows, hidden once,
-N floats out. Held at any moment: one block of at most `BLOCK_ELEMENTS` logits, whatever N is.
+Replaces `F.log_softmax(hidden @ weight.T + bias, -1).gather(-1, target[:, None])[:, 0]`, and its sum over a text. Operations,
+bytes, what is held, and the gradient: see `linear_buckets`, of which these are the closing arithmetic.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tsdfm.kernels.linear import linear
-
-BLOCK_ELEMENTS = 1 << 21  # 8 MiB of float32 logits: stays near the last-level cache, and amortises the launch
+from tsdfm.kernels.dispatch import backend
+from tsdfm.kernels.linear_buckets import Buckets, accumulator, linear_buckets
 
 
 def linear_logprob_reference(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -19,62 +17,71 @@ def linear_logprob_reference(hidden: Tensor, weight: Tensor, target: Tensor, bia
     return F.log_softmax(F.linear(hidden, weight, bias), -1).gather(-1, target[:, None])[:, 0]
 
 
-def rows_per_block(elements_per_row: int) -> int:
-    """Rows that fill one block."""
-    return max(1, BLOCK_ELEMENTS // elements_per_row)
-
-
-def linear_logprob(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Log-probability of each row's target.
+def linear_logprob(
+    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, ignore_index: int | None = None
+) -> Tensor:
+    """Log-probability of each row's target; differentiable (once) in hidden, weight and bias.
 
     Args:
-        hidden: [N, D], float32 (or float64).
-        weight: [V, D], same dtype.
-        target: [N] int64 in [0, V).
+        hidden: [N, D] float32, bfloat16 or float16 (float64 on CPUs).
+        weight: [V, D], same dtype; under autocast both are taken in its dtype.
+        target: [N] int64 in [0, V), or `ignore_index`.
         bias: [V], or None.
+        ignore_index: rows with this target are not computed and give 0, without a gradient.
 
     Returns:
-        [N], the dtype of `hidden`; nats.
+        [N] float32 (float64 for float64); nats.
 
     Raises:
-        ValueError: shapes that don't fit together.
+        ValueError: shapes or dtypes that don't fit together, or (on CPUs) a target outside the vocabulary.
     """
-    _check(hidden, weight, target, bias)
-    out = hidden.new_empty(len(hidden))
-    step = rows_per_block(len(weight))
-    for start in range(0, len(hidden), step):
-        rows = slice(start, start + step)
-        logits = linear(hidden[rows], weight, bias)
-        # Shifted by the maximum before anything is subtracted: logits of 1e4 keep their last bits.
-        logits -= logits.amax(-1, keepdim=True)
-        picked = logits.gather(-1, target[rows, None])[:, 0]
-        out[rows] = picked - logits.exp_().sum(-1).log_()
-    return out
+    if target.shape != hidden.shape[:1]:
+        raise ValueError(f"target {tuple(target.shape)} must be [{len(hidden)}], one id per row of hidden")
+    if ignore_index is None:
+        return linear_buckets(hidden, weight, target[:, None], bias).logprob
+    scored = target != ignore_index
+    found = linear_buckets(hidden[scored], weight, target[scored, None], bias).logprob
+    return torch.zeros(len(target), dtype=found.dtype, device=found.device).masked_scatter(scored, found)
+
+
+def linear_logprobs(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Log-probabilities of k tokens of each row, which may repeat: ids [N, k] -> [N, k]; all else as `linear_logprob`."""
+    return normalised(linear_buckets(hidden, weight, ids, bias), ids)[0]
+
+
+def normalised(buckets: Buckets, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the chosen tokens [N, k], and of all others together [N], for the ids [N, k] of the buckets."""
+    repeated = (ids[:, :, None] == ids[:, None, :]).tril(-1).any(-1)
+    chosen = buckets.chosen.double()
+    total = torch.cat([chosen.masked_fill(repeated, -torch.inf), buckets.rest[:, None]], 1).logsumexp(-1)
+    kind = buckets.chosen.dtype
+    return (chosen - total[:, None]).to(kind), (buckets.rest - total).to(kind)
 
 
 def energy(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None, *, scored: Tensor) -> Tensor:
     """Negative log-likelihood of each candidate, summed over its scored positions.
 
     Args:
-        hidden: [C, T, D].
+        hidden: [C, T, D], dtypes as of `linear_logprob`.
         weight: [V, D].
         target: [C, T] int64.
         bias: [V], or None.
-        scored: [C, T], the weight of each position; positions of weight 0 are not computed.
+        scored: [C, T], the weight of each position; positions of weight 0 are not computed, and their target may be anything.
 
     Returns:
-        [C], the dtype of `hidden`; nats.
+        [C] float32 (float64 for float64); nats. On a GPU without gradients, one launch from hidden to this.
+
+    Raises:
+        ValueError: as `linear_logprob`.
     """
-    picked = scored != 0
-    nll = hidden.new_zeros(target.shape)
-    nll[picked] = -linear_logprob(hidden[picked], weight, target[picked], bias) * scored[picked].to(hidden.dtype)
-    return nll.sum(-1)
+    if target.shape != hidden.shape[:2] or scored.shape != target.shape:
+        raise ValueError(f"target {tuple(target.shape)} and scored {tuple(scored.shape)} must be {tuple(hidden.shape[:2])}")
+    picked = scored.flatten().nonzero()[:, 0]
+    ids, weights = target.flatten()[picked], scored.flatten()[picked].to(accumulator(hidden))
+    flat = hidden.flatten(0, 1)
+    if backend(hidden) == "triton" and not torch.is_grad_enabled():
+        from tsdfm.kernels.linear_buckets_triton import energies
 
-
-def _check(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [N, D] and [V, D]")
-    if target.shape != hidden.shape[:1]:
-        raise ValueError(f"target {tuple(target.shape)} must be [{len(hidden)}], one id per row of hidden")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {tuple(bias.shape)} must be [{len(weight)}], one per row of weight")
+        return energies(flat, weight, ids, bias, picked, weights, (scored != 0).sum(-1))
+    nll = -linear_logprob(flat[picked], weight, ids, bias) * weights
+    return torch.zeros(target.numel(), dtype=nll.dtype, device=nll.device).scatter(0, picked, nll).view(target.shape).sum(-1)

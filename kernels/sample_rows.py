@@ -29,11 +29,11 @@ from torch import Tensor
 
 from tsdfm.kernels.dispatch import backend
 from tsdfm.kernels.linear import linear
-from tsdfm.kernels.linear_logprob import rows_per_block
 
+BLOCK_ELEMENTS = 1 << 21  # logits held at once on a CPU: 8 MiB of float32
 CDF_BLOCK = 128  # tokens per first-level block of the cumulative distribution
 CACHE_ELEMENTS = 1 << 18  # exponentials held at once on a CPU: 1 MiB of float32
-WIDENED_TOKENS = 4096  # rows of a half-precision weight widened at once on a CPU
+PRODUCT_TOKENS = 2048  # rows of weight multiplied at once on a CPU: the product packs (and widens) so many of them
 NEGLIGIBLE = 80.0  # nats below the row's maximum at which a block has no mass: e^-80 is normal in float32, and 1e-35
 
 
@@ -113,7 +113,7 @@ def sample_rows(
 
         look, step = fused.look, fused.rows_at_once(len(weight), looked_at)
     else:
-        look, step = _look, rows_per_block(len(weight) + looked_at)
+        look, step = _look, _rows_per_block(len(weight) + looked_at)
     for start in range(0, rows, step):
         part = slice(start, start + step)
         drawn = _draw(look(hidden[part], weight, bias, temperature, excluded), uniforms[part], top_k)
@@ -133,11 +133,15 @@ def argmax_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, excluded
 
         return fused.argmax(hidden, weight, bias, excluded)
     out = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
-    step = rows_per_block(len(weight))
+    step = _rows_per_block(len(weight))
     for start in range(0, len(hidden), step):
         part = slice(start, start + step)
         out[part] = _tempered(hidden[part], weight, bias, 1.0, excluded).argmax(-1)
     return out
+
+
+def _rows_per_block(elements_per_row: int) -> int:
+    return max(1, BLOCK_ELEMENTS // elements_per_row)
 
 
 def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -151,14 +155,16 @@ def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _tempered(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Tensor:
     """Tempered logits [r, V]; the product accumulates and rounds in float32 for narrower inputs."""
-    bias = None if bias is None else bias.to(torch.promote_types(hidden.dtype, torch.float32))
-    if hidden.dtype.itemsize >= 4:
-        logits = linear(hidden, weight, bias)
+    kind = torch.promote_types(hidden.dtype, torch.float32)
+    bias = None if bias is None else bias.to(kind)
+    hidden = hidden.to(kind)
+    if len(weight) <= PRODUCT_TOKENS:
+        logits = linear(hidden, weight.to(kind), bias)
     else:
-        logits = torch.empty(len(hidden), len(weight), device=hidden.device)
-        for start in range(0, len(weight), WIDENED_TOKENS):
-            ids = slice(start, start + WIDENED_TOKENS)
-            logits[:, ids] = linear(hidden.float(), weight[ids].float(), None if bias is None else bias[ids])
+        logits = torch.empty(len(hidden), len(weight), dtype=kind, device=hidden.device)
+        for start in range(0, len(weight), PRODUCT_TOKENS):
+            ids = slice(start, start + PRODUCT_TOKENS)
+            logits[:, ids] = linear(hidden, weight[ids].to(kind), None if bias is None else bias[ids])
     if temperature != 1.0:
         logits /= temperature
     if excluded is not None:

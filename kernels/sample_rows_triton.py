@@ -20,10 +20,8 @@ V = 50,257 the weight takes 23 us (bfloat16) or 46 us (float32) to read; the pro
 by arithmetic, as the bare product is. Not measured on a GPU.
 
 Tested against the float64 definition in Triton's interpreter, over the tests of `sample_rows`; compiled ahead of time for sm_80
-and sm_90 without spills. Float32 products are "tf32x3": three TF32 products, about as exact as float32.
+and sm_90 without spills.
 """
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -32,50 +30,17 @@ from torch import Tensor
 
 from tsdfm.kernels import sample_rows as definition
 from tsdfm.kernels.sample_rows import Blocks
+from tsdfm.kernels.tile_triton import logits_tile
+from tsdfm.kernels.tiles import tile_for, widened
 
 HELD_ELEMENTS = 1 << 24  # float32 numbers held for one lot of rows: 64 MiB, 1,087 rows at V = 50,257, K = 8, k = 16
 PAIRS, SPLIT = 16, 4  # pairs of a tile of the second look, and programs that share its blocks
 
 
-class Tile(NamedTuple):
-    """The shape of one program's work."""
-
-    rows: int
-    depth: int  # of D, per step of the product
-    warps: int
-    stages: int
-
-
-def tile(rows: int, itemsize: int) -> Tile:
-    """The tile for so many rows; a fixed table, so that nothing is tuned at run time."""
-    if itemsize <= 2:
-        return Tile(16, 128, 4, 3) if rows <= 16 else Tile(64, 64, 4, 3) if rows <= 64 else Tile(128, 64, 8, 3)
-    return Tile(16, 32, 4, 3) if rows <= 16 else Tile(64, 32, 8, 3)
-
-
 @triton.jit
-def _logits(
-    hidden, weight, bias, row, live, block, vocab, depth, hidden_row, hidden_column, weight_row, weight_column, bias_step,
-    temperature, excluded, WIDEN: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-):
-    """Tempered logits [ROWS, BLOCK] of rows `row` (those that are `live`) over one block of the vocabulary."""
-    token = block * BLOCK + tl.arange(0, BLOCK)
-    known = token < vocab
-    x = hidden + row.to(tl.int64)[:, None] * hidden_row
-    w = weight + token.to(tl.int64)[None, :] * weight_row
-    sums = tl.zeros((ROWS, BLOCK), tl.float32)
-    for start in range(0, depth, DEPTH):
-        d = start + tl.arange(0, DEPTH)
-        inside = d < depth
-        left = tl.load(x + d[None, :] * hidden_column, mask=live[:, None] & inside[None, :], other=0.0)
-        right = tl.load(w + d[:, None] * weight_column, mask=known[None, :] & inside[:, None], other=0.0)
-        if WIDEN:
-            left, right = left.to(tl.float32), right.to(tl.float32)
-        sums = tl.dot(left, right, sums, input_precision="tf32x3")
-    if HAS_BIAS:
-        sums += tl.load(bias + token * bias_step, mask=known, other=0.0).to(tl.float32)[None, :]
-    return tl.where((known & (token != excluded))[None, :], tl.math.div_rn(sums, temperature), float("-inf"))
+def _tempered(logits, block, temperature, excluded, TOKENS: tl.constexpr):
+    token = block * TOKENS + tl.arange(0, TOKENS)
+    return tl.where((token != excluded)[None, :], tl.math.div_rn(logits, temperature), float("-inf"))
 
 
 @triton.jit(do_not_specialize=["rows", "excluded"])
@@ -92,9 +57,10 @@ def look_kernel(
     block = tl.program_id(0) // row_tiles
     row = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
     live = row < rows
-    logits = _logits(
+    logits = logits_tile(
         hidden, weight, bias, row, live, block, vocab, depth, hidden_row, hidden_column, weight_row, weight_column, bias_step,
-        temperature, excluded, WIDEN, HAS_BIAS, BLOCK, ROWS, DEPTH)
+        WIDEN, HAS_BIAS, BLOCK, ROWS, DEPTH)
+    logits = _tempered(logits, block, temperature, excluded, BLOCK)
     out = row.to(tl.int64) * tl.cdiv(vocab, BLOCK) + block
     if ARGMAX:
         top, place = tl.max(logits, 1, return_indices=True, return_indices_tie_break_left=True)
@@ -126,9 +92,10 @@ def again_kernel(
     for wanted in range(tl.program_id(1), tl.max(number, 0) + 1, SPLIT):
         mine = live & (number == wanted)
         current = tl.max(tl.where(mine, block, 0), 0)
-        logits = _logits(
+        logits = logits_tile(
             hidden, weight, bias, place // per_row, mine, current, vocab, depth, hidden_row, hidden_column, weight_row,
-            weight_column, bias_step, temperature, excluded, WIDEN, HAS_BIAS, BLOCK, PAIRS, DEPTH)
+            weight_column, bias_step, WIDEN, HAS_BIAS, BLOCK, PAIRS, DEPTH)
+        logits = _tempered(logits, current, temperature, excluded, BLOCK)
         tl.store(out + place[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :], logits, mask=mine[:, None])
 
 
@@ -147,7 +114,7 @@ def look(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float
         out = torch.empty(rows, per_row, definition.CDF_BLOCK, dtype=torch.float32, device=hidden.device)
         ordered, order = blocks.flatten().sort()
         if len(order):
-            shape = tile(PAIRS, hidden.element_size())
+            shape = tile_for(PAIRS, hidden)
             with torch.cuda.device_of(hidden):
                 again_kernel[(triton.cdiv(len(order), PAIRS), SPLIT)](
                     hidden, weight, bias, ordered, order, out, len(order), per_row,
@@ -176,7 +143,7 @@ def _launch_look(
     rows, blocks = len(hidden), triton.cdiv(len(weight), definition.CDF_BLOCK)
     maxima = torch.empty(rows, blocks, dtype=torch.float32, device=hidden.device)
     second = torch.empty(rows, blocks, dtype=torch.int32 if argmax else torch.float32, device=hidden.device)
-    shape = tile(rows, hidden.element_size())
+    shape = tile_for(rows, hidden)
     with torch.cuda.device_of(hidden):
         look_kernel[(triton.cdiv(rows, shape.rows) * blocks,)](
             hidden, weight, bias, maxima, second, rows, *_common(hidden, weight, bias, temperature, excluded), ARGMAX=argmax,
@@ -188,6 +155,6 @@ def _launch_look(
 def _common(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None
 ) -> tuple[float | int, ...]:
-    """The arguments that both kernels share; the last, WIDEN, because the interpreter multiplies bfloat16 as if integers."""
+    """The arguments that both kernels share."""
     return (*weight.shape, *hidden.stride(), *weight.stride(), 0 if bias is None else bias.stride(0), temperature,
-            -1 if excluded is None else excluded, triton.knobs.runtime.interpret and hidden.dtype == torch.bfloat16)
+            -1 if excluded is None else excluded, widened(hidden))

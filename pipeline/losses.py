@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs
 from tsdfm.pipeline.causal import CausalLM
 from tsdfm.pipeline.denoiser import Denoiser
 from tsdfm.pipeline.nce import NceEncoder
@@ -23,11 +24,11 @@ def cross_entropy(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> T
     x_t = path.sample(x_1, t, generator)
     hidden = model.hidden(x_t, t)
     if path.mask_id is None:
-        return F.cross_entropy(model.head(hidden).flatten(0, 1), x_1.flatten())
+        return -linear_logprob(hidden.flatten(0, 1), model.head.weight, x_1.flatten(), model.head.bias).mean()
     noised = x_t == path.mask_id
     if not noised.any():
         return hidden.sum() * 0.0
-    return F.cross_entropy(model.head(hidden[noised]), x_1[noised])
+    return -linear_logprob(hidden[noised], model.head.weight, x_1[noised], model.head.bias).mean()
 
 
 def generalized_kl(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> Tensor:
@@ -41,20 +42,24 @@ def generalized_kl(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> 
     t = stratified_times(len(x_1), generator) * (1 - TIME_MARGIN)
     x_t = path.sample(x_1, t, generator)
     weight = path.kappa_derivative(t.clamp_min(TIME_MARGIN)) / (1 - path.kappa(t))
-    logprob = model(x_t, t).log_softmax(-1)
-    at_target = logprob.gather(-1, x_1[..., None])[..., 0]
-    same = x_t == x_1
+    hidden, head = model.hidden(x_t, t).flatten(0, 1), model.head
     if path.mask_id is not None:
+        at_target = linear_logprob(hidden, head.weight, x_1.flatten(), head.bias).view(x_1.shape)
         terms = torch.where(x_t == path.mask_id, -at_target, 0.0)
     else:
-        at_state = logprob.gather(-1, x_t[..., None])[..., 0].exp()
-        terms = torch.where(same, 0.0, -at_target) + same - at_state
+        # ids: [B, L, 2], the token of the text and that of the state
+        ids = torch.stack([x_1, x_t], -1)
+        logprob = linear_logprobs(hidden, head.weight, ids.flatten(0, 1), head.bias)
+        at_target, at_state = logprob.view(ids.shape).unbind(-1)
+        same = x_t == x_1
+        terms = torch.where(same, 0.0, -at_target) + same - at_state.exp()
     return (weight[:, None] * terms).mean()
 
 
 def causal_nll(model: CausalLM, tokens: Tensor) -> Tensor:
     """Mean next-token negative log-likelihood, nats per token; tokens [B, L] int64."""
-    return F.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+    hidden, _ = model.hidden(model.inputs(tokens))
+    return -linear_logprob(hidden.flatten(0, 1), model.head_weight, tokens.flatten()).mean()
 
 
 def nce(model: NceEncoder, real: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -12,16 +12,16 @@ The first three carry the compass's selection; the KL objectives are baselines t
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tsdfm.kernels.linear import linear
+from tsdfm.kernels.linear_buckets import linear_buckets
+from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs, normalised
 from tsdfm.pipeline.denoiser import Denoiser
 from tsdfm.pipeline.windows import Batch
 from tsdfm.schemas.distill import Objective
 
 TAIL_FLOOR = 1e-4  # the least mass of the bucket for the rest; stored log-probabilities are rounded to 1/128 nat
-LOWEST = -1e30  # stands for -inf where all tokens may be hit: the gradient of a log-sum-exp of nothing but -inf is NaN
+LOWEST = -1e4  # the least log-probability of that bucket under the student: a vocabulary that all lies in the top-k has none
 
 
 class StudentLoss(nn.Module):
@@ -40,45 +40,39 @@ class StudentLoss(nn.Module):
         if mask_id is not None:  # [MASK] is never written, so it has no mass
             excluded = torch.arange(len(bias), device=bias.device) == mask_id
             bias = bias.masked_fill(excluded, -torch.inf)
-        logits = linear(hidden, head.weight, bias).float()
-        losses = torch.zeros(batch.target.shape, device=logits.device)
-        return losses.masked_scatter(has_target, self._of_rows(logits, batch, has_target))
+        of_rows = self._of_rows(hidden, head.weight, bias, batch, has_target)
+        return torch.zeros(batch.target.shape, device=of_rows.device).masked_scatter(has_target, of_rows)
 
-    def _of_rows(self, logits: Tensor, batch: Batch, has_target: Tensor) -> Tensor:
+    def _of_rows(self, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, has_target: Tensor) -> Tensor:
+        """Nats of the rows that have a target: hidden [R, D] -> [R]; logits are held a block at a time (kernels)."""
         # Real text has tokens alone, whatever the objective.
         if batch.candidates is not None and batch.weights is not None:
-            return mixture_cross_entropy(logits, batch.candidates[has_target], batch.weights[has_target])
+            log_q = linear_logprobs(hidden, weight, batch.candidates[has_target], bias)
+            return mixture_cross_entropy(log_q, batch.weights[has_target])
         if batch.topk_ids is not None and batch.topk_logprobs is not None:
+            ids = batch.topk_ids[has_target]
+            log_q, log_q_tail = normalised(linear_buckets(hidden, weight, ids, bias), ids)
             divergence = forward_kl if self.objective == "forward_kl" else reverse_kl
-            return divergence(logits, batch.topk_ids[has_target], batch.topk_logprobs[has_target])
-        return F.cross_entropy(logits, batch.target[has_target], reduction="none")
+            return divergence(log_q, log_q_tail.clamp_min(LOWEST), batch.topk_logprobs[has_target])
+        return -linear_logprob(hidden, weight, batch.target[has_target], bias)
 
 
-def mixture_cross_entropy(logits: Tensor, candidates: Tensor, weights: Tensor) -> Tensor:
-    """-sum_k w_k log softmax(logits)[c_k]; logits [R, V], candidates and weights [R, K] -> [R]."""
-    return (weights * (logits.logsumexp(-1, keepdim=True) - logits.gather(-1, candidates))).sum(-1)
+def mixture_cross_entropy(log_q: Tensor, weights: Tensor) -> Tensor:
+    """-sum_k w_k log q(c_k); log q of the candidates and weights [R, K] -> [R]."""
+    return -(weights * log_q).sum(-1)
 
 
-def forward_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
-    """KL(p || q) over k given tokens and one bucket for the rest; logits [R, V], ids and logprobs [R, k] -> [R]."""
-    log_q, log_q_tail = _bucketed(logits, ids)
+def forward_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:
+    """KL(p || q) over k tokens and one bucket for the rest; log q [R, k] and [R], log p of the tokens [R, k] -> [R]."""
     p, tail = _proposal(logprobs)
     inside = torch.xlogy(p, p) - torch.where(p > 0, p * log_q, 0.0)
     return inside.sum(-1) + tail * (tail.log() - log_q_tail)
 
 
-def reverse_kl(logits: Tensor, ids: Tensor, logprobs: Tensor) -> Tensor:
-    """KL(q || p) over k given tokens and one bucket for the rest; logits [R, V], ids and logprobs [R, k] -> [R]."""
-    log_q, log_q_tail = _bucketed(logits, ids)
+def reverse_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:
+    """KL(q || p), likewise."""
     _, tail = _proposal(logprobs)
     return (log_q.exp() * (log_q - logprobs)).sum(-1) + log_q_tail.exp() * (log_q_tail - tail.log())
-
-
-def _bucketed(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """log q of the given tokens [R, k], and of all others together [R]."""
-    total = logits.logsumexp(-1)
-    rest = logits.scatter(-1, ids, LOWEST).logsumexp(-1)
-    return logits.gather(-1, ids) - total[:, None], (rest - total).clamp_min(-1e4)
 
 
 def _proposal(logprobs: Tensor) -> tuple[Tensor, Tensor]:

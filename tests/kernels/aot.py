@@ -1,6 +1,6 @@
 """Compiles every kernel ahead of time, no GPU needed, and prints one JSON line each: registers, spills, shared memory.
 
-`python tests/kernels/aot.py [philox|look|again ...]`; run by test_compiled.py, in a process without Triton's interpreter.
+`python tests/kernels/aot.py [philox|look|again|buckets|gradient ...]`; run by test_compiled.py, in a process without Triton's interpreter.
 """
 
 import json
@@ -14,10 +14,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tsdfm.kernels import philox_triton, sample_rows_triton
+from tsdfm.kernels import linear_buckets_triton, philox_triton, sample_rows_triton, tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COLUMNS = {"hidden_column": 1, "weight_column": 1, "bias_step": 1}
+BUCKETS = {
+    **dict.fromkeys(("picked", "ids", "counts"), "*i64"), "finished": "*i32",
+    **dict.fromkeys(("chosen", "parts_max", "parts_sum", "weights", "energies"), "*fp32"), "rest": "*fp64",
+}
+GRADIENT = {"places": "*i64", **dict.fromkeys(("top", "to_chosen", "to_rest"), "*fp32")}
+CAPABILITIES = (80, 90)
 ALIGNED = ("depth", "hidden_row", "weight_row")  # multiples of 16, as those of a model are
 
 
@@ -39,22 +45,39 @@ def compiled(kernel, types, constants, warps, stages, capability):
     return {"shared": binary.metadata.shared, **figures, **instructions}
 
 
+def taken(capability, itemsize):
+    """The tiles that problems of any width and number of rows get on one chip."""
+    ends = {entry.rows for entry in tiles.TABLE}, {entry.width for entry in tiles.TABLE}
+    return list(dict.fromkeys(tiles.lookup(capability, itemsize, width, rows) for rows in ends[0] for width in ends[1]))
+
+
 def products():
-    """(name, kernel, types, constants, tile) of every entry of the table of tiles."""
-    for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
-        pointers = dict.fromkeys(("hidden", "weight", "bias"), f"*{dtype}")
-        for rows in (16, 64, 1024):
-            tile = sample_rows_triton.tile(rows, itemsize)
-            for argmax in (False, True):
-                yield (f"look {dtype} {rows}{' argmax' if argmax else ''}", sample_rows_triton.look_kernel,
-                       {**pointers, "maxima": "*fp32", "second": "*i32" if argmax else "*fp32", "temperature": "fp32"},
-                       {**COLUMNS, "WIDEN": False, "ARGMAX": argmax, "HAS_BIAS": True, "BLOCK": 128, "ROWS": tile.rows,
-                        "DEPTH": tile.depth}, tile)
-        tile = sample_rows_triton.tile(sample_rows_triton.PAIRS, itemsize)
-        yield (f"again {dtype}", sample_rows_triton.again_kernel,
-               {**pointers, "blocks": "*i64", "order": "*i64", "out": "*fp32", "temperature": "fp32"},
-               {**COLUMNS, "WIDEN": False, "HAS_BIAS": True, "BLOCK": 128, "PAIRS": sample_rows_triton.PAIRS,
-                "DEPTH": tile.depth, "SPLIT": sample_rows_triton.SPLIT}, tile)
+    """(capability, name, kernel, types, constants, tile) of every kernel with a product, for every entry of the table."""
+    for capability in CAPABILITIES:
+        for dtype, itemsize in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+            pointers = dict.fromkeys(("hidden", "weight", "bias"), f"*{dtype}")
+            common = {"WIDEN": False, "HAS_BIAS": True}
+            for tile in taken(capability, itemsize):
+                shape = {**common, "ROWS": tile.rows, "DEPTH": tile.depth}
+                where = f"{dtype} {tile.rows}x{tile.depth}x{tile.warps}x{tile.stages}"
+                for argmax in (False, True):
+                    yield (capability, f"look {where}{' argmax' if argmax else ''}", sample_rows_triton.look_kernel,
+                           {**pointers, "maxima": "*fp32", "second": "*i32" if argmax else "*fp32", "temperature": "fp32"},
+                           {**COLUMNS, **shape, "ARGMAX": argmax, "BLOCK": tiles.TOKENS}, tile)
+                if tile.rows == sample_rows_triton.PAIRS:
+                    yield (capability, f"again {where}", sample_rows_triton.again_kernel,
+                           {**pointers, "blocks": "*i64", "order": "*i64", "out": "*fp32", "temperature": "fp32"},
+                           {**COLUMNS, **common, "BLOCK": tiles.TOKENS, "PAIRS": tile.rows, "DEPTH": tile.depth,
+                            "SPLIT": sample_rows_triton.SPLIT}, tile)
+                for chosen, energy, splits in ((1, False, 1), (1, True, 4), (16, False, 4)):
+                    name = f"buckets {where} k={chosen} splits={splits}{' energy' if energy else ''}"
+                    yield (capability, name, linear_buckets_triton.look_kernel, {**pointers, **BUCKETS},
+                           {**COLUMNS, **shape, "CHOSEN": chosen, "ENERGY": energy, "TOKENS": tiles.TOKENS, "SPLITS": splits,
+                            "JOINED": linear_buckets_triton.JOINED}, tile)
+                for chosen in (1, 16):
+                    yield (capability, f"gradient {where} k={chosen}", linear_buckets_triton.gradient_kernel,
+                           {**pointers, **GRADIENT, "out": f"*{dtype}"},
+                           {**COLUMNS, **shape, "CHOSEN": chosen, "TOKENS": tiles.TOKENS}, tile)
 
 
 def philox():
@@ -67,12 +90,12 @@ def philox():
 
 def main(wanted):
     """Every kernel whose name starts with one of `wanted`, or all."""
-    every = [(*kernel, tile.warps, tile.stages) for *kernel, tile in products()] + [(*kernel, 4, 3) for kernel in philox()]
-    for name, kernel, types, constants, warps, stages in every:
+    every = [(*kernel, tile.warps, tile.stages) for *kernel, tile in products()]
+    every += [(capability, *kernel, 4, 3) for kernel in philox() for capability in CAPABILITIES]
+    for capability, name, kernel, types, constants, warps, stages in every:
         if not wanted or name.startswith(tuple(wanted)):
-            for capability in (80, 90):
-                figures = compiled(kernel, types, constants, warps, stages, capability)
-                print(json.dumps({"kernel": name, "sm": capability, **figures}), flush=True)
+            figures = compiled(kernel, types, constants, warps, stages, capability)
+            print(json.dumps({"kernel": name, "sm": capability, **figures}), flush=True)
 
 
 if __name__ == "__main__":

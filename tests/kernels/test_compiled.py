@@ -29,15 +29,19 @@ def check(tmp_path, *wanted):
         assert line["shared"] <= SHARED[line["sm"]], line
         if not line["kernel"].startswith("philox"):
             assert line["HGMMA"] + line["HMMA"] > 0, line
-        if line["kernel"].startswith("look") and line["sm"] == 90 and " 16" not in line["kernel"]:
+        if line["sm"] == 90 and not line["kernel"].startswith("philox") and " 16x" not in line["kernel"]:
             assert line["HGMMA"] > 0, line  # tiles of 64 rows and more use Hopper's own products
     return lines
 
 
 def test_the_kernels_of_everyday_use(tmp_path):
-    assert len(check(tmp_path, "philox uniform", "look bf16 1024", "again bf16", "again fp32")) == 10
+    lines = check(tmp_path, "philox uniform", "look bf16 128", "again bf16 16x128", "buckets bf16 128x64x16x3 k=1 ",
+                  "buckets fp32 64", "gradient bf16 128")
+    assert {line["sm"] for line in lines} == {80, 90}
+    assert len(lines) == 2 * (1 + 2 + 1 + 2 + 3 + 2)
 
 
 @pytest.mark.slow
 def test_every_entry_of_the_table(tmp_path):
-    assert len(check(tmp_path)) == 2 * (3 * (2 * 3 + 1) + 2)
+    lines = check(tmp_path)
+    assert len(lines) == len({(line["kernel"], line["sm"]) for line in lines}) == 182

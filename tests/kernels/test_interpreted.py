@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, on a CPU: the tests of `sample_rows` and `philox` once more, on that backend.
+"""The Triton kernels in Triton's interpreter, on a CPU: the tests of the kernels once more, on that backend.
 
 The interpreter is chosen when triton is imported, hence a process of its own. It is slow, so the default tests are a choice.
 """
@@ -19,6 +19,8 @@ DAILY = (
     "or ties_go_to or narrow or strides or far_below or test_every_output_is_written or test_draw_k or test_draws_of_one_row or hold_no_row"
 )
 
+SCORES = "not (buckets_make_up or weighted_sum or targets_are or only_the_gradients)"
+
 
 def run(file, *options):
     return subprocess.run(
@@ -36,8 +38,14 @@ def test_philox():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("file", ["test_linear_buckets.py", "test_linear_logprob.py"])
+def test_scores(file):
+    done = run(file, "-k", SCORES)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["test_sample_rows.py", "test_philox.py"])
+@pytest.mark.parametrize("file", ["test_sample_rows.py", "test_philox.py", "test_linear_buckets.py", "test_linear_logprob.py"])
 def test_everything(file):
     done = run(file)
     assert done.returncode == 0, done.stdout

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tsdfm.kernels import linear_logprob as blocks
+from tsdfm.kernels import sample_rows as blocks
 from tsdfm.kernels.sample_rows import CDF_BLOCK, argmax_rows, sample_rows, sample_rows_reference
 
 BELOW_ONE = 1 - 2**-53

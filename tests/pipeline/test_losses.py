@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,12 +40,13 @@ def exact_posterior(x_t, t, source, exponent, probability=PROBABILITY):
 
 
 class Exact:
-    """The ideal denoiser: its logits are the log of the exact posterior."""
+    """The ideal denoiser: its hidden states are the log of the exact posterior, under an identity head."""
 
     def __init__(self, source, exponent=1.0):
         self.config = config(source, exponent)
+        self.head = SimpleNamespace(weight=torch.eye(3, dtype=torch.float64), bias=None)
 
-    def __call__(self, x_t, t):
+    def hidden(self, x_t, t):
         p = exact_posterior(x_t.numpy(), t.double().numpy(), self.config.source, self.config.kappa_exponent)
         return torch.from_numpy(p).clamp_min(1e-300).log()
 
@@ -72,8 +74,8 @@ def test_a_wrong_posterior_costs_more():
     """Averaged over texts: H(p) at the optimum, and H(p) + KL away from it."""
 
     class Wrong(Exact):
-        def __call__(self, x_t, t):
-            return super().__call__(x_t, t) * 0.5
+        def hidden(self, x_t, t):
+            return super().hidden(x_t, t) * 0.5
 
     entropy = -(PROBABILITY * np.log(PROBABILITY)).sum()
     right, wrong = (sum(p * estimate(model, text, 20_000)[0] for p, text in zip(PROBABILITY, TEXTS, strict=True))

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.support import vocabulary
-from tsdfm.pipeline.objectives import StudentLoss, forward_kl, mixture_cross_entropy, reverse_kl
+from tsdfm.kernels.linear_buckets import linear_buckets
+from tsdfm.kernels.linear_logprob import normalised
+from tsdfm.pipeline.objectives import LOWEST, StudentLoss, forward_kl, mixture_cross_entropy, reverse_kl
 from tsdfm.pipeline.rollout import roll_out, shaped_steps
 from tsdfm.pipeline.shards import to_table
 from tsdfm.pipeline.windows import Trajectories
@@ -137,6 +139,11 @@ def test_kl_students_forget_the_selection(logs, start, stop):
         assert fitted(logs, arm, "reverse_kl", start, stop) == pytest.approx(geometric, abs=0.015)
 
 
+def log_q_of(logits, ids):
+    """What the losses take, by the kernel: the logits themselves are the hidden states of an identity head."""
+    return normalised(linear_buckets(logits, torch.eye(logits.shape[1], dtype=logits.dtype), ids), ids)
+
+
 def dense(logits, ids, logprobs):
     """Bucketed log q and log p in float64, by loops: [R, k + 1] each."""
     q = F.softmax(logits.double(), -1)
@@ -157,8 +164,8 @@ def test_divergences_are_their_definitions(spread):
     log_q, log_p = dense(logits, top.indices, top.values)
     forward = (log_p.exp() * (log_p - log_q)).sum(-1)
     reverse = (log_q.exp() * (log_q - log_p)).sum(-1)
-    assert torch.allclose(forward_kl(logits, top.indices, top.values).double(), forward, atol=1e-4)
-    assert torch.allclose(reverse_kl(logits, top.indices, top.values).double(), reverse, atol=1e-4)
+    assert torch.allclose(forward_kl(*log_q_of(logits, top.indices), top.values).double(), forward, atol=1e-4)
+    assert torch.allclose(reverse_kl(*log_q_of(logits, top.indices), top.values).double(), reverse, atol=1e-4)
     assert (forward >= -1e-9).all()
 
 
@@ -167,7 +174,8 @@ def test_a_top_k_that_holds_everything_stays_finite():
     logprobs = torch.tensor([[0.0, -65504.0, -65504.0, -65504.0]] * 3)
     ids = torch.arange(4).expand(3, 4)
     for divergence in (forward_kl, reverse_kl):
-        loss = divergence(logits, ids, logprobs).sum()
+        log_q, tail = log_q_of(logits, ids)
+        loss = divergence(log_q, tail.clamp_min(LOWEST), logprobs).sum()
         loss.backward()
         assert torch.isfinite(loss)
         assert torch.isfinite(logits.grad).all()
@@ -178,8 +186,8 @@ def test_the_mixture_merges_equal_candidates():
     candidates, weights = torch.randint(7, (5, 6)), torch.rand(5, 6).softmax(-1)
     merged = torch.zeros(5, 7).scatter_add(1, candidates, weights)
     wanted = -(merged * logits.log_softmax(-1)).sum(-1)
-    assert torch.allclose(mixture_cross_entropy(logits, candidates, weights), wanted, atol=1e-6)
-    assert torch.autograd.gradcheck(lambda x: mixture_cross_entropy(x, candidates, weights.double()), logits.detach().double().requires_grad_())
+    assert torch.allclose(mixture_cross_entropy(log_q_of(logits, candidates)[0], weights), wanted, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: mixture_cross_entropy(log_q_of(x, candidates)[0], weights.double()), logits.detach().double().requires_grad_())
 
 
 def test_positions_without_target_cost_nothing(logs):

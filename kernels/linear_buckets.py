@@ -1,0 +1,210 @@
+"""`linear_buckets`: the logits of k chosen tokens and the log-sum-exp of all others, without ever holding [N, V].
+
+    l[n, v]    = hidden[n] . weight[v] + bias[v]
+    chosen[n, j] = l[n, ids[n, j]]                       one bucket for each chosen token
+    rest[n]    = log sum of exp(l[n, v]) over v not in ids[n]    one bucket for all others
+
+Log-probabilities, energies and the losses of distillation are a few operations on these [N, k + 1] numbers, so one kernel and
+one gradient serve all of them. That the chosen tokens are kept out of the rest is what makes -softplus(rest - chosen) exact
+to the last bit for a token whose probability is nearly one, and the tail of a top-k divergence exact where it is nearly zero.
+
+The gradient recomputes the logits a block at a time. With g the gradients that come in,
+
+    G[n, v] = g_rest[n] exp(l[n, v] - rest[n]) for v not in ids[n],  the sum of g_chosen[n, j] over ids[n, j] = v elsewhere
+    d hidden = G weight,   d weight = G^T hidden,   d bias = sum over n of G
+
+Operations: 2 N D V forward, 6 N D V backward. Bytes, for s bytes an element: s (V D + N D) forward; thrice that and the blocks
+of G backward. Held at any moment: one block of `BLOCK_ELEMENTS` logits (CPU) or of G (`linear_buckets_triton.HELD_ELEMENTS`).
+On a CPU a block is up to `BLOCK_ROWS` rows by as many tokens as fit: the weight is then read once per `BLOCK_ROWS` rows, and
+logits stay in cache between the product and the sum (tests/benchmarks/logprob.py). On a GPU: see `linear_buckets_triton`.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tsdfm.kernels.dispatch import backend
+from tsdfm.kernels.linear import linear
+
+BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32
+BLOCK_ROWS = 1024
+BLOCK_TOKENS = 2048  # at most: the product packs the block's weights anew, 6 MiB at D = 768
+
+
+class Buckets(NamedTuple):
+    """Of N rows."""
+
+    chosen: Tensor  # [N, k] float32 (float64 for float64 inputs), logits of the chosen tokens
+    rest: Tensor  # [N] float64, for the sake of logits of 1e4: log-sum-exp of all others; -inf if none has mass
+
+    @property
+    def logprob(self) -> Tensor:
+        """log softmax of the chosen token, for k = 1: [N], nats."""
+        gap = self.rest - self.chosen[:, 0].double()
+        return -F.softplus(gap, threshold=80).to(self.chosen.dtype)  # beyond it softplus(x) is x in float64, too
+
+
+def linear_buckets_reference(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None = None) -> Buckets:
+    """The definition, in the input's own precision; holds all of [N, V]."""
+    logits = F.linear(hidden, weight, bias)
+    return Buckets(logits.gather(-1, ids), logits.double().scatter(-1, ids, -torch.inf).logsumexp(-1))
+
+
+def linear_buckets(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None = None) -> Buckets:
+    """Logits of chosen tokens and the log-sum-exp of the rest; differentiable (once) in hidden, weight and bias.
+
+    Args:
+        hidden: [N, D] float32, bfloat16 or float16 (float64 on CPUs), in any strides.
+        weight: [V, D], same dtype; under autocast both are taken in its dtype.
+        ids: [N, k] int64 in [0, V); an id may occur twice in a row.
+        bias: [V], or None; -inf takes a token out.
+
+    Returns:
+        Buckets with chosen [N, k] and rest [N], accumulated in float32 for narrower inputs.
+
+    Raises:
+        ValueError: shapes or dtypes that don't fit together, or (on CPUs) an id outside the vocabulary.
+    """
+    _check(hidden, weight, ids, bias)
+    if torch.is_autocast_enabled(hidden.device.type):
+        narrow = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(narrow), weight.to(narrow)
+    if hidden.dtype != weight.dtype:
+        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}: they must be of one dtype")
+    if bias is not None:
+        bias = bias.to(accumulator(hidden))
+    if backend(hidden) == "reference":
+        kind = accumulator(hidden)
+        return linear_buckets_reference(hidden.to(kind), weight.to(kind), ids, bias)
+    return Buckets(*_Function.apply(hidden, weight, ids, bias))  # type: ignore[no-untyped-call]
+
+
+def accumulator(hidden: Tensor) -> torch.dtype:
+    """The dtype in which logits are computed and results are given: at least float32."""
+    return torch.promote_types(hidden.dtype, torch.float32)
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        if backend(hidden) == "triton":
+            from tsdfm.kernels.linear_buckets_triton import look
+        else:
+            look = _look
+        out = look(hidden, weight, ids, bias)
+        ctx.save_for_backward(hidden, weight, ids, bias, out.rest)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_chosen: Tensor, to_rest: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, ids, bias, rest = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+        if backend(hidden) == "triton":
+            from tsdfm.kernels.linear_buckets_triton import gradient_block, product, rows_and_tokens
+        else:
+            gradient_block, product, rows_and_tokens = _gradient_block, _product, _rows_and_tokens
+        kind = accumulator(hidden)
+        step, width = rows_and_tokens(len(hidden))
+        to_hidden = torch.zeros(hidden.shape, dtype=kind, device=hidden.device) if wanted[0] else None
+        to_weight = torch.empty_like(weight) if wanted[1] else None
+        to_bias = torch.empty(len(weight), dtype=kind, device=hidden.device) if wanted[2] else None
+        # exp(l - rest) is exp(l - top) by a factor near one, so that float32 does for l - top at logits of 1e4, too.
+        top = rest.masked_fill(rest == -torch.inf, 0).to(kind)
+        to_rest = (to_rest * (top.double() - rest).clamp_max(1).exp()).to(kind)
+        for tokens in _slices(len(weight), width):
+            part = weight[tokens]
+            of_weight = torch.zeros(part.shape, dtype=kind, device=hidden.device) if wanted[1] else None
+            of_bias = torch.zeros(len(part), dtype=kind, device=hidden.device)
+            for rows in _slices(len(hidden), step):
+                # block: [r, width], G of the definition
+                block = gradient_block(hidden[rows], part, ids[rows] - tokens.start, None if bias is None else bias[tokens],
+                                       top[rows], to_chosen[rows], to_rest[rows])
+                if to_hidden is not None:
+                    to_hidden[rows] += product(block, part)
+                if of_weight is not None:
+                    of_weight += product(block.T, hidden[rows])
+                of_bias += block.sum(0, dtype=kind)
+            if to_weight is not None and of_weight is not None:
+                to_weight[tokens] = of_weight
+            if to_bias is not None:
+                to_bias[tokens] = of_bias
+        return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, None, to_bias
+
+
+def _look(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None) -> Buckets:
+    """The forward pass on a CPU: an online log-sum-exp over blocks of the vocabulary."""
+    kind = accumulator(hidden)
+    out = Buckets(hidden.new_empty(ids.shape, dtype=kind), hidden.new_empty(len(hidden), dtype=torch.float64))
+    step, width = _rows_and_tokens(len(hidden))
+    for rows in _slices(len(hidden), step):
+        # peak, mass: [r, 1]
+        peak = hidden.new_full((len(hidden[rows]), 1), -torch.inf, dtype=kind)
+        mass = torch.zeros_like(peak)
+        for tokens in _slices(len(weight), width):
+            logits = _logits(hidden[rows], weight[tokens], None if bias is None else bias[tokens])
+            row, which, place = _inside(ids[rows] - tokens.start, logits.shape[1])
+            out.chosen[rows][row, which] = logits[row, place]
+            logits[row, place] = -torch.inf
+            new = torch.maximum(peak, logits.amax(-1, keepdim=True))
+            # Shifted by the maximum before anything is subtracted: logits of 1e4 keep their last bits.
+            shift = new.masked_fill(new == -torch.inf, 0)
+            mass = mass * (peak - shift).exp() + logits.sub_(shift).exp_().sum(-1, keepdim=True)
+            peak = new
+        out.rest[rows] = (peak.double() + mass.double().log())[:, 0]
+    return out
+
+
+def _gradient_block(
+    hidden: Tensor, weight: Tensor, places: Tensor, bias: Tensor | None, top: Tensor, to_chosen: Tensor, to_rest: Tensor
+) -> Tensor:
+    """G [r, w] of r rows and w tokens; places [r, k]: where among them the chosen tokens are, outside [0, w) elsewhere.
+
+    top [r] is rest in the dtype of the logits, and to_rest [r] has been multiplied by exp(top - rest).
+    """
+    block = _logits(hidden, weight, bias)
+    row, which, place = _inside(places, block.shape[1])
+    block[row, place] = -torch.inf
+    block.sub_(top[:, None]).exp_().mul_(to_rest[:, None])
+    return block.index_put_((row, place), to_chosen[row, which], accumulate=True)
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    kind = accumulator(hidden)
+    return linear(hidden.to(kind), weight.to(kind), bias)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left [a, b] @ right [b, c], accumulated in at least float32."""
+    return linear(left.contiguous(), right.to(left.dtype).T.contiguous())
+
+
+def _inside(places: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of places [r, k]: row, column and value of those in [0, width), each [M]."""
+    row, which = ((places >= 0) & (places < width)).nonzero(as_tuple=True)
+    return row, which, places[row, which]
+
+
+def _rows_and_tokens(rows: int) -> tuple[int, int]:
+    """The shape of a block for so many rows."""
+    step = max(1, min(rows, BLOCK_ROWS))
+    return step, min(BLOCK_TOKENS, max(1, BLOCK_ELEMENTS // step))
+
+
+def _slices(count: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _check(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None) -> None:
+    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [N, D] and [V, D]")
+    if ids.ndim != 2 or len(ids) != len(hidden):
+        raise ValueError(f"ids {tuple(ids.shape)} must be [{len(hidden)}, k], a row for each of hidden")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias {tuple(bias.shape)} must be [{len(weight)}], one per row of weight")
+    if not ids.is_cuda and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(weight):
+        raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())} must lie in [0, {len(weight)})")

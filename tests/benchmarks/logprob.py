@@ -1,0 +1,166 @@
+"""`linear_logprob` and its gradient against plain torch: `python tests/benchmarks/logprob.py [--quick]`.
+
+N rows, V = 50,257, D = 768, float32, from hidden states and the head's weight to the log-probability of a target per row. Sides
+take turns in processes of their own (see measure.py); ratios are of CPU time, and memory is peak resident bytes above rest.
+
+  plain     log_softmax(h @ W.T).gather, with torch's own product
+  compiled  torch.compile of it, compiled before it is measured
+  onednn    the same with the product of kernels/linear.py, as ours has it: what of the gain is the library's
+  product   that product alone, a block at a time: the floor
+
+With --gradient each side also computes d hidden and d weight of the sum. --device cuda times the Triton kernels, and beside them
+liger-kernel's and cut-cross-entropy's where those are installed; time is then that of the device, memory the allocator's peak.
+"""
+
+import argparse
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measure import MIB, Builder, Piece, Ratio, interleave, machine, report, say, table
+from torch import Tensor
+
+from tsdfm.kernels.linear import linear
+from tsdfm.kernels.linear_buckets import BLOCK_ELEMENTS, BLOCK_ROWS
+from tsdfm.kernels.linear_logprob import linear_logprob
+
+VOCAB, DEPTH = 50_257, 768
+TARGET_TIME, TARGET_MEMORY = 0.80, 50.0  # at most this share of plain's time; plain's memory in multiples of ours
+
+Logprob = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def plain(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """All of [N, V]."""
+    return F.log_softmax(hidden @ weight.T, -1).gather(-1, target[:, None])[:, 0]
+
+
+def onednn(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """All of [N, V], by our product."""
+    return F.log_softmax(linear(hidden, weight), -1).gather(-1, target[:, None])[:, 0]
+
+
+def product(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """The product alone, in our blocks; returns nothing of use."""
+    return torch.tensor([float(linear(rows, part)[0, 0]) for rows in hidden.split(BLOCK_ROWS)
+                         for part in weight.split(BLOCK_ELEMENTS // min(BLOCK_ROWS, len(hidden)))])
+
+
+def others() -> dict[str, Logprob]:
+    """Kernels of other libraries, on a GPU and where they are installed."""
+    found: dict[str, Logprob] = {}
+    if importlib.util.find_spec("liger_kernel"):
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+
+        found["liger"] = lambda h, w, t: -Liger.apply(h, w, t, None, None, -100, 0.0, 0.0, "none")[0]
+    if importlib.util.find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        found["cce"] = lambda h, w, t: -linear_cross_entropy(h, w, t, reduction="none")
+    return found
+
+
+def side_named(name: str) -> Logprob:
+    """The function of one side."""
+    ours: dict[str, Logprob] = {"ours": linear_logprob, "plain": plain, "onednn": onednn, "product": product}
+    return torch.compile(plain) if name == "compiled" else (ours | others())[name]
+
+
+def tensors(rows: int, vocab: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, a weight whose logits have a spread of two nats, and targets."""
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(rows, DEPTH, generator=g), torch.randn(vocab, DEPTH, generator=g) * 2 / DEPTH**0.5
+    return hidden.to(device, dtype), weight.to(device, dtype), torch.randint(vocab, (rows,), generator=g).to(device)
+
+
+def run(function: Logprob, hidden: Tensor, weight: Tensor, target: Tensor, *, gradient: bool) -> None:
+    """One call of a side."""
+    if not gradient:
+        with torch.no_grad():
+            function(hidden, weight, target)
+        return
+    inputs = hidden.requires_grad_(), weight.requires_grad_()
+    torch.autograd.grad(function(*inputs, target).sum(), inputs)
+
+
+def build(name: str, rows: int, vocab: int, gradient: bool) -> Piece:
+    """One side on the CPU."""
+    function, data = side_named(name), tensors(rows, vocab, "cpu", torch.float32)
+    if name == "compiled":
+        run(function, *data, gradient=gradient)
+
+    def piece() -> dict[str, float]:
+        run(function, *data, gradient=gradient)
+        return {"rows": rows}
+
+    return piece
+
+
+def on_cpu(names: list[str], rows: int, rounds: int, threads: int, gradient: bool) -> dict[str, dict[str, float]]:
+    """CPU seconds and peak bytes of every side, and ratios to ours."""
+    sides: dict[str, tuple[Builder, Builder]] = {
+        name: (partial(build, name, rows, VOCAB, gradient), partial(build, name, 3, 300, gradient)) for name in names}
+    samples = interleave(sides, rounds, threads)
+    lines, result = [], {}
+    for name in names:
+        time = Ratio.of([s.cpu_seconds for s in samples["ours"]], [s.cpu_seconds for s in samples[name]])
+        memory = Ratio.of([s.extra_bytes for s in samples[name]], [max(1, s.extra_bytes) for s in samples["ours"]])
+        seconds, peak = min(s.cpu_seconds for s in samples[name]), max(s.extra_bytes for s in samples[name])
+        lines.append((name, seconds, peak / MIB, time, memory))
+        result[name] = {"cpu_seconds": seconds, "peak_mib": peak / MIB, "ours_over_it": time.median, "memory_over_ours": memory.median}
+    table("CPU time and extra memory", ("side", "seconds", "peak MiB", "ours / it, time", "it / ours, memory"), lines)
+    if not gradient:
+        met = result["plain"]["ours_over_it"] <= TARGET_TIME, result["plain"]["memory_over_ours"] >= TARGET_MEMORY
+        say(f"targets against plain: at most {TARGET_TIME:g} of its time {'met' if met[0] else 'missed'}, "
+            f"a {TARGET_MEMORY:g}th of its memory {'met' if met[1] else 'missed'}")
+    return result
+
+
+def on_cuda(names: list[str], rows: int, rounds: int, gradient: bool) -> dict[str, dict[str, float]]:
+    """Device milliseconds and the allocator's peak of every side, in bfloat16."""
+    data, result, lines = tensors(rows, VOCAB, "cuda", torch.bfloat16), {}, []
+    for name in names:
+        function, times = side_named(name), []
+        for turn in range(rounds + 1):  # the first compiles
+            torch.cuda.reset_peak_memory_stats()
+            rest = torch.cuda.memory_allocated()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run(function, *data, gradient=gradient)
+            end.record()
+            torch.cuda.synchronize()
+            if turn:
+                times.append(start.elapsed_time(end))
+        result[name] = {"milliseconds": min(times), "peak_mib": (torch.cuda.max_memory_allocated() - rest) / MIB}
+        lines.append((name, *result[name].values(), result["ours"]["milliseconds"] / min(times)))
+    table("bfloat16 on the device", ("side", "ms", "peak MiB", "ours / it, time"), lines)
+    return result
+
+
+def main() -> None:
+    """Measure, print a table for people and one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer rows, one round")
+    parser.add_argument("--rows", type=int, help="N (2,048; 128 with --quick)")
+    parser.add_argument("--rounds", type=int, help="rounds (3; 1 with --quick)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gradient", action="store_true", help="also the gradient in hidden and weight")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--json", type=Path, help="also write the result here")
+    options = parser.parse_args()
+    rows, rounds = options.rows or (128 if options.quick else 2048), options.rounds or (1 if options.quick else 3)
+    names = ["ours", "plain", "compiled"] + ([] if options.gradient else ["product"])
+    say(f"N {rows:,}, V {VOCAB:,}, D {DEPTH}{', with gradient' if options.gradient else ''}")
+    if options.device == "cuda":
+        result = on_cuda([*names, *others()], rows, rounds, options.gradient)
+    else:
+        result = on_cpu([*names, "onednn"], rows, rounds, options.threads, options.gradient)
+    report({"machine": machine(options.threads), "size": {"N": rows, "V": VOCAB, "D": DEPTH}, "gradient": options.gradient,
+            "sides": result}, options.json)
+
+
+if __name__ == "__main__":
+    main()
