@@ -44,7 +44,7 @@ class Exact:
 
     def __init__(self, source, exponent=1.0):
         self.config = config(source, exponent)
-        self.head = SimpleNamespace(weight=torch.eye(3, dtype=torch.float64), bias=None)
+        self.head = SimpleNamespace(weight=torch.eye(self.config.vocab_size, dtype=torch.float64), bias=None)
 
     def hidden(self, x_t, t):
         p = exact_posterior(x_t.numpy(), t.double().numpy(), self.config.source, self.config.kappa_exponent)
