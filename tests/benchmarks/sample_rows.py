@@ -5,7 +5,7 @@ turns in processes of their own (see measure.py); ratios are of CPU time, and me
 
   plain    the product, softmax, K calls of multinomial, topk: all of [R, V]
   batched  the same with one call of multinomial for all K draws
-  product  the product alone, a block of rows at a time: the floor
+  product  the product alone, in our blocks: the floor
 
 All sides multiply by the same oneDNN product, so the ratios are not those of another library's.
 """
@@ -18,8 +18,7 @@ import torch
 from measure import MIB, Builder, Piece, Ratio, interleave, machine, report, say, table
 
 from tsdfm.kernels.linear import linear
-from tsdfm.kernels.linear_logprob import rows_per_block
-from tsdfm.kernels.sample_rows import sample_rows
+from tsdfm.kernels.sample_rows import BLOCK_ELEMENTS, PRODUCT_TOKENS, sample_rows
 
 DRAWS, TOP = 8, 16
 TARGET_TIME, TARGET_MEMORY = 4.0, 50.0  # what `plain` should take at least, in multiples of ours
@@ -40,8 +39,9 @@ def build(name: str, rows: int, vocab: int, depth: int) -> Piece:
         p.topk(TOP, -1).values.log_()
 
     def product() -> None:
-        for part in hidden.split(rows_per_block(vocab)):
-            linear(part, weight)
+        for rows in hidden.split(BLOCK_ELEMENTS // vocab):
+            for part in weight.split(PRODUCT_TOKENS):
+                linear(rows, part)
 
     work = {"ours": lambda: sample_rows(hidden, weight, None, uniforms, top_k=TOP), "plain": partial(plain, batched=False),
             "batched": partial(plain, batched=True), "product": product}[name]
