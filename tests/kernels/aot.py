@@ -1,6 +1,6 @@
-"""Compiles every kernel ahead of time, no GPU needed, and prints one JSON line each: registers, spills, shared memory.
+"""Compiles every kernel ahead of time, no GPU needed, and prints a table: registers, spills, shared memory, tensor-core products.
 
-`python tests/kernels/aot.py [philox|look|again|buckets|gradient ...]`; run by test_compiled.py, in a process without Triton's interpreter.
+`python tests/kernels/aot.py [--json] [philox|look|again|buckets|gradient ...]`; run by test_compiled.py, in a process without Triton's interpreter.
 """
 
 import json
@@ -88,15 +88,25 @@ def philox():
                {"WORDS": out == "words", "ROUNDS": 10, "BLOCK": philox_triton.BLOCK})
 
 
-def main(wanted):
-    """Every kernel whose name starts with one of `wanted`, or all."""
+def figures(wanted):
+    """One dict for each kernel whose name starts with one of `wanted`, or for all."""
     every = [(*kernel, tile.warps, tile.stages) for *kernel, tile in products()]
     every += [(capability, *kernel, 4, 3) for kernel in philox() for capability in CAPABILITIES]
     for capability, name, kernel, types, constants, warps, stages in every:
         if not wanted or name.startswith(tuple(wanted)):
-            figures = compiled(kernel, types, constants, warps, stages, capability)
-            print(json.dumps({"kernel": name, "sm": capability, **figures}), flush=True)
+            yield {"kernel": name, "sm": capability, **compiled(kernel, types, constants, warps, stages, capability)}
+
+
+def main():
+    """Print the figures."""
+    as_json, wanted = "--json" in sys.argv, [word for word in sys.argv[1:] if word != "--json"]
+    if not as_json:
+        print(f"{'kernel':44}  sm  registers  shared  spilled bytes  HGMMA  HMMA")
+    for line in figures(wanted):
+        print(json.dumps(line) if as_json else (
+            f"{line['kernel']:44}  {line['sm']}  {line['REG']:9}  {line['shared']:6}  {line['STACK'] + line['LOCAL']:13}"
+            f"  {line['HGMMA']:5}  {line['HMMA']:4}"), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

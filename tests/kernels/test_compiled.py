@@ -19,7 +19,7 @@ def check(tmp_path, *wanted):
     """Compile in a process of its own, with an empty cache: what is measured is what was just compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("aot.py"), *wanted], capture_output=True, text=True, check=False,
+        [sys.executable, Path(__file__).with_name("aot.py"), "--json", *wanted], capture_output=True, text=True, check=False,
         env={**environment, "TRITON_CACHE_DIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
