@@ -12,6 +12,7 @@ from tsdfm.jobs.console import emit, people
 from tsdfm.jobs.distill_command import distill_command
 from tsdfm.jobs.evaluate_command import evaluate_command
 from tsdfm.jobs.inspect import inspect_command
+from tsdfm.jobs.publish_command import publish_command
 from tsdfm.schemas.base import InputError, WorkError
 
 _CONFIG = click.argument("config", required=False, type=click.Path(path_type=Path))
@@ -104,6 +105,7 @@ def verify(out: str, as_json: bool) -> None:
 cli.add_command(inspect_command, "inspect")
 cli.add_command(distill_command, "distill")
 cli.add_command(evaluate_command, "evaluate")
+cli.add_command(publish_command, "publish")
 
 
 @cli.command()

@@ -1,21 +1,37 @@
 """The dataset card, README.md of a dataset: YAML for `datasets` and the Hub, prose for people."""
 
+import re
+from typing import Any
+
+import yaml
+
 from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.trajectory import TrajectoryRow
 
-_HEAD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*.parquet
-  default: true
-tags:
-- discrete-flow-matching
-- trajectories
-- distillation
----
-"""
+DEFAULT_CONFIG = {
+    "config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}], "default": True}
+TAGS = ["discrete-flow-matching", "trajectories", "distillation"]
+
+
+def front_matter(fields: dict[str, Any]) -> str:
+    """The YAML head of a card, its two rules included."""
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def read_front_matter(card: str) -> dict[str, Any]:
+    """The fields of a card's YAML head; {} if it has none that can be read."""
+    found = re.match(r"---\n(.*?\n)---\n", card, re.DOTALL)
+    try:
+        fields = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def column_table() -> str:
+    """The columns of a row and their meaning, as Markdown."""
+    rows = "\n".join(f"| `{name}` | {field.description} |" for name, field in TrajectoryRow.model_fields.items())
+    return f"| column | meaning |\n|---|---|\n{rows}"
 
 
 def dataset_card(manifest: DatasetManifest) -> str:
@@ -23,8 +39,7 @@ def dataset_card(manifest: DatasetManifest) -> str:
     identity = manifest.identity
     compass = f"`{identity.compass.kind}` compass" if identity.compass else "no compass"
     how = f"{identity.shaping.candidates} candidates per step, `{identity.shaping.select}`, tau {identity.shaping.tau:g}"
-    columns = "\n".join(f"| `{name}` | {field.description} |" for name, field in TrajectoryRow.model_fields.items())
-    return f"""{_HEAD}
+    return f"""{front_matter({"configs": [DEFAULT_CONFIG], "tags": TAGS})}
 # Trajectories of a discrete flow matching teacher
 
 {manifest.totals.rows} trajectories (arm: {identity.arm}) of {identity.rollout.length} tokens over
@@ -41,7 +56,5 @@ A trajectory is its source and its events: replaying (`event_position`, `event_t
 an event of step s happens between times s/{identity.rollout.steps} and (s + 1)/{identity.rollout.steps}.
 `manifest.json` holds the full configuration, the models' fingerprints and a checksum per shard.
 
-| column | meaning |
-|---|---|
-{columns}
+{column_table()}
 """
