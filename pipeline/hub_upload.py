@@ -142,8 +142,8 @@ class Upload:
 
         self._commits += 1
         message = self.message if self._commits == 1 else f"{self.message} (part {self._commits})"
-        operations: list[CommitOperationAdd | CommitOperationDelete] = [*self._uploaded, *(CommitOperationDelete(path) for path in gone)]
+        deletions = [CommitOperationDelete(path) for path in gone]
         with explained(self.repo):
             self.head = self.api.create_commit(
-                self.repo, list(operations), commit_message=message, repo_type=self.kind, parent_commit=self.head).oid
+                self.repo, [*self._uploaded, *deletions], commit_message=message, repo_type=self.kind, parent_commit=self.head).oid
         self._uploaded = []
