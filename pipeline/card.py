@@ -3,10 +3,11 @@
 import re
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from tsdfm.schemas.manifest import DatasetManifest
-from tsdfm.schemas.trajectory import TrajectoryRow
+from tsdfm.schemas.trajectory import ARROW_SCHEMA, TrajectoryRow
 
 DEFAULT_CONFIG = {
     "config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}], "default": True}
@@ -29,9 +30,14 @@ def read_front_matter(card: str) -> dict[str, Any]:
 
 
 def column_table() -> str:
-    """The columns of a row and their meaning, as Markdown."""
-    rows = "\n".join(f"| `{name}` | {field.description} |" for name, field in TrajectoryRow.model_fields.items())
-    return f"| column | meaning |\n|---|---|\n{rows}"
+    """The columns of a row, their Arrow types and meaning, as Markdown."""
+    rows = "\n".join(f"| `{field.name}` | {_type(field.type)} | {TrajectoryRow.model_fields[field.name].description} |"
+                     for field in ARROW_SCHEMA)
+    return f"| column | type | meaning |\n|---|---|---|\n{rows}"
+
+
+def _type(arrow: pa.DataType) -> str:
+    return f"list of {arrow.value_type}" if pa.types.is_list(arrow) else str(arrow)
 
 
 def dataset_card(manifest: DatasetManifest) -> str:

@@ -89,7 +89,7 @@ def _how(manifest: DatasetManifest) -> str:
                    f"{teacher.source} source, {teacher.vocab_size} ids, kappa = t^{teacher.kappa_exponent:g}",
         "compass": compass,
         "shaping": f"{shaping.candidates} candidates, `{shaping.select}`, from t >= {shaping.tau:g}, "
-                   f"every {shaping.shape_every} steps",
+                   f"one step in {shaping.shape_every}",
         "rollout": f"{rollout.steps} steps, `{rollout.solver}`, temperature {rollout.temperature:g}, seed {rollout.seed}",
         "arms": ", ".join(identity.arms) + (" (paired: same rings, same first candidate)" if identity.arm == "both" else ""),
         "identity": f"`{digest(identity)[:16]}` (sha256 of the configuration)",

@@ -7,6 +7,7 @@ Hub does: large ones (.parquet, .safetensors, .png) by sha256 through LFS, small
 import base64
 import hashlib
 import json
+import os
 import re
 import threading
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+TOKEN = "hf_aSecretThatMustNotBeShown"
 LARGE = (".parquet", ".safetensors", ".png")
 KINDS = {"datasets": "dataset", "models": "model"}
 
@@ -58,7 +60,8 @@ class LoopbackHub:
     """Start with `with LoopbackHub() as hub`; clients find it at `hub.url`.
 
     Faults: `broken` answers everything with a status; `fail(pattern, status, times)` the next requests whose 'METHOD path' match;
-    `cut_after` bytes of uploaded bodies, the connection is dropped (once); `quota` bytes of large files may be stored.
+    `cut_after` bytes of uploaded bodies, every connection is dropped, until it is None again; `quota` bytes of large files may be stored; `lose_commits` makes commits and never
+    says so.
     Counters: `calls` are 'METHOD path', `sent` the bytes of uploaded bodies that arrived whole, by sha256.
     """
 
@@ -70,6 +73,7 @@ class LoopbackHub:
         self.calls: list[str] = []
         self.sent: dict[str, int] = {}
         self.broken = self.quota = self.cut_after = None
+        self.lose_commits = False
         self.page, self.part = 1000, None  # entries of a listing's page; bytes of a part of a multipart upload
         self._faults: list[list] = []
         self._lock = threading.RLock()
@@ -123,6 +127,9 @@ class LoopbackHub:
                 answer = self._route(handler, path, parse_qs(urlsplit(handler.path).query), body)
         except Answer as refusal:
             answer = refusal
+        if self.lose_commits and path.endswith("/commit/main"):
+            handler.connection.close()
+            return
         handler.send_response(answer.status)
         for name, value in answer.headers.items():
             handler.send_header(name, value)
@@ -146,7 +153,7 @@ class LoopbackHub:
             budget = self.cut_after if upload else None
             if budget is not None:
                 cut = budget < size
-                self.cut_after = None if cut else budget - size
+                self.cut_after = 0 if cut else budget - size
         if budget is not None and cut:
             handler.rfile.read(budget)
             return None
@@ -332,3 +339,22 @@ def entries(files):
 def folder_files(folder):
     """A folder's files, path -> bytes."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+def use(hub, home, monkeypatch):
+    """Point this process's clients at the hub, logged in as `team`, with nothing of the user's own."""
+    for name in ("HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    # Read from the environment at import:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between the client's own tries
+
+
+def environment(hub, home):
+    """The same for a process of its own."""
+    return os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1",
+                         "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
