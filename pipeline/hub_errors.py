@@ -38,14 +38,14 @@ def _explain(repo: str, error: Exception) -> InputError | WorkError | None:
     from huggingface_hub import errors
 
     chain = list(_causes(error))
-    said = " ".join(_words(each) for each in chain)
+    said = next((words for each in chain if (words := _server_words(each))), _words(error))
     status = next((found for each in chain if (found := _status(each)) is not None), None)
     if any(isinstance(each, errors.LocalTokenNotFoundError) for each in chain):
         return no_login(repo)
     if isinstance(error, errors.HFValidationError):
         return InputError(f"{repo}: can't be a repository's name; write USER/NAME with letters, digits, '-', '_' and '.'")
-    if said.startswith("Invalid metadata in README.md"):
-        return InputError(f"{repo}: the Hub refuses the card ({said.partition('- ')[2]:.{_WORDS}}); "
+    if _words(error).startswith("Invalid metadata in README.md"):
+        return InputError(f"{repo}: the Hub refuses the card ({_words(error).partition('- ')[2]:.{_WORDS}}); "
                           "give a --license of its list, e.g. apache-2.0")
     if status in (402, 413) or _QUOTA.search(said):
         return WorkError(f"{repo}: the Hub's storage quota is used up; free some space or raise it; {GO_ON}")
@@ -87,7 +87,11 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
+def _server_words(error: BaseException) -> str:
+    """The Hub's own words, if there are any."""
+    return " ".join(str(getattr(error, "server_message", None) or "").split())
+
+
 def _words(error: BaseException) -> str:
-    """The Hub's own words if there are any, else the error's without addresses."""
-    server = getattr(error, "server_message", None)
-    return re.sub(r"\S*://\S*", "", " ".join(str(server or error).split()))
+    """The client's words, without addresses."""
+    return re.sub(r"\S*://\S*", "", " ".join(str(error).split()))
