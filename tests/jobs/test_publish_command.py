@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests.loopback_hub import TOKEN, LoopbackHub, use
+from tests.loopback_hub import TOKEN
 from tests.support import assert_refused, make_dataset
 
 
@@ -15,14 +15,6 @@ from tests.support import assert_refused, make_dataset
 def out(tmp_path, tiny_models):
     make_dataset(tmp_path / "out", tiny_models)
     return tmp_path / "out"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LoopbackHub() as running:
-        running.tokens = {TOKEN: "team"}
-        use(running, tmp_path / "home", monkeypatch)
-        yield running
 
 
 def test_the_receipt_is_printed_and_in_the_json(cli, hub, out):

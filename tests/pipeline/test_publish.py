@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import duckdb
 import pandas as pd
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.loopback_hub import TOKEN, LoopbackHub, environment, folder_files, use
+from tests.loopback_hub import TOKEN, environment, folder_files
 from tests.support import make_dataset, tree
 from tsdfm.pipeline import hub_upload
 from tsdfm.pipeline.card import read_front_matter
@@ -41,14 +42,6 @@ def made(tmp_path_factory, tiny_models):
 def out(made, tmp_path):
     shutil.copytree(made, tmp_path / "out")
     return tmp_path / "out"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LoopbackHub() as running:
-        running.tokens = {TOKEN: "team"}
-        use(running, tmp_path / "home", monkeypatch)
-        yield running
 
 
 def publish(out, progress=lambda *_: None, **changes):
@@ -152,8 +145,9 @@ def test_datasets_loads_it_whole_streaming_by_arm_and_pinned(hub, out, tmp_path,
     assert "int8" in found["features"]["step_choice"]
 
 
-def test_other_readers_open_the_files(hub, out, tmp_path):
-    publish(out)
+def test_other_readers_open_the_files(hub, tmp_path, tiny_models):
+    make_dataset(tmp_path / "top", tiny_models, rollout={"steps": 8, "batch_size": 4, "top_k": 3})
+    publish(tmp_path / "top")
     for path, data in hub.repos[KEY].files.items():
         (tmp_path / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / path).write_bytes(data)
@@ -163,14 +157,18 @@ def test_other_readers_open_the_files(hub, out, tmp_path):
         assert table.columns == ARROW_SCHEMA.names
         assert table.types[ARROW_SCHEMA.get_field_index("step_choice")] == "TINYINT[]"
         assert len(table.fetchall()) == rows
+        kept = duckdb.sql(f"select count(*) from (select unnest(event_topk_logprobs) as l from '{glob}') where l <= 0")
+        assert kept.fetchall() == [(rows * 16 * 3,)]
         frame = pl.read_parquet(glob)
         assert frame.columns == ARROW_SCHEMA.names
         assert frame.schema["tokens"] == pl.List(pl.Int32)
         assert frame.schema["step_energy"] == pl.List(pl.Float32)
+        assert frame["event_topk_logprobs"].explode().len() == rows * 16 * 3
         assert frame.height == rows
     frame = pd.read_parquet(tmp_path / "copy" / "data", dtype_backend="pyarrow")
     for field in ARROW_SCHEMA:
-        assert frame[field.name].dtype == pd.ArrowDtype(field.type) or pa.types.is_string(field.type) or pa.types.is_list(field.type)
+        found = frame[field.name].dtype.pyarrow_dtype
+        assert (found.value_type if pa.types.is_list(found) else found) == (field.type.value_type if pa.types.is_list(field.type) else field.type)
     assert len(frame) == 20
 
 
@@ -229,7 +227,7 @@ def killed_and_finished(hub, out, points):
         hub.objects.clear()
         hub.sent.clear()
         hub.cut_after = point
-        line = refused(lambda: publish(out, repo=name), WorkError)
+        line = refused(partial(publish, out, repo=name), WorkError)
         assert "the connection to the Hub was lost" in line
         assert line.endswith("the same command goes on")
         assert "manifest.json" not in hub.repos[repo].files
@@ -290,7 +288,7 @@ def test_a_killed_publication_of_several_commits_goes_on_where_it_was(hub, out, 
     assert committed
     hub.sent.clear()
     publish(out)
-    sent = {data for data in hub.repos[KEY].files.values()} & {hub.objects[oid] for oid in hub.sent}
+    sent = set(hub.repos[KEY].files.values()) & {hub.objects[oid] for oid in hub.sent}
     assert not sent & {hub.repos[KEY].files[path] for path in committed}
     assert verify(open_dataset("hf://datasets/team/runs"), lambda *_: None)[1] == []
 

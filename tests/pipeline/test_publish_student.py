@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from tests.loopback_hub import TOKEN, LoopbackHub, folder_files, use
 from tests.support import make_dataset
 from tsdfm.pipeline import checkpoint
 from tsdfm.pipeline.denoiser import Denoiser
@@ -40,14 +39,6 @@ def made(tmp_path_factory, tiny_models):
 def student(made, tmp_path):
     shutil.copytree(made, tmp_path / "student")
     return tmp_path / "student"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LoopbackHub() as running:
-        running.tokens = {TOKEN: "team"}
-        use(running, tmp_path / "home", monkeypatch)
-        yield running
 
 
 def publish(folder, **changes):
@@ -147,4 +138,3 @@ def test_what_is_no_student_or_no_evaluation_of_it(hub, student, tiny_models, ev
     assert "has no row of this student" in line(student, evaluation=str(evaluation))
     (student / "training.json").write_text("{}")
     assert "not the record of a distillation" in line(student)
-    assert folder_files(student)
