@@ -12,7 +12,7 @@ the first by its parent.)
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,14 +76,16 @@ class Upload:
         self.head, self.remote = "", dict[str, Remote]()
         self.files = self.bytes = self.changed_files = self.changed_bytes = self.deleted_files = 0
         self._seen: set[str] = set()
+        self._not_ours: set[str] = set()  # may not be overwritten
         self._group: list[CommitOperationAdd] = []  # not yet uploaded
         self._uploaded: list[CommitOperationAdd] = []  # not yet committed
         self._commits = 0
 
-    def open(self, private: bool, marker: str, owned: Callable[[str], bool]) -> None:
+    def open(self, private: bool, marker: str, paths: Set[str]) -> None:
         """Make the repository if there is none, and list it.
 
-        Raises InputError if it is public and should not be, or holds other files (not `owned`) and no `marker` of ours.
+        A repository without the file `marker` is new, or was left by a run that was cut, or is none of ours: there, nothing but
+        `paths` may be, and no file of them may differ (`add` refuses). Raises InputError if so, or if it is public and should not be.
         """
         from huggingface_hub.hf_api import RepoFile
 
@@ -99,9 +101,9 @@ class Upload:
                 if isinstance(entry, RepoFile):
                     lfs = entry.lfs
                     self.remote[entry.path] = Remote(entry.size, lfs.sha256 if lfs else entry.blob_id, lfs is not None)
-        foreign = sorted(path for path in self.remote if not owned(path) and path not in UNOWNED)
-        if foreign and marker not in self.remote:
-            raise InputError(f"{self.repo}: holds other files ({', '.join(foreign[:3])}) and no {marker}; give another --repo")
+        if marker not in self.remote:
+            self._not_ours = self.remote.keys() - UNOWNED
+            self._refuse_others(self._not_ours - paths)
 
     def add(self, path: str, data: bytes) -> None:
         """Bring one file up to date. Uploads when a group is full, and commits when a commit is."""
@@ -111,6 +113,7 @@ class Upload:
         self.files, self.bytes = self.files + 1, self.bytes + len(data)
         if path in self.remote and self.remote[path].holds(data):
             return
+        self._refuse_others(self._not_ours & {path})
         self.changed_files, self.changed_bytes = self.changed_files + 1, self.changed_bytes + len(data)
         self._group.append(CommitOperationAdd(path, data))
         if len(self._group) >= GROUP_FILES or sum(each.upload_info.size for each in self._group) >= GROUP_BYTES:
@@ -129,6 +132,11 @@ class Upload:
             self._commit(gone)
         return self.head
 
+    def _refuse_others(self, paths: Set[str]) -> None:
+        if paths:
+            raise InputError(f"{self.repo}: holds other files than this {self.kind} ({', '.join(sorted(paths)[:3])}); "
+                             "give another --repo, or empty that one")
+
     def _send_group(self) -> None:
         """Upload the contents of a group; of large files, only hashes are kept."""
         if self._group:
@@ -145,5 +153,6 @@ class Upload:
         deletions = [CommitOperationDelete(path) for path in gone]
         with explained(self.repo):
             self.head = self.api.create_commit(
-                self.repo, [*self._uploaded, *deletions], commit_message=message, repo_type=self.kind, parent_commit=self.head).oid
+                self.repo, [*self._uploaded, *deletions], commit_message=message, repo_type=self.kind,
+                parent_commit=self.head).oid
         self._uploaded = []

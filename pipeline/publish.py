@@ -55,7 +55,7 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress) -> 
     summary = summarise(store, lambda done, total: progress("summing up", done, total))
     identity = manifest.identity
     upload = Upload(config.repo, "dataset", f"{manifest.totals.rows} trajectories, identity {digest(identity)[:16]}")
-    upload.open(config.private, MANIFEST_FILE, _owned)
+    upload.open(config.private, MANIFEST_FILE, _paths(manifest, config))
     energies: dict[Arm, list[npt.NDArray[np.float32]]] = {arm: [] for arm in identity.arms}
     for done, record in enumerate(manifest.shards):
         data = read_shard_bytes(store, record)
@@ -94,6 +94,14 @@ def leave_receipt(store: Store, upload: Upload, revision: str) -> Receipt:
 def _owned(path: str) -> bool:
     """Whether a file of the repository is of the kind that this module writes, and deletes when it is no longer part."""
     return _OWNED.fullmatch(path) is not None
+
+
+def _paths(manifest: DatasetManifest, config: PublishConfig) -> set[str]:
+    """Every file that the repository may come to hold."""
+    paths = {record.path for record in manifest.shards}
+    if _copies_arms(manifest.identity, config):
+        paths |= {_arm_path(path, arm) for path in paths for arm in manifest.identity.arms}
+    return paths | {TOKENIZER_FILE, PLOT_FILE, CARD_FILE, MANIFEST_FILE}
 
 
 def _copies_arms(identity: Identity, config: PublishConfig) -> bool:

@@ -37,7 +37,7 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress) -> 
     card = published_student_card(network.config, facts, config, opened.fingerprint, results, with_frontier=bool(frontier))
     files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)}
     upload = Upload(config.repo, "model", f"Student {opened.fingerprint[:16]}")
-    upload.open(config.private, TRAINING_FILE, _OWNED.__contains__)
+    upload.open(config.private, TRAINING_FILE, _OWNED)
     progress("uploading", 0, 1)
     revision = upload.finish({
         **files, TRAINING_FILE: (json.dumps(facts, indent=2, sort_keys=True) + "\n").encode(), **frontier,

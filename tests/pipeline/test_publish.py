@@ -391,8 +391,11 @@ def test_private_is_not_promised_of_a_public_repository(hub, out):
 def test_a_repository_of_something_else_is_left_alone(hub, out):
     repo = hub.add("dataset", "team/runs")
     repo.commit({"data/train-00000-of-00001.parquet": b"mine", "train.csv": b"1,2"})
-    assert "holds other files (train.csv) and no manifest.json" in refused(lambda: publish(out))
-    assert len(repo.commits) == 2
+    assert "holds other files than this dataset (data/train-00000-of-00001.parquet, train.csv)" in refused(lambda: publish(out))
+    repo.commit({"data/train-00000-of-00003.parquet": b"mine", "README.md": b"mine, too"})
+    assert "holds other files than this dataset (data/train-00000-of-00003.parquet)" in refused(lambda: publish(out))
+    assert len(repo.commits) == 3
+    assert not hub.sent
     hub.add("dataset", "team/other").commit({"README.md": b"hello"})
     publish(out, repo="team/other")
 
