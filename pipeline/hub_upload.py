@@ -85,7 +85,8 @@ class Upload:
         """Make the repository if there is none, and list it.
 
         A repository without the file `marker` is new, or was left by a run that was cut, or is none of ours: there, nothing but
-        `paths` may be, and no file of them may differ (`add` refuses). Raises InputError if so, or if it is public and should not be.
+        `paths` may be, and no file of them may differ (`add` refuses). Raises InputError if it holds others, or if it is public
+        and should not be.
         """
         from huggingface_hub.hf_api import RepoFile
 
