@@ -77,3 +77,18 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_resume(cli, hub, out, monkey
 
 def test_there_is_no_flag_for_a_token(cli):
     assert not re.search(r"--\S*token", cli("publish", "--help").stdout)
+
+
+@pytest.mark.slow
+def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path, tiny_models):
+    uri = json.loads(cli("publish", out, "--repo", "team/runs", "--json").stdout)["uri"]
+    settings = ["--init", tiny_models.mask, "--updates", "4", "--batch-size", "4", "--budgets", "1,4"]
+    for data, student in ((uri, "remote"), (out, "local")):
+        outcome = cli("distill", "--data", data, *settings, "--out", tmp_path / student)
+        assert outcome.code == 0, outcome.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("remote", "local")]
+    assert weights[0] == weights[1]
+    assert cli("publish", tmp_path / "remote", "--repo", "team/student").code == 0
+    from huggingface_hub import ModelCard
+
+    assert ModelCard(hub.repos["model", "team/student"].files["README.md"].decode()).data.datasets == ["team/runs"]

@@ -426,3 +426,10 @@ def test_no_token_anywhere(hub, out, tmp_path, caplog, capfd):
     assert not [data for data in written if secret in data]
     said = capfd.readouterr()
     assert TOKEN not in caplog.text + said.out + said.err
+
+
+@pytest.mark.parametrize("data", [b"", b"text\n", bytes(range(256)) * 40])
+def test_blob_ids_are_those_of_git(data, tmp_path):
+    (tmp_path / "file").write_bytes(data)
+    found = subprocess.run(["git", "hash-object", "--no-filters", str(tmp_path / "file")], capture_output=True, text=True, check=True)
+    assert hub_upload.git_blob_id(data) == found.stdout.strip()
