@@ -433,3 +433,12 @@ def test_blob_ids_are_those_of_git(data, tmp_path):
     (tmp_path / "file").write_bytes(data)
     found = subprocess.run(["git", "hash-object", "--no-filters", str(tmp_path / "file")], capture_output=True, text=True, check=True)
     assert hub_upload.git_blob_id(data) == found.stdout.strip()
+
+
+def test_a_dataset_on_an_object_store(hub, out):
+    store = Store("memory://published/out")
+    for path, data in folder_files(out).items():
+        store.write(path, data)
+    receipt = publish_dataset(store, PublishConfig(out=store.uri, repo="team/runs"), lambda *_: None)
+    assert Receipt.model_validate_json(store.read(RECEIPT_FILE)) == receipt
+    assert verify(open_dataset(receipt.uri), lambda *_: None)[1] == []
