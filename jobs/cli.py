@@ -13,6 +13,7 @@ from tsdfm.jobs.distill_command import distill_command
 from tsdfm.jobs.evaluate_command import evaluate_command
 from tsdfm.jobs.import_command import import_command
 from tsdfm.jobs.inspect import inspect_command
+from tsdfm.jobs.publish_command import publish_command
 from tsdfm.schemas.base import InputError, WorkError
 
 _CONFIG = click.argument("config", required=False, type=click.Path(path_type=Path))
@@ -106,6 +107,7 @@ cli.add_command(inspect_command, "inspect")
 cli.add_command(distill_command, "distill")
 cli.add_command(evaluate_command, "evaluate")
 cli.add_command(import_command, "import-teacher")
+cli.add_command(publish_command, "publish")
 
 
 @cli.command()

@@ -1,7 +1,7 @@
 """Jump logs to Parquet bytes and back. The same rows always give the same bytes.
 
 Flat lists of small integers and of quantised energies compress best byte-shuffled (BYTE_STREAM_SPLIT) under zstd; steps and
-positions, which rise, as deltas.
+positions, which rise, as deltas. float16 lists stay plain: DuckDB (2.0) reads no other encoding of them.
 """
 
 import io
@@ -20,7 +20,7 @@ from tsdfm.schemas.trajectory import ARROW_SCHEMA, TrajectoryRow
 
 ZSTD_LEVEL = 15
 IDENTITY_KEY = b"tsdfm.identity"
-_SPLIT = ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids", "event_topk_logprobs", "step_energy")
+_SPLIT = ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids", "step_energy")
 _DELTA = ("event_step", "event_position")
 _ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SPLIT}
 _ENCODINGS |= {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA}

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tsdfm.pipeline.card import dataset_card
+from tsdfm.pipeline.card import DEFAULT_CONFIG, read_front_matter
 from tsdfm.pipeline.dataset import CARD_FILE, check_bytes, plan, read_manifest, read_vocabulary
 from tsdfm.pipeline.paths import time_grid
 from tsdfm.pipeline.rollout import shaped_steps
@@ -83,5 +83,5 @@ def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[Datase
     card = store.read(CARD_FILE)
     if card is None:
         yield DatasetFault(CARD_FILE, None, "missing; run generate again to write it")
-    elif not card.decode(errors="replace").startswith(dataset_card(manifest).partition("\n---\n")[0]):
+    elif DEFAULT_CONFIG not in (read_front_matter(card.decode(errors="replace")).get("configs") or []):
         yield DatasetFault(CARD_FILE, None, "its YAML head was changed, so load_dataset may not find the shards")

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from tests.loopback_hub import TOKEN, LoopbackHub, use
 from tests.support import Outcome, TinyModels, make_models
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests start clusters on loopback only, and write no token to HOME
@@ -12,6 +13,15 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests start clusters on lo
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on loopback, at which this process is logged in as `team`."""
+    with LoopbackHub() as running:
+        running.tokens = {TOKEN: "team"}
+        use(running, tmp_path / "home", monkeypatch)
+        yield running
 
 
 @pytest.fixture

@@ -1,17 +1,14 @@
 """Hub datasets through the real client, against a small server on loopback: pins, reads, and each failure in one line."""
 
-import json
 import os
 import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote
 
 import pytest
 import torch
 
+from tests.loopback_hub import TOKEN, LoopbackHub, Repo, folder_files, use
 from tests.support import make_dataset
 from tsdfm.pipeline.dataset import read_manifest
 from tsdfm.pipeline.hub import HubStore, open_dataset
@@ -22,75 +19,6 @@ from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DataConfig
 
 FIRST, SECOND = "1" * 40, "2" * 40
-TOKEN = "hf_aSecretThatMustNotBeShown"
-
-
-class Hub:
-    """The routes of the Hub that the client uses for datasets. `files`: commit -> folder; `refs`: name -> commit."""
-
-    def __init__(self):
-        self.files, self.refs, self.calls = {}, {}, []
-        self.login = None  # a token that must be sent; None: open to all
-        self.gated = False
-        self.broken = None  # a status to answer everything with
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                status, headers, body = hub.answer(unquote(self.path), self.headers.get("authorization"))
-                hub.calls.append((self.command, unquote(self.path)))
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def answer(self, path, authorization):
-        if self.broken:
-            return self.broken, {}, b""
-        if self.login and authorization != f"Bearer {self.login}":
-            if authorization:
-                return 401, {"X-Error-Message": "Invalid credentials in Authorization header"}, b""
-            return 401, {"X-Error-Code": "RepoNotFound"}, b""
-        if path.startswith("/api/datasets/team/runs/tree/"):
-            commit, _, name = path.removeprefix("/api/datasets/team/runs/tree/").partition("?")[0].partition("/")
-            if not (self.files[commit] / name).is_dir():
-                return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
-            entries = [{"type": "directory" if file.is_dir() else "file", "oid": "0" * 40, "size": file.stat().st_size,
-                        "path": file.relative_to(self.files[commit]).as_posix()} for file in (self.files[commit] / name).iterdir()]
-            return 200, {"Content-Type": "application/json"}, json.dumps(entries).encode()
-        if path.startswith("/api/datasets/team/runs"):
-            rest = path.removeprefix("/api/datasets/team/runs")
-            commit = self.commit_of(rest.removeprefix("/revision/") if rest else "main")
-            if commit is None:
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-            return 200, {"Content-Type": "application/json"}, json.dumps({"id": "team/runs", "sha": commit}).encode()
-        if path.startswith("/datasets/team/runs/resolve/"):
-            revision, _, name = path.removeprefix("/datasets/team/runs/resolve/").partition("/")
-            commit = self.commit_of(revision)
-            if commit is None:
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b""
-            if self.gated:
-                return 403, {"X-Error-Code": "GatedRepo", "X-Repo-Commit": commit}, b""
-            file = self.files[commit] / name
-            if not file.is_file():
-                return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
-            return 200, {"X-Repo-Commit": commit, "ETag": f'"{commit[0]}-{name.replace("/", "-")}"'}, file.read_bytes()
-        return 404, {"X-Error-Code": "RepoNotFound"}, b""
-
-    def commit_of(self, revision):
-        return self.refs.get(revision, revision if revision in self.files else None)
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +32,13 @@ def folders(tmp_path_factory, tiny_models):
 
 @pytest.fixture
 def hub(folders, tmp_path, monkeypatch):
-    made = Hub()
-    made.files = {FIRST: folders[0], SECOND: folders[1]}
-    made.refs = {"main": SECOND, "v1": FIRST, "refs/pr/1": FIRST}
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", made.url)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))  # read from HF_HOME at import
-    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with LoopbackHub() as made:
+        made.runs = made.repos["dataset", "team/runs"] = Repo()
+        made.runs.commits = {FIRST: folder_files(folders[0]), SECOND: folder_files(folders[1])}
+        made.runs.refs = {"main": SECOND, "v1": FIRST, "refs/pr/1": FIRST}
+        use(made, tmp_path, monkeypatch)
+        monkeypatch.delenv("HF_TOKEN")
+        yield made
 
 
 def refused(action, kind=InputError):
@@ -131,9 +55,9 @@ def refused(action, kind=InputError):
 def test_a_revision_is_pinned_to_its_commit(hub, folders, suffix, commit):
     store = open_dataset(f"hf://datasets/team/runs{suffix}")
     assert store.uri == f"hf://datasets/team/runs@{commit}"
-    assert store.read("manifest.json") == (hub.files[commit] / "manifest.json").read_bytes()
-    hub.refs["main"] = hub.refs["v1"] = "3" * 40  # the branch moves on: an open store doesn't
-    assert read_manifest(store) == read_manifest(Store(str(hub.files[commit])))
+    assert store.read("manifest.json") == hub.runs.commits[commit]["manifest.json"]
+    hub.runs.refs["main"] = hub.runs.refs["v1"] = "3" * 40  # the branch moves on: an open store doesn't
+    assert read_manifest(store) == read_manifest(Store(str(folders[commit == SECOND])))
     assert store.read("data/nothing.parquet") is None
     assert open_dataset(store.uri).uri == store.uri
 
@@ -153,7 +77,7 @@ def test_a_hub_dataset_reads_like_the_folder(hub, folders):
     assert reader.facts()["datasets"][0]["path"] == "hf://datasets/team/runs@v1"
     assert reader.vocabulary.fingerprint == reader.manifests[0].identity.tokenizer
     assert verify(open_dataset("hf://datasets/team/runs"), lambda *_: None)[1] == []
-    downloads = [path for command, path in hub.calls if command == "GET" and f"resolve/{FIRST}" in path]
+    downloads = [call for call in hub.calls if call.startswith("GET ") and f"resolve/{FIRST}" in call]
     assert len(downloads) == len(set(downloads))  # each file once, then from the client's cache
 
 
@@ -169,8 +93,7 @@ def test_files_are_listed_as_in_a_folder(hub, folders):
 def test_a_pinned_and_cached_dataset_opens_without_the_hub(hub):
     uri = f"hf://datasets/team/runs@{FIRST}"
     expected = open_dataset(uri).read("manifest.json")
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.stop()
     assert open_dataset(uri).read("manifest.json") == expected
 
 
@@ -194,22 +117,22 @@ def test_no_such_repository_or_revision(hub):
 
 
 def test_a_private_repository_needs_the_right_login(hub, monkeypatch):
-    hub.login = TOKEN
+    hub.tokens, hub.runs.private = {TOKEN: "team"}, True
     assert "'hf auth login'" in refused(lambda: open_dataset("hf://datasets/team/runs"))
     assert "'hf auth login'" in refused(lambda: open_dataset(f"hf://datasets/team/runs@{FIRST}").read("manifest.json"))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert open_dataset("hf://datasets/team/runs").read("manifest.json")
-    hub.login = "hf_another"
+    hub.expired.add(TOKEN)
     assert "refused the login (HTTP 401)" in refused(lambda: open_dataset("hf://datasets/team/runs"))
     assert "refused the login (HTTP 401)" in refused(lambda: open_dataset(f"hf://datasets/team/runs@{FIRST}").read("README.md"))
 
 
 def test_a_gated_repository(hub):
-    hub.gated = True
+    hub.runs.gated = True
     assert "access is gated; ask for it" in refused(lambda: read_manifest(open_dataset("hf://datasets/team/runs")))
 
 
-def test_a_hub_in_trouble_is_not_the_users_fault(hub, monkeypatch):
+def test_a_hub_in_trouble_is_not_the_users_fault(hub):
     hub.broken = 500
     assert "answered HTTP 500; try again later" in refused(lambda: open_dataset("hf://datasets/team/runs"), WorkError)
 
@@ -224,11 +147,9 @@ def test_no_network(monkeypatch):
     assert line.startswith(f"hf://datasets/team/runs: {url} can't be reached (ConnectError); check the network")
 
 
-def test_no_network_at_a_read(hub, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between the client's own tries
+def test_no_network_at_a_read(hub):
     store = open_dataset("hf://datasets/team/runs")
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.stop()
     assert "can't be reached" in refused(lambda: store.read("manifest.json"))
 
 

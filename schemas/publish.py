@@ -1,0 +1,44 @@
+"""`tsdfm-pipeline publish`: its config, and the receipt it leaves in OUT/published.json."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tsdfm.schemas.base import Frozen
+
+RepositoryName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", max_length=96)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+RepositoryKind = Literal["dataset", "model"]
+
+
+class PublishConfig(Frozen):
+    """What to publish, and where. Every field is also a flag; the token is none: it is the Hub login's."""
+
+    out: str = Field(min_length=1, description="folder or URI of a finished dataset, or folder of a student")
+    repo: RepositoryName = Field(description="USER/NAME of the repository, made if it does not exist")
+    private: bool = Field(False, description="nobody else may see it; refused for a repository that is public already")
+    license: str = Field("unknown", pattern=r"^[a-z0-9.-]+$", description=(
+        "licence id of the Hub's list (apache-2.0, cc-by-4.0, ...), for the card"))
+    arm_splits: bool = Field(True, description=(
+        "of a dataset of both arms: add a copy of each arm's rows, so that an arm is a split; about doubles the bytes"))
+    evaluation: str | None = Field(None, min_length=1, description="of a student: the OUT of `evaluate`, for the card's table")
+
+
+class Receipt(Frozen):
+    """OUT/published.json: where the folder's content stands on the Hub. Names no address and no login."""
+
+    repo: RepositoryName
+    kind: RepositoryKind
+    revision: Commit = Field(description="the commit that holds all of it")
+    uri: str = Field(description="what `distill --data` takes, or the model's repository at that commit")
+    files: int = Field(ge=0, description="files of the repository that are this dataset or student")
+    bytes: int = Field(ge=0, description="their bytes")
+    changed_files: int = Field(ge=0, description="files that this run found different in the repository, and sent")
+    changed_bytes: int = Field(ge=0, description="their bytes")
+    deleted_files: int = Field(ge=0, description="files that the repository held of an older version")
+    published: str = Field(description="when, UTC, ISO 8601")
+
+    @property
+    def changed(self) -> bool:
+        """Whether this run had anything to send."""
+        return bool(self.changed_files or self.deleted_files)

@@ -1,0 +1,94 @@
+"""`publish` as a user meets it: what is printed, exit codes, and one line for every refusal."""
+
+import json
+import os
+import re
+import signal
+
+import pytest
+
+from tests.loopback_hub import TOKEN
+from tests.support import assert_refused, make_dataset
+
+
+@pytest.fixture
+def out(tmp_path, tiny_models):
+    make_dataset(tmp_path / "out", tiny_models)
+    return tmp_path / "out"
+
+
+def test_the_receipt_is_printed_and_in_the_json(cli, hub, out):
+    outcome = cli("publish", out, "--repo", "team/runs", "--private", "--license", "cc-by-4.0", "--json")
+    assert outcome.code == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    revision = hub.repos["dataset", "team/runs"].head
+    assert report["uri"] == f"hf://datasets/team/runs@{revision}"
+    assert (report["changed"], report["changed_files"], report["revision"]) == (True, 13, revision)
+    assert f"tsdfm-pipeline distill --data hf://datasets/team/runs@{revision} --out STUDENT" in outcome.stderr
+    again = cli("publish", out, "--repo", "team/runs", "--private", "--license", "cc-by-4.0", "--json")
+    assert "nothing has changed, nothing was sent" in again.stderr
+    assert json.loads(again.stdout)["revision"] == revision
+    assert TOKEN not in outcome.stdout + outcome.stderr + again.stdout + again.stderr
+
+
+def test_the_receipt_disturbs_no_other_command(cli, hub, out):
+    assert cli("publish", out, "--repo", "team/runs").code == 0
+    assert cli("verify", out).code == 0
+    assert cli("inspect", out).code == 0
+    from tsdfm.pipeline.dataset import claim, read_manifest
+    from tsdfm.pipeline.storage import Store
+
+    claim(Store(str(out)), read_manifest(Store(str(out))).identity)  # what a rerun of generate begins with
+
+
+def test_refusals(cli, hub, out, tmp_path, monkeypatch):
+    assert_refused(cli("publish", out, "--repo", "runs"), "repo", "command line")
+    assert_refused(cli("publish", out, "--repo", "team/..runs--"), "team/..runs--", "can't be a repository's name")
+    assert_refused(cli("publish", tmp_path / "nothing", "--repo", "team/runs"), "no dataset there")
+    assert_refused(cli("publish", out, "--repo", "team/runs", "--evaluation", tmp_path), "--evaluation: is of students")
+    assert_refused(cli("publish", out, "--repo", "others/runs"), "may not write there")
+    hub.quota = 10
+    assert_refused(cli("publish", out, "--repo", "team/runs"), "quota", code=1)
+    monkeypatch.delenv("HF_TOKEN")
+    assert_refused(cli("publish", out, "--repo", "team/runs"), "not logged in")
+
+
+def test_a_hub_that_cannot_be_reached(cli, hub, out):
+    hub.stop()
+    assert_refused(cli("publish", out, "--repo", "team/runs"), "the connection to the Hub was lost", code=1)
+
+
+def test_an_interrupt_stops_cleanly_and_says_how_to_resume(cli, hub, out, monkeypatch):
+    from tsdfm.pipeline import hub_upload
+
+    add = hub_upload.Upload.add
+
+    def interrupted(self, path, data):
+        add(self, path, data)
+        if path.startswith("data/train-00000"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(hub_upload.Upload, "add", interrupted)
+    outcome = cli("publish", out, "--repo", "team/runs")
+    assert_refused(outcome, "stopped while uploading", "tsdfm-pipeline publish", code=1)
+    monkeypatch.setattr(hub_upload.Upload, "add", add)
+    assert cli("publish", out, "--repo", "team/runs").code == 0
+
+
+def test_there_is_no_flag_for_a_token(cli):
+    assert not re.search(r"--\S*token", cli("publish", "--help").stdout)
+
+
+@pytest.mark.slow
+def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path, tiny_models):
+    uri = json.loads(cli("publish", out, "--repo", "team/runs", "--json").stdout)["uri"]
+    settings = ["--init", tiny_models.mask, "--updates", "4", "--batch-size", "4", "--budgets", "1,4"]
+    for data, student in ((uri, "remote"), (out, "local")):
+        outcome = cli("distill", "--data", data, *settings, "--out", tmp_path / student)
+        assert outcome.code == 0, outcome.stderr
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("remote", "local")]
+    assert weights[0] == weights[1]
+    assert cli("publish", tmp_path / "remote", "--repo", "team/student").code == 0
+    from huggingface_hub import ModelCard
+
+    assert ModelCard(hub.repos["model", "team/student"].files["README.md"].decode()).data.datasets == ["team/runs"]
