@@ -28,6 +28,7 @@ from tsdfm.pipeline.distill import Place, distill_student, open_init, open_reade
 from tsdfm.pipeline.reader import Reader
 from tsdfm.pipeline.storage import Store
 from tsdfm.pipeline.student_card import student_card
+from tsdfm.pipeline.training import Report
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DistillConfig
 
@@ -208,6 +209,24 @@ def _owned(store: Store) -> AbstractContextManager[object, bool | None]:
         time.sleep(POLL_SECONDS)
 
 
+def train_at(place: Place, config: DistillConfig, out: Path, report: Report) -> bool:
+    """One process's part of a distillation; the first process writes the student to `out`.
+
+    Returns False if `report` asked to stop. Raises InputError or WorkError.
+    """
+    with ExitStack() as stack:
+        if place.rank == 0:
+            stack.enter_context(_owned(Store(str(state_folder(out)))))
+        reader = open_reader(config)
+        start = open_init(config, reader.manifests[0])
+        student = distill_student(config, reader, start, state_folder(out), place, report)
+        if student is not None and place.rank == 0:
+            versions = {name: version(name) for name in ("tsdfm-pipeline", "torch", "ray")}
+            facts = {**training_facts(config, reader, start), "versions": versions}
+            checkpoint.save(out, student, start.vocabulary, facts, card=student_card(student.config, facts))
+    return student is not None
+
+
 def _loop(settings: dict[str, Any]) -> None:
     """What every training process runs."""
     config, out, desk = DistillConfig.model_validate(settings["config"]), Path(settings["out"]), settings["desk"]
@@ -218,18 +237,7 @@ def _loop(settings: dict[str, Any]) -> None:
         return bool(ray.get(desk.post.remote(step, scalars)))
 
     try:
-        with ExitStack() as stack:
-            if place.rank == 0:
-                stack.enter_context(_owned(Store(str(state_folder(out)))))
-            reader = open_reader(config)
-            start = open_init(config, reader.manifests[0])
-            student = distill_student(config, reader, start, state_folder(out), place, report)
-            if student is None:
-                ray.get(desk.leave.remote(None))
-            elif place.rank == 0:
-                versions = {name: version(name) for name in ("tsdfm-pipeline", "torch", "ray")}
-                facts = {**training_facts(config, reader, start), "versions": versions}
-                card = student_card(student.config, facts)
-                checkpoint.save(out, student, start.vocabulary, facts, card=card)
+        if not train_at(place, config, out, report):
+            ray.get(desk.leave.remote(None))
     except (InputError, WorkError) as error:  # no restart mends it
         ray.get(desk.leave.remote(error))
