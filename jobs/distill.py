@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -35,6 +35,7 @@ from tsdfm.schemas.distill import DistillConfig
 RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 20  # to wait for the folder: processes of a killed run may outlive it by a few
+D = TypeVar("D", bound=DistillConfig)
 
 
 def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
 
     Raises InputError (nothing was changed) or WorkError (the last checkpoint is kept, the same command resumes).
     """
-    out, config = out.absolute(), _anchored(config)
+    out, config = out.absolute(), anchored(config)
     reader = open_reader(config)
     config = _pinned(config, reader)
     start = open_init(config, reader.manifests[0])
@@ -60,7 +61,7 @@ def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
             "updates": config.optim.steps, "seconds": round(time.monotonic() - started, 2), **last}
 
 
-def _anchored(config: DistillConfig) -> DistillConfig:
+def anchored(config: D) -> D:
     """The same with absolute local paths: training processes have another working directory."""
     def anchor(name: str) -> str:
         return str(Path(name).absolute()) if Path(name).exists() else name

@@ -35,7 +35,7 @@ def energies_of(shard: bytes, where: str, arm: Arm) -> Energies:
     """The final energies of the arm's rows of one shard, nats/token, in order. Raises InputError: there are none."""
     try:
         table = pq.read_table(pa.BufferReader(shard), columns=["arm", "final_energy"])
-        energies = table.filter(pc.field("arm") == arm).column("final_energy").to_numpy().astype(np.float64)
+        energies = np.asarray(table.filter(pc.field("arm") == arm).column("final_energy").to_numpy(), np.float64)
     except (pa.ArrowException, KeyError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{where}: no energies can be read there ({reason:.100}); restore or regenerate it") from None
@@ -46,7 +46,9 @@ def energies_of(shard: bytes, where: str, arm: Arm) -> Energies:
 
 
 def select(energies: Sequence[Energies], best: float, beta: float) -> Selection:
-    """The rows of the lowest energies over all shards, weighted by w_i = exp(-beta (E_i - min E)) / mean_j exp(-beta (E_j - min E)).
+    """The rows of the lowest energies over all shards, and their weights
+
+        w_i = exp(-beta (E_i - min E)) / mean_j exp(-beta (E_j - min E)).
 
     Args:
         energies: of each shard, [n], in the order of trajectory ids.
