@@ -71,7 +71,7 @@ def _plane(sweep: Sweep, rows: Sequence[TrialRow]) -> str:
     most = max(sweep.evaluate.steps)
     curves: dict[tuple[str, int | None], list[TrialRow]] = {}
     for row in rows:
-        if row.steps == most or not swept:
+        if row.trial != "real" and (row.steps == most or not swept):
             curves.setdefault((row.trial, row.seed), []).append(row)
     drawing = Figure(figsize=(1.4 + 5.6 * len(judges), 5.2 + 0.12 * len(curves)), dpi=DPI, layout="constrained")
     for panel, (judge, name) in zip(drawing.subplots(1, len(judges), squeeze=False).ravel(), judges.items(), strict=True):
@@ -132,7 +132,8 @@ def _effects(effects: Sequence[Effect]) -> str:
             bars = [[each.difference - each.low for each in those], [each.high - each.difference for each in those]]
             shift = 0.6 * ((index + 0.5) / len(steps) - 0.5)
             panel.errorbar(centre, [names.index(_name(each)) + shift for each in those], linestyle="none", capsize=3,
-                           xerr=bars, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)], label=f"{n} steps")
+                           xerr=bars, color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
+                           label=f"{n} steps")
         panel.axvline(0, color="black", linewidth=0.8)
         panel.grid(axis="x", alpha=0.25)
         panel.set_xlabel(f"{measure}, difference ({'bits' if measure == 'entropy' else 'nats'})")
