@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from tsdfm.pipeline.evaluation import perplexity_at_entropy
 from tsdfm.pipeline.plots import short_names
 from tsdfm.schemas.ablate import Effect, TrialRow
 
 MEASURES = ("entropy_bits", "entropy_standard_error", "distinct_2", "distinct_4", "self_bleu", "nfe")
+Run = tuple[str, int | None]  # trial and seed
 
 
 def table_of(rows: Sequence[TrialRow], factors: Sequence[str]) -> pa.Table:
@@ -71,8 +73,14 @@ def headings(rows: Sequence[TrialRow], factors: Sequence[str]) -> list[str]:
 
 
 def markdown(rows: Sequence[TrialRow], factors: Sequence[str], effects: Sequence[Effect]) -> str:
-    """The table and the effects."""
+    """The table, perplexities at equal entropy where several temperatures were sampled, and the effects."""
     lines = _grid(headings(rows, factors), [cells(row, factors) for row in rows])
+    for steps in sorted({row.steps for row in rows if row.steps is not None}):
+        compared = equal_entropy_grid(rows, factors, steps)
+        if compared is not None:
+            entropy, (heading, *each) = compared
+            lines += ["", f"At equal entropy, {entropy:.3f} bits, {steps} steps (interpolated between temperatures):", "",
+                      *_grid(heading, each)]
     if effects:
         head = ["factor", "level", "against", "n", "T", "measure", "difference (95 % interval)", "pairs"]
         lines += ["", *_grid(head, [effect_cells(effect) for effect in effects])]
@@ -83,6 +91,44 @@ def effect_cells(effect: Effect) -> list[str]:
     """One effect as people read it; a perplexity as a ratio, too."""
     return [effect.factor, effect.level, effect.against, str(effect.steps), f"{effect.temperature:g}", effect.measure,
             f"{effect.difference:+.3f} ({effect.low:+.3f} to {effect.high:+.3f})", str(effect.pairs)]
+
+
+def at_equal_entropy(rows: Sequence[TrialRow], steps: int) -> tuple[float, dict[Run, dict[str, float]]] | None:
+    """Where all trials are compared fairly: an entropy, and (trial, seed) -> judge -> perplexity there, at one step count.
+
+    The entropy, in bits, is the middle of the range that the curves of all trials share over the sampling temperatures; None
+    where they share none.
+    """
+    curves: dict[Run, list[TrialRow]] = {}
+    for row in rows:
+        if row.steps == steps:
+            curves.setdefault((row.trial, row.seed), []).append(row)
+    low = max(min(row.entropy_bits for row in curve) for curve in curves.values())
+    high = min(max(row.entropy_bits for row in curve) for curve in curves.values())
+    if low >= high:
+        return None
+    entropy = (low + high) / 2
+    found: dict[Run, dict[str, float]] = {}
+    for key, curve in curves.items():
+        for judge in curve[0].judges:
+            at = perplexity_at_entropy([(row.entropy_bits, row.judges[judge].perplexity) for row in curve], entropy)
+            assert at is not None  # every curve reaches it
+            found.setdefault(key, {})[judge] = at
+    return entropy, found
+
+
+def equal_entropy_grid(rows: Sequence[TrialRow], factors: Sequence[str], steps: int) -> tuple[float, list[list[str]]] | None:
+    """`at_equal_entropy` as people read it: the entropy, and a heading and a line per trial."""
+    compared = at_equal_entropy(rows, steps)
+    if compared is None:
+        return None
+    entropy, found = compared
+    named = {(row.trial, row.seed): row for row in rows}
+    judges = short_names(list(rows[0].judges))
+    lines = [["trial", *factors, "seed", *(f"ppl, {name}" for name in judges.values())]]
+    for key, perplexities in found.items():
+        lines.append([*cells(named[key], factors)[: len(factors) + 2], *(f"{perplexities[judge]:.1f}" for judge in judges)])
+    return entropy, lines
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

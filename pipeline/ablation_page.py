@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from tsdfm.pipeline.ablation import cells, effect_cells, headings
+from tsdfm.pipeline.ablation import cells, effect_cells, equal_entropy_grid, headings
 from tsdfm.pipeline.page import DPI, code, figure, items, page, png, section, table
 from tsdfm.pipeline.plots import COLOURS, MARKERS, short_names
 from tsdfm.schemas.ablate import Effect, Sweep, TrialRow
@@ -23,7 +23,7 @@ def ablation_page(sweep: Sweep, rows: Sequence[TrialRow], effects: Sequence[Effe
              f"{sweep.evaluate.samples} texts a row"]
     what = ("Perplexity with its 95 % bootstrap interval over texts, entropy with its standard error, NFE: forward passes per "
             "text. 'start' is the model that the students start from.")
-    shown = [section("Perplexity and entropy", _plane(sweep, rows))]
+    shown = [section("Perplexity and entropy", _plane(sweep, rows) + _compared(sweep, rows))]
     if effects:
         shown.append(section("Effect of each factor", _effects(effects)))
     shown += [section("All figures", table(what, headings(rows, factors), [cells(row, factors) for row in rows])),
@@ -37,7 +37,7 @@ def ablation_page(sweep: Sweep, rows: Sequence[TrialRow], effects: Sequence[Effe
 
 def told_effects(sweep: Sweep, effects: Sequence[Effect]) -> list[str]:
     """The effects at the told step count and the highest temperature in sentences, the largest first."""
-    steps = max((n for n in sweep.evaluate.steps if n <= TOLD_STEPS), default=min(sweep.evaluate.steps))
+    steps = _told_steps(sweep)
     chosen = [each for each in effects if each.steps == steps and each.temperature == max(sweep.evaluate.temperatures)]
     entropy = {(each.factor, each.level): each for each in chosen if each.measure == "entropy"}
     sentences = []
@@ -49,6 +49,21 @@ def told_effects(sweep: Sweep, effects: Sequence[Effect]) -> list[str]:
             f"{each.measure.removeprefix('log perplexity ')} times {ratio:.3f} ({low:.3f} to {high:.3f}), entropy "
             f"{beside.difference:+.3f} bits ({beside.low:+.3f} to {beside.high:+.3f}).")
     return sentences
+
+
+def _told_steps(sweep: Sweep) -> int:
+    return max((n for n in sweep.evaluate.steps if n <= TOLD_STEPS), default=min(sweep.evaluate.steps))
+
+
+def _compared(sweep: Sweep, rows: Sequence[TrialRow]) -> str:
+    """All trials at one entropy, where the curves share one."""
+    steps = _told_steps(sweep)
+    compared = equal_entropy_grid(rows, sweep.varied, steps)
+    if compared is None:
+        return ""
+    entropy, (heading, *lines) = compared
+    return table(f"At equal entropy, {entropy:.3f} bits, {steps} steps: perplexity, interpolated between temperatures, without "
+                 "intervals.", heading, lines)
 
 
 def caveats(sweep: Sweep) -> list[str]:

@@ -22,11 +22,13 @@ from tests.support import assert_refused, make_dataset, tree, write_corpus
 from tsdfm.jobs import ablate as module
 from tsdfm.jobs.ablate_plan import plan, read_sweep, studies
 from tsdfm.jobs.train import state_folder
+from tsdfm.pipeline.ablation import at_equal_entropy, markdown
 from tsdfm.pipeline.checkpoint import load, load_denoiser
 from tsdfm.pipeline.distill import Place
 from tsdfm.pipeline.training import HEADER_FILE, STATE_FILE
-from tsdfm.schemas.ablate import Sweep
+from tsdfm.schemas.ablate import Sweep, TrialRow
 from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.evaluate import Perplexity
 
 TABLES = ("table.csv", "table.parquet", "table.md", "effects.csv", "report.html")
 PLACE = Place(0, 1, torch.device("cpu"))
@@ -226,6 +228,22 @@ def test_effects_are_those_of_the_table(fields, root, tmp_path, in_process):
         assert effect["difference"] == pytest.approx(sum(differences) / 2, abs=1e-9)
         assert effect["low"] <= effect["difference"] <= effect["high"]
     assert len(report["effects"]) == 2 * 2 * 2  # factors, step counts, measures
+
+
+def test_trials_are_compared_at_equal_entropy_between_temperatures():
+    """By hand: log perplexity is linear in entropy between neighbours; the shared range is 5.2 to 5.4 bits."""
+    def row(trial, entropy, perplexity, steps=8):
+        found = Perplexity(perplexity=perplexity, low=perplexity, high=perplexity, tokens=9)
+        return TrialRow(trial=trial, levels={"a": trial}, seed=0, steps=steps, temperature=1.0, judges={"J": found}, entropy_bits=entropy,
+                        entropy_standard_error=0.1, distinct_2=0.5, distinct_4=0.5, self_bleu=0.5, nfe=8.0, parameters=1)
+
+    rows = [row("x", 5.0, 100.0), row("x", 5.4, 400.0), row("y", 5.6, 90.0), row("y", 5.2, 10.0), row("y", 5.9, 1.0, steps=4)]
+    entropy, found = at_equal_entropy(rows, 8)
+    assert entropy == pytest.approx(5.3)
+    assert found["x", 0]["J"] == pytest.approx(100 * 4**0.75)
+    assert found["y", 0]["J"] == pytest.approx(10 * 9**0.25)
+    assert at_equal_entropy(rows[:1] + rows[2:], 8) is None
+    assert "At equal entropy, 5.300 bits, 8 steps" in markdown(rows, ["a"], [])
 
 
 def test_a_rerun_makes_nothing_and_a_grown_sweep_what_it_lacks(fields, root, tmp_path, in_process):
