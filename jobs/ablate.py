@@ -122,6 +122,7 @@ def _workers(sweep: Sweep, trials: dict[str, Trial]) -> int:
 def _run(work: Work, keys: Sequence[str], workers: int) -> dict[str, str]:
     """Run pieces of work on Ray Tune. Returns the faults, by key. Raises Interrupted."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables, which verbose=0 does not silence
     connect("local", workers)
     faults: dict[str, str] = {}
     try:
