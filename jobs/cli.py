@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tsdfm.jobs.ablate_command import ablate_command
 from tsdfm.jobs.console import emit, people
 from tsdfm.jobs.distill_command import distill_command
 from tsdfm.jobs.evaluate_command import evaluate_command
@@ -104,6 +105,7 @@ def verify(out: str, as_json: bool) -> None:
 
 
 cli.add_command(inspect_command, "inspect")
+cli.add_command(ablate_command, "ablate")
 cli.add_command(distill_command, "distill")
 cli.add_command(evaluate_command, "evaluate")
 cli.add_command(import_command, "import-teacher")

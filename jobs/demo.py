@@ -31,8 +31,7 @@ from tsdfm.jobs.generate import generate
 from tsdfm.jobs.inspect import write_page
 from tsdfm.jobs.train import state_folder
 from tsdfm.pipeline.checkpoint import TRAINING_FILE, embedded, load_denoiser
-from tsdfm.pipeline.dataset import digest
-from tsdfm.pipeline.distill import MOVABLE, open_init, open_reader, training_facts
+from tsdfm.pipeline.distill import identity_of, open_init, open_reader
 from tsdfm.pipeline.files import write_atomic
 from tsdfm.pipeline.inspection import summarise
 from tsdfm.pipeline.kept import METADATA
@@ -169,9 +168,8 @@ def _distil(config: DistillConfig, folder: Path) -> str:
 def _wanted(config: DistillConfig) -> dict[str, Any]:
     """What the records of a config's student must hold: all but where things lie, what was left open being resolved."""
     reader = open_reader(config)
-    facts = training_facts(config, reader, open_init(config, reader.manifests[0]))
-    settings = DistillConfig.model_validate(facts["config"]).model_dump_json(exclude=MOVABLE)
-    return {**json.loads(settings), "init": facts["init"], "datasets": [digest(each.identity) for each in reader.manifests]}
+    wanted: dict[str, Any] = json.loads(json.dumps(identity_of(config, reader, open_init(config, reader.manifests[0]))))
+    return wanted
 
 
 def _is_state_of(state: Path, wanted: dict[str, Any]) -> bool:

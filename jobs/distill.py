@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -28,12 +28,14 @@ from tsdfm.pipeline.distill import Place, distill_student, open_init, open_reade
 from tsdfm.pipeline.reader import Reader
 from tsdfm.pipeline.storage import Store
 from tsdfm.pipeline.student_card import student_card
+from tsdfm.pipeline.training import Report
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DistillConfig
 
 RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
 POLL_SECONDS = 0.5
 LOCK_SECONDS = 20  # to wait for the folder: processes of a killed run may outlive it by a few
+D = TypeVar("D", bound=DistillConfig)
 
 
 def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
 
     Raises InputError (nothing was changed) or WorkError (the last checkpoint is kept, the same command resumes).
     """
-    out, config = out.absolute(), _anchored(config)
+    out, config = out.absolute(), anchored(config)
     reader = open_reader(config)
     config = _pinned(config, reader)
     start = open_init(config, reader.manifests[0])
@@ -59,7 +61,7 @@ def distill(config: DistillConfig, out: Path) -> dict[str, Any]:
             "updates": config.optim.steps, "seconds": round(time.monotonic() - started, 2), **last}
 
 
-def _anchored(config: DistillConfig) -> DistillConfig:
+def anchored(config: D) -> D:
     """The same with absolute local paths: training processes have another working directory."""
     def anchor(name: str) -> str:
         return str(Path(name).absolute()) if Path(name).exists() else name
@@ -208,6 +210,24 @@ def _owned(store: Store) -> AbstractContextManager[object, bool | None]:
         time.sleep(POLL_SECONDS)
 
 
+def train_at(place: Place, config: DistillConfig, out: Path, report: Report) -> bool:
+    """One process's part of a distillation; the first process writes the student to `out`.
+
+    Returns False if `report` asked to stop. Raises InputError or WorkError.
+    """
+    with ExitStack() as stack:
+        if place.rank == 0:
+            stack.enter_context(_owned(Store(str(state_folder(out)))))
+        reader = open_reader(config)
+        start = open_init(config, reader.manifests[0])
+        student = distill_student(config, reader, start, state_folder(out), place, report)
+        if student is not None and place.rank == 0:
+            versions = {name: version(name) for name in ("tsdfm-pipeline", "torch", "ray")}
+            facts = {**training_facts(config, reader, start), "versions": versions}
+            checkpoint.save(out, student, start.vocabulary, facts, card=student_card(student.config, facts))
+    return student is not None
+
+
 def _loop(settings: dict[str, Any]) -> None:
     """What every training process runs."""
     config, out, desk = DistillConfig.model_validate(settings["config"]), Path(settings["out"]), settings["desk"]
@@ -218,18 +238,7 @@ def _loop(settings: dict[str, Any]) -> None:
         return bool(ray.get(desk.post.remote(step, scalars)))
 
     try:
-        with ExitStack() as stack:
-            if place.rank == 0:
-                stack.enter_context(_owned(Store(str(state_folder(out)))))
-            reader = open_reader(config)
-            start = open_init(config, reader.manifests[0])
-            student = distill_student(config, reader, start, state_folder(out), place, report)
-            if student is None:
-                ray.get(desk.leave.remote(None))
-            elif place.rank == 0:
-                versions = {name: version(name) for name in ("tsdfm-pipeline", "torch", "ray")}
-                facts = {**training_facts(config, reader, start), "versions": versions}
-                card = student_card(student.config, facts)
-                checkpoint.save(out, student, start.vocabulary, facts, card=card)
+        if not train_at(place, config, out, report):
+            ray.get(desk.leave.remote(None))
     except (InputError, WorkError) as error:  # no restart mends it
         ray.get(desk.leave.remote(error))

@@ -12,7 +12,8 @@ from tsdfm.schemas.base import InputError
 
 _FIELDS = {
     "data": "data.paths", "weight": "data.weights", "arm": "data.arm", "trajectories": "data.trajectories",
-    "loader_workers": "data.loader_workers", "real_weight": "real.weight", "corpus": "real.corpus.path",
+    "best": "data.best", "energy_beta": "data.energy_beta", "loader_workers": "data.loader_workers",
+    "real_weight": "real.weight", "corpus": "real.corpus.path",
     "updates": "optim.steps", "batch_size": "optim.batch_size", "lr": "optim.lr", "ema": "optim.ema", "seed": "optim.seed",
     "threads": "optim.threads",
 }
@@ -24,8 +25,11 @@ _FIELDS = {
 @click.option("--weight", multiple=True, type=float, help="Share of each dataset.  [by their sizes]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the student.")
 @click.option("--init", help="'embedded', or the folder of the weights to start from.  [the dataset's teacher]")
+@click.option("--init-blocks", type=int, help="Start from so many of their blocks only: a smaller student.  [all]")
 @click.option("--arm", type=click.Choice(["shaped", "blind"]), help="[shaped]")
 @click.option("--trajectories", type=int, help="Only trajectory ids below this.  [all]")
+@click.option("--best", type=float, help="Only this fraction of them, those of the lowest final energy.  [all]")
+@click.option("--energy-beta", type=float, help="Weigh each by exp(-this times its final energy).  [0]")
 @click.option("--objective", type=click.Choice(["event", "candidates", "endpoint", "forward_kl", "reverse_kl"]), help="[event]")
 @click.option("--beta", type=float, help="Inverse temperature of 'candidates'.  [64]")
 @click.option("--budgets", help="Step budgets, e.g. 1,2,4,8 or 8:2,16:1 with weights.  [1,2,4,...,64]")

@@ -23,13 +23,13 @@ from tsdfm.pipeline.checkpoint import Checkpoint, load_denoiser
 from tsdfm.pipeline.corpus import TEXT_SUFFIXES, held_out, load_documents
 from tsdfm.pipeline.denoiser import Denoiser
 from tsdfm.pipeline.evaluation import Samples, likelihood, of_tokens, sample_texts, summarise
-from tsdfm.pipeline.judge import Judge
+from tsdfm.pipeline.judge import Judge, Likelihood
 from tsdfm.pipeline.judges import open_judge
 from tsdfm.pipeline.kept import Identity, Kept, key_of
 from tsdfm.pipeline.models import teacher_folder
 from tsdfm.pipeline.plots import draw_frontier, frontier_of, short_names
 from tsdfm.pipeline.pretrain import windows_of
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Results, Row
 from tsdfm.schemas.generate import RolloutConfig
 
@@ -93,7 +93,7 @@ class _Run:
     def _row(self, subject: Subject, steps: int, temperature: float, progress: "_Progress") -> Row:
         config, opened = self.config, subject.checkpoint
         labels = {"model": subject.name, "steps": steps, "temperature": temperature, "seed": config.seed}
-        identity = {**labels, "model": opened.fingerprint, "samples": config.samples}
+        identity = _identity(config, opened.fingerprint, steps, temperature)
         rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size)
         samples = self.kept.samples(identity, labels, lambda: sample_texts(
             subject.network, opened.vocabulary, rollout, config.samples, progress.update))
@@ -124,8 +124,7 @@ class _Run:
         """Figures of texts under all judges, whose scores are kept."""
         found = {}
         for number, judge in enumerate(self.judges, 2):
-            key = {"samples": key_of(identity), "judge": judge.fingerprint}
-            found[judge.name] = self.kept.likelihood(key, partial(likelihood, samples, judge))
+            found[judge.name] = self.kept.likelihood(_scores(identity, judge.fingerprint), partial(likelihood, samples, judge))
             progress.update(number * len(samples.texts), f"; judge {self.names[judge.name]}")
         return summarise(samples, found)
 
@@ -134,6 +133,30 @@ class _Run:
         frontier = frontier_of(results)
         self.kept.write("frontier.json", (json.dumps(frontier, indent=2) + "\n").encode())
         self.kept.write("frontier.png", draw_frontier(frontier))
+
+
+def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[str, Likelihood]]:
+    """The texts of one row, and what each judge said of them, as the folder of the evaluation keeps them.
+
+    Raises WorkError if they are not there any more.
+    """
+    def lost() -> Any:
+        raise WorkError(f"{folder}: lost the texts of {row.model} in {row.steps} steps; run again")
+
+    identity = _identity(results.settings, row.fingerprint, row.steps, row.temperature)
+    kept = Kept(folder)
+    return kept.samples(identity, {}, lost), {
+        name: kept.likelihood(_scores(identity, judge.fingerprint), lost) for name, judge in results.judges.items()}
+
+
+def _identity(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
+    """All that the texts of a model depend on."""
+    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples}
+
+
+def _scores(identity: Identity, judge: str) -> Identity:
+    """All that a judge's scores of some texts depend on."""
+    return {"samples": key_of(identity), "judge": judge}
 
 
 @dataclass(frozen=True)

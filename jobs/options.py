@@ -39,12 +39,17 @@ def build(model: type[C], file: Path | None, flags: Mapping[str, Any]) -> C:
     for path, value in flags.items():
         if value is None:
             continue
-        *parents, leaf = path.split(".")
-        level = data
-        for name in parents:
-            inner = level.setdefault(name, {})
-            if not isinstance(inner, dict):
-                raise InputError(f"{file}: {name}: expected a mapping of fields; write its fields indented below it")
-            level = inner
-        level[leaf] = value
+        put(data, path, value, str(file))
     return parse(model, data, str(file) if file else "command line")
+
+
+def put(data: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Set the field of a dotted path in nested mappings. Raises InputError if something else stands on the way."""
+    *parents, leaf = path.split(".")
+    level = data
+    for name in parents:
+        inner = level.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{where}: {name}: expected a mapping of fields; write its fields indented below it")
+        level = inner
+    level[leaf] = value

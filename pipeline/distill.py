@@ -26,6 +26,7 @@ from tsdfm.pipeline.paths import MixturePath, stratified_times
 from tsdfm.pipeline.pretrain import prepare
 from tsdfm.pipeline.reader import Reader
 from tsdfm.pipeline.training import Report, TokenWindows, Trainer
+from tsdfm.pipeline.truncate import with_blocks
 from tsdfm.pipeline.windows import Batch
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.distill import DistillConfig
@@ -68,6 +69,9 @@ def open_init(config: DistillConfig, manifest: DatasetManifest) -> Checkpoint:
         if found != wanted:
             raise InputError(f"--init {folder}: its {name} ({found!s:.16}) is not the dataset's ({wanted!s:.16}); "
                              "give the dataset's teacher, or a student of it")
+    if config.init_blocks is not None and config.init_blocks > mine.n_blocks:
+        raise InputError(f"init_blocks: {config.init_blocks} is more than the {mine.n_blocks} blocks of {folder}; "
+                         "give at most that")
     if identity.rollout.length is not None and mine.length < identity.rollout.length:
         raise InputError(f"--init {folder}: takes {mine.length} tokens, the dataset has {identity.rollout.length}; "
                          "give a longer one")
@@ -112,10 +116,10 @@ def distill_student(
     """
     torch.set_num_threads(config.optim.threads)
     torch.manual_seed(config.optim.seed)  # weights that only a student has
-    student = student_of(_denoiser(start)).to(place.device)
-    datasets = [digest(manifest.identity) for manifest in reader.manifests]
+    teacher = _denoiser(start)
+    student = student_of(teacher if config.init_blocks is None else with_blocks(teacher, config.init_blocks)).to(place.device)
     real = _RealText(config, start, reader, place) if config.real.weight else None
-    identity = {**_settings(config, reader, MOVABLE), "init": start.fingerprint, "datasets": datasets}
+    identity = identity_of(config, reader, start)
     if real is not None:
         identity["corpus_sha256"] = real.sha256
     trainer = Trainer(student, config.optim, folder, identity, writes=place.rank == 0)
@@ -146,7 +150,9 @@ def distill_student(
 def _parts(module: nn.Module, batch: Batch, parts: int, place: Place) -> Iterator[tuple[Batch, Tensor, Tensor]]:
     """The parts of this process's share of a batch: rows, nats [b, L], and loss.
 
-    The losses summed over parts and averaged over processes are the mean nats of the whole batch's target positions.
+    The losses summed over parts and averaged over processes are the mean nats of the whole batch's target positions, each
+    times the weight of its row. As weights are 1 on average over a dataset, batches are not normalised one by one: then the
+    expected loss is that of the weighted dataset.
     """
     total = float(_summed((batch.target >= 0).sum().cpu().double()[None], place)[0])
     size = len(batch.t) // parts
@@ -157,7 +163,8 @@ def _parts(module: nn.Module, batch: Batch, parts: int, place: Place) -> Iterato
         with cast(nn.parallel.DistributedDataParallel, module).no_sync() if alone else nullcontext():
             with torch.autocast("cuda", torch.bfloat16, enabled=place.device.type == "cuda"):
                 nats = module(rows)
-            yield rows, nats, nats.sum() * (place.world / max(total, 1.0))
+            weighted = nats if rows.row_weights is None else nats * rows.row_weights[:, None]
+            yield rows, nats, weighted.sum() * (place.world / max(total, 1.0))
 
 
 def _summed(value: Tensor, place: Place) -> Tensor:
@@ -221,6 +228,12 @@ class _RealText:
         share = len(x_1) // self.place.world
         whole = Batch(x_t=x_t, t=t, dt=1 / n, target=target, candidates=None, weights=None, topk_ids=None, topk_logprobs=None)
         return whole.rows(slice(self.place.rank * share, (self.place.rank + 1) * share))
+
+
+def identity_of(config: DistillConfig, reader: Reader, start: Checkpoint) -> dict[str, Any]:
+    """All that a student's bits depend on, but for real text and libraries; plain JSON."""
+    datasets = [digest(manifest.identity) for manifest in reader.manifests]
+    return {**_settings(config, reader, MOVABLE), "init": start.fingerprint, "datasets": datasets}
 
 
 def training_facts(config: DistillConfig, reader: Reader, start: Checkpoint) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from tsdfm.kernels.linear import linear
@@ -19,7 +20,8 @@ from tsdfm.pipeline.causal import CausalLM
 from tsdfm.pipeline.checkpoint import CONFIG_FILE, embedded, load
 from tsdfm.pipeline.files import sha256_file
 from tsdfm.pipeline.judge import Judge
-from tsdfm.pipeline.tokenizer import Vocabulary
+from tsdfm.pipeline.tokenizer import FILE as TOKENIZER_FILE
+from tsdfm.pipeline.tokenizer import MASK, Vocabulary
 from tsdfm.pipeline.transformers_lm import is_transformers_folder
 from tsdfm.schemas.base import InputError
 
@@ -165,10 +167,12 @@ def _encoder(vocabulary: Vocabulary) -> Encode:
 
 
 def _own_vocabulary(folder: Path) -> Vocabulary | None:
-    """The folder's tokenizer if it is one of ours."""
+    """The folder's tokenizer if it is one of ours, i.e. holds [MASK]; any other knows by itself how its texts begin."""
     try:
+        if Tokenizer.from_file(str(folder / TOKENIZER_FILE)).token_to_id(MASK) is None:
+            return None
         return Vocabulary.load(folder)
-    except InputError:
+    except Exception:  # the tokenizers library raises nothing narrower; transformers will say what is wrong
         return None
 
 

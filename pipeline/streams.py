@@ -9,7 +9,7 @@ over its versions (its distributions it does not): a run resumed after an upgrad
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from tsdfm.pipeline.dataset import ShardPlan, check_bytes, grid_of, plan, read_manifest, read_shard_bytes
 from tsdfm.pipeline.hub import HubStore, open_dataset
+from tsdfm.pipeline.selection import Selection, energies_of, select
 from tsdfm.pipeline.storage import Store, through_cache
 from tsdfm.pipeline.windows import Int, Trajectories
 from tsdfm.schemas.base import InputError
@@ -71,14 +72,16 @@ class Recent(Generic[K, V]):
 
 @dataclass(frozen=True)
 class Source:
-    """An opened dataset: one arm of the trajectory ids below a limit."""
+    """An opened dataset: one arm of the trajectory ids below a limit, or the best of them."""
 
     path: str  # as configured
     store: Store
     manifest: DatasetManifest
     arm: Arm
+    below: int  # the limit
     shards: list[tuple[ShardPlan, ShardRecord]]  # those with ids below the limit
     rows_of_shard: Int
+    selection: Selection | None = None  # None: every row, all alike
 
     @classmethod
     def open(cls, path: str, data: DataConfig) -> "Source":
@@ -96,22 +99,43 @@ class Source:
         if unnamed:
             raise InputError(f"{store.uri}/{unnamed[0]}: not in the manifest; run generate again to remake it")
         rows = np.array([min(item.stop, below) - item.start for item in items])
-        return cls(path, store, manifest, data.arm, [(item, records[item.path]) for item in items], rows)
+        source = cls(path, store, manifest, data.arm, below, [(item, records[item.path]) for item in items], rows)
+        return source if data.best is None and not data.energy_beta else source._selected(data)
+
+    def _selected(self, data: DataConfig) -> "Source":
+        """The same without the rows, and the shards, that `data.best` leaves out."""
+        if self.manifest.identity.compass is None:
+            raise InputError(f"{self.store.uri}: holds no energies, it was generated with compass 'none'; leave out data.best "
+                             "and data.energy_beta, or give a dataset made with a compass")
+        energies = [energies_of(self._fetch(shard), f"{self.store.uri}/{item.path}", self.arm)[: self.rows_of_shard[shard]]
+                    for shard, (item, _) in enumerate(self.shards)]
+        selection = select(energies, data.best or 1.0, data.energy_beta)
+        read = [shard for shard, rows in enumerate(selection.rows) if len(rows)]
+        return replace(self, shards=[self.shards[shard] for shard in read], selection=selection.of_shards(read),
+                       rows_of_shard=np.array([len(selection.rows[shard]) for shard in read]))
+
+    def _fetch(self, shard: int) -> bytes:
+        """The bytes of one shard, their checksum checked; those of an object store are kept by `through_cache`."""
+        record = self.shards[shard][1]
+        fetch = partial(read_shard_bytes, self.store, record)
+        kept_anyway = self.store.local is not None or isinstance(self.store, HubStore)
+        return fetch() if kept_anyway else through_cache(record.sha256, fetch)
 
     def load(self, shard: int) -> Trajectories:
         """Read, check and decode one shard. Raises InputError if it is missing, changed or unsound."""
-        item, record = self.shards[shard]
-        fetch = partial(read_shard_bytes, self.store, record)
-        kept_anyway = self.store.local is not None or isinstance(self.store, HubStore)
-        content = fetch() if kept_anyway else through_cache(record.sha256, fetch)
-        table, faults = check_bytes(content, item, self.manifest.identity)
+        item = self.shards[shard][0]
+        table, faults = check_bytes(self._fetch(shard), item, self.manifest.identity)
         if faults:
             row, what = faults[0]
             raise InputError(f"{self.store.uri}/{item.path}: {'' if row is None else f'row {row}: '}{what}; "
                              "run verify to list all faults, and generate to remake the shard")
-        below = item.start + int(self.rows_of_shard[shard])
-        table = table.filter((pc.field("arm") == self.arm) & (pc.field("trajectory_id") < below))
-        return Trajectories.of(table, grid_of(self.manifest.identity), self.arm)
+        table = table.filter((pc.field("arm") == self.arm) & (pc.field("trajectory_id") < self.below))
+        grid = grid_of(self.manifest.identity)
+        if self.selection is None:
+            return Trajectories.of(table, grid, self.arm)
+        weights = self.selection.weights
+        return replace(Trajectories.of(table.take(self.selection.rows[shard]), grid, self.arm),
+                       row_weights=None if weights is None else weights[shard])
 
 
 class Stream:

@@ -40,6 +40,7 @@ class Batch:
     weights: Tensor | None  # [B, L, K] float32, softmax(-beta E) over them; 1/K where the step was not scored
     topk_ids: Tensor | None  # [B, L, k] int64, the teacher's likeliest tokens at that event
     topk_logprobs: Tensor | None  # [B, L, k] float32, nats
+    row_weights: Tensor | None = None  # [B] float32, how much each row's loss counts; 1 on average over its dataset
 
     def rows(self, part: slice) -> "Batch":
         """The windows of `part`, views."""
@@ -86,6 +87,7 @@ class Trajectories:
     slot_of_step: Int  # [N], index of a step among the S shaped ones; -1: not shaped
     topk_ids: Int32  # [E, k]
     topk_logprobs: npt.NDArray[np.float16]  # [E, k]
+    row_weights: npt.NDArray[np.float32] | None = None  # [n], see `Batch`
 
     @classmethod
     def of(cls, table: pa.Table, grid: Grid, arm: Arm) -> "Trajectories":
@@ -119,8 +121,10 @@ class Trajectories:
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("source", "tokens", "position", "token", "candidates", "energies", "topk_ids", "topk_logprobs")
         }
+        weights = [part.row_weights for part in parts if part.row_weights is not None]
         return cls(
             length=parts[0].length, steps=parts[0].steps, slot_of_step=parts[0].slot_of_step, **stacked,
+            row_weights=np.concatenate(weights) if weights else None,
             offsets=np.concatenate([[0], *(part.offsets[1:] + first for part, first in zip(parts, events, strict=False))]),
             moment=np.concatenate([part.moment + first * part.steps for part, first in zip(parts, rows, strict=False)]),
         )
@@ -164,6 +168,7 @@ class Trajectories:
             x_t=torch.from_numpy(state), t=_over(start, self.steps), dt=_over(stop - start, self.steps),
             target=spread(self.token[events], np.int64, -1), candidates=candidates, weights=weights,
             topk_ids=topk_ids, topk_logprobs=topk_logprobs,
+            row_weights=None if self.row_weights is None else torch.from_numpy(self.row_weights[rows]),
         )
 
     def _events(self, first: Int, stop: Int) -> tuple[Int, Int]:

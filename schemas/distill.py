@@ -24,6 +24,10 @@ class DataConfig(Frozen):
         "share of each dataset in every batch, up to a common factor; null: by their numbers of trajectories"))
     arm: Arm = Field("shaped", description="which arm's rows")
     trajectories: int | None = Field(None, ge=1, description="only ids below this, of every dataset; null: all")
+    best: float | None = Field(None, gt=0, le=1, description=(
+        "keep only this fraction of each dataset's rows, those of the lowest final energy; null: all"))
+    energy_beta: float = Field(0.0, ge=0, allow_inf_nan=False, description=(
+        "weight of a trajectory's loss: proportional to exp(-energy_beta E) of its final energy, nats/token; 0: all alike"))
     group: int = Field(8, ge=1, le=4096, description="shards read and shuffled together; memory grows with it")
     loader_workers: int = Field(0, ge=0, le=256, description="processes that build batches ahead; 0: the training process")
 
@@ -58,6 +62,8 @@ class DistillConfig(Frozen):
     data: DataConfig = DataConfig()
     init: str | None = Field(None, min_length=1, description=(
         "folder of the weights to start from; null: the teacher that the manifest names"))
+    init_blocks: int | None = Field(None, ge=1, le=256, description=(
+        "start from only so many of those weights' blocks, evenly spaced: a smaller student; null: all"))
     objective: Objective = Field("event", description="what the student is fitted to; see pipeline/objectives.py")
     beta: float = Field(64.0, ge=0, allow_inf_nan=False, description=(
         "inverse temperature of 'candidates', per nat/token of energy"))

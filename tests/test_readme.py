@@ -8,6 +8,8 @@ import yaml
 
 from tests.support import make_dataset
 from tsdfm.jobs.cli import cli
+from tsdfm.jobs.options import put
+from tsdfm.schemas.ablate import Sweep, TrialConfig
 from tsdfm.schemas.base import parse
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.generate import GenerateConfig
@@ -32,9 +34,15 @@ def test_python_examples_run(number, tmp_path, tiny_models, monkeypatch):
 
 
 def test_the_yaml_examples_are_configs():
-    generate, distill = blocks("yaml")
+    generate, distill, sweep = blocks("yaml")
     assert parse(GenerateConfig, yaml.safe_load(generate), "README").arm == "both"
     assert parse(DistillConfig, yaml.safe_load(distill), "README").data.weights == [3, 1]
+    parsed = parse(Sweep, yaml.safe_load(sweep), "README")
+    for field, levels in parsed.factors.items():  # every level is one that distill takes
+        for level in levels:
+            data: dict[str, object] = {}
+            put(data, field, level, "README")
+            parse(TrialConfig, data, "README")
 
 
 def test_commands_use_options_that_exist():
