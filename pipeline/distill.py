@@ -115,9 +115,11 @@ def distill_student(
         InputError: `folder` holds a run of another config. WorkError: the loss is not finite.
     """
     torch.set_num_threads(config.optim.threads)
-    torch.manual_seed(config.optim.seed)  # weights that only a student has
     teacher = _denoiser(start)
-    student = student_of(teacher if config.init_blocks is None else with_blocks(teacher, config.init_blocks)).to(place.device)
+    if config.init_blocks is not None:
+        teacher = with_blocks(teacher, config.init_blocks)
+    torch.manual_seed(config.optim.seed)  # weights that only a student has
+    student = student_of(teacher).to(place.device)
     real = _RealText(config, start, reader, place) if config.real.weight else None
     identity = identity_of(config, reader, start)
     if real is not None:

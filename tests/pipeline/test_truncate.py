@@ -61,3 +61,17 @@ def test_a_student_of_one_block_trains_and_too_many_are_refused(tmp_path, tiny_m
     assert (student.config.n_blocks, student.config.step_size) == (1, True)
     with pytest.raises(InputError, match=r"init_blocks: 3 is more than the 2 blocks"):
         open_init(config(3), reader.manifests[0])
+
+
+def test_keeping_all_blocks_is_leaving_the_setting_out(tmp_path, tiny_models):
+    """Bit for bit: what is new in a student starts from the same numbers, whatever was cut."""
+    make_dataset(tmp_path / "data", tiny_models)
+    students = []
+    for blocks in (None, 2):
+        config = DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")]}, "budgets": {8: 1.0}, "init_blocks": blocks,
+                                               "optim": {"steps": 2, "batch_size": 4}})
+        reader = open_reader(config)
+        start = open_init(config, reader.manifests[0])
+        assert start.network.config.n_blocks == 2
+        students.append(distill_student(config, reader, start, tmp_path / f"state-{blocks}", Place(0, 1, torch.device("cpu")), lambda *_: None))
+    assert all(map(torch.equal, students[0].state_dict().values(), students[1].state_dict().values()))
