@@ -2,12 +2,16 @@
 
 import json
 import os
+import random
 import re
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from tests.loopback_hub import TOKEN
+from tests.loopback_hub import TOKEN, environment
 from tests.support import assert_refused, make_dataset
 
 
@@ -92,3 +96,29 @@ def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path,
     from huggingface_hub import ModelCard
 
     assert ModelCard(hub.repos["model", "team/student"].files["README.md"].decode()).data.datasets == ["team/runs"]
+
+
+@pytest.mark.slow
+def test_a_publication_killed_at_random_requests_is_finished(hub, out, tmp_path):
+    """SIGKILL of the process at a random one of its requests, six times; the last run completes it."""
+    command = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()", "publish", str(out), "--repo", "team/runs"]
+    whole = subprocess.run([*command[:-1], "team/whole"], env=environment(hub, tmp_path / "home"), check=False, capture_output=True)
+    assert whole.returncode == 0, whole.stderr
+    requests, draw, killed = len(hub.calls), random.Random(7), 0
+    hub.objects.clear()
+    hub.sent.clear()
+    for _ in range(6):
+        until = len(hub.calls) + draw.randrange(requests)
+        process = subprocess.Popen(command, env=environment(hub, tmp_path / "home"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(hub.calls) <= until and process.poll() is None:
+            time.sleep(0.0005)
+        killed += process.poll() is None
+        process.kill()
+        process.wait()
+    assert killed >= 3
+    done = subprocess.run([*command, "--json"], env=environment(hub, tmp_path / "home"), check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files, reference = (hub.repos["dataset", name].files for name in ("team/runs", "team/whole"))
+    assert files.keys() == reference.keys()
+    assert all(files[path] == reference[path] for path in files if path != "README.md")  # it names the repository
+    assert json.loads(done.stdout)["revision"] == hub.repos["dataset", "team/runs"].head
