@@ -14,6 +14,7 @@ import json
 import re
 import sysconfig
 import unicodedata
+from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -64,11 +65,21 @@ def _docstrings(source: bytes) -> Iterator[str]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring:
                 yield docstring
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The module and all that may hold a definition, in the order of `ast.walk`, which would visit every expression, too."""
+    nodes: deque[ast.AST] = deque([tree])
+    while nodes:
+        node = nodes.popleft()
+        for field in ("body", "cases", "handlers", "orelse", "finalbody"):
+            nodes.extend(getattr(node, field, ()))
+        yield node
 
 
 def python_distributions() -> list[Distribution]:

@@ -1,6 +1,10 @@
 """Text in, clean documents out: every file type, every kind of broken line, the split, and the prose filter."""
 
+import argparse
+import ast
+import asyncio.base_events
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -287,6 +291,46 @@ def test_docstrings_are_read_without_importing(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "_python_sources", lambda: [tmp_path / "a.py", tmp_path / "b.py", tmp_path / "gone.py"])
     found = [d for d in corpus.python_documents() if "ordinary English sentence" in d]
     assert found == [sentence.format(kind) for kind in ("module", "class", "coroutine")]
+
+
+def test_definitions_are_found_wherever_they_stand():
+    """In every kind of block, in the order of ast.walk (the documents' order decides which half they fall in)."""
+    nested = """
+if a:
+    def f(): pass
+elif b:
+    class G:
+        def g(self): pass
+else:
+    async def h(): pass
+for x in y:
+    def i(): pass
+else:
+    def j(): pass
+while a:
+    def k(): pass
+with a:
+    def l(): pass
+try:
+    def m(): pass
+except E:
+    def n(): pass
+else:
+    def o(): pass
+finally:
+    def p(): pass
+match a:
+    case 1:
+        def q(): pass
+    case _ if (lambda: 1)():
+        class R: pass
+"""
+    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    for source in (nested, *(inspect.getsource(module) for module in (ast, inspect, argparse, asyncio.base_events))):
+        tree = ast.parse(source)
+        found = [node for node in corpus._statements(tree) if isinstance(node, kinds)]
+        assert found == [node for node in ast.walk(tree) if isinstance(node, kinds)]
+        assert len(found) > 10
 
 
 @pytest.mark.slow
