@@ -100,14 +100,14 @@ def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path,
 
 @pytest.mark.slow
 def test_a_publication_killed_at_random_requests_is_finished(hub, out, tmp_path):
-    """SIGKILL of the process at a random one of its requests, six times; the last run completes it."""
+    """SIGKILL of the process at a random one of its requests, four times; the last run completes it."""
     command = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()", "publish", str(out), "--repo", "team/runs"]
     whole = subprocess.run([*command[:-1], "team/whole"], env=environment(hub, tmp_path / "home"), check=False, capture_output=True)
     assert whole.returncode == 0, whole.stderr
     requests, draw, killed = len(hub.calls), random.Random(7), 0
     hub.objects.clear()
     hub.sent.clear()
-    for _ in range(6):
+    for _ in range(4):
         until = len(hub.calls) + draw.randrange(requests)
         process = subprocess.Popen(command, env=environment(hub, tmp_path / "home"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(hub.calls) <= until and process.poll() is None:
@@ -115,7 +115,7 @@ def test_a_publication_killed_at_random_requests_is_finished(hub, out, tmp_path)
         killed += process.poll() is None
         process.kill()
         process.wait()
-    assert killed >= 3
+    assert killed >= 2
     done = subprocess.run([*command, "--json"], env=environment(hub, tmp_path / "home"), check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     files, reference = (hub.repos["dataset", name].files for name in ("team/runs", "team/whole"))
