@@ -1,12 +1,12 @@
 """`linear_buckets`: the logits of k chosen tokens and the log-sum-exp of all others, without ever holding [N, V].
 
-    l[n, v]    = hidden[n] . weight[v] + bias[v]
-    chosen[n, j] = l[n, ids[n, j]]                       one bucket for each chosen token
-    rest[n]    = log sum of exp(l[n, v]) over v not in ids[n]    one bucket for all others
+    l[n, v]      = hidden[n] . weight[v] + bias[v]
+    chosen[n, j] = l[n, ids[n, j]]                               one bucket for each chosen token
+    rest[n]      = log sum of exp(l[n, v]) over v not in ids[n]    one bucket for all others
 
 Log-probabilities, energies and the losses of distillation are a few operations on these [N, k + 1] numbers, so one kernel and
-one gradient serve all of them. That the chosen tokens are kept out of the rest is what makes -softplus(rest - chosen) exact
-to the last bit for a token whose probability is nearly one, and the tail of a top-k divergence exact where it is nearly zero.
+one gradient serve all of them. Keeping the chosen tokens out of the rest keeps the bits of -softplus(rest - chosen) for a token
+whose probability is nearly one, and of the tail of a top-k divergence where it is nearly zero.
 
 The gradient recomputes the logits a block at a time. With g the gradients that come in,
 
@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tsdfm.kernels.dispatch import backend
+from tsdfm.kernels.dispatch import accumulator, backend, check_head
 from tsdfm.kernels.linear import linear
 
 BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32
@@ -69,23 +69,29 @@ def linear_buckets(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | N
     Raises:
         ValueError: shapes or dtypes that don't fit together, or (on CPUs) an id outside the vocabulary.
     """
-    _check(hidden, weight, ids, bias)
-    if torch.is_autocast_enabled(hidden.device.type):
-        narrow = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(narrow), weight.to(narrow)
-    if hidden.dtype != weight.dtype:
-        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}: they must be of one dtype")
-    if bias is not None:
-        bias = bias.to(accumulator(hidden))
+    if ids.ndim != 2 or len(ids) != len(hidden):
+        raise ValueError(f"ids {tuple(ids.shape)} must be [{len(hidden)}, k], a row for each of hidden")
+    hidden, weight, bias = as_computed(hidden, weight, bias)
+    check_ids(ids, len(weight))
     if backend(hidden) == "reference":
         kind = accumulator(hidden)
         return linear_buckets_reference(hidden.to(kind), weight.to(kind), ids, bias)
     return Buckets(*_Function.apply(hidden, weight, ids, bias))  # type: ignore[no-untyped-call]
 
 
-def accumulator(hidden: Tensor) -> torch.dtype:
-    """The dtype in which logits are computed and results are given: at least float32."""
-    return torch.promote_types(hidden.dtype, torch.float32)
+def as_computed(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same in the dtypes they are computed in: autocast's, where it is on; bias in that of the logits. Checks them."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        narrow = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(narrow), weight.to(narrow)
+    check_head(hidden, weight, bias)
+    return hidden, weight, None if bias is None else bias.to(accumulator(hidden))
+
+
+def check_ids(ids: Tensor, vocab: int) -> None:
+    """Raises ValueError for an id outside [0, V); on a GPU it is not looked at, and has no logit: NaN."""
+    if not ids.is_cuda and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
+        raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())} must lie in [0, {vocab})")
 
 
 class _Function(torch.autograd.Function):
@@ -112,14 +118,13 @@ class _Function(torch.autograd.Function):
         step, width = rows_and_tokens(len(hidden))
         to_hidden = torch.zeros(hidden.shape, dtype=kind, device=hidden.device) if wanted[0] else None
         to_weight = torch.empty_like(weight) if wanted[1] else None
-        to_bias = torch.empty(len(weight), dtype=kind, device=hidden.device) if wanted[2] else None
+        to_bias = torch.zeros(len(weight), dtype=kind, device=hidden.device) if wanted[2] else None
         # exp(l - rest) is exp(l - top) by a factor near one, so that float32 does for l - top at logits of 1e4, too.
         top = rest.masked_fill(rest == -torch.inf, 0).to(kind)
         to_rest = (to_rest * (top.double() - rest).clamp_max(1).exp()).to(kind)
         for tokens in _slices(len(weight), width):
             part = weight[tokens]
             of_weight = torch.zeros(part.shape, dtype=kind, device=hidden.device) if wanted[1] else None
-            of_bias = torch.zeros(len(part), dtype=kind, device=hidden.device)
             for rows in _slices(len(hidden), step):
                 # block: [r, width], G of the definition
                 block = gradient_block(hidden[rows], part, ids[rows] - tokens.start, None if bias is None else bias[tokens],
@@ -128,11 +133,10 @@ class _Function(torch.autograd.Function):
                     to_hidden[rows] += product(block, part)
                 if of_weight is not None:
                     of_weight += product(block.T, hidden[rows])
-                of_bias += block.sum(0, dtype=kind)
+                if to_bias is not None:
+                    to_bias[tokens] += block.sum(0, dtype=kind)
             if to_weight is not None and of_weight is not None:
                 to_weight[tokens] = of_weight
-            if to_bias is not None:
-                to_bias[tokens] = of_bias
         return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, None, to_bias
 
 
@@ -197,14 +201,3 @@ def _rows_and_tokens(rows: int) -> tuple[int, int]:
 
 def _slices(count: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
-
-
-def _check(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [N, D] and [V, D]")
-    if ids.ndim != 2 or len(ids) != len(hidden):
-        raise ValueError(f"ids {tuple(ids.shape)} must be [{len(hidden)}, k], a row for each of hidden")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {tuple(bias.shape)} must be [{len(weight)}], one per row of weight")
-    if not ids.is_cuda and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(weight):
-        raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())} must lie in [0, {len(weight)})")

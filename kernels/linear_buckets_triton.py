@@ -17,8 +17,8 @@ reading of G: 3 s N V bytes in and out of L2 against 8 N D V operations.
 Floor on an H100 (SXM: 989 Tflop/s in bfloat16, 495 in TF32 of which float32 here takes three, 3.35 TB/s), at N = 2,048,
 D = 768, V = 50,257: the product takes 0.16 ms in bfloat16 and 0.96 ms in float32, the reading of the weight 23 and 46 us, the
 N V exponentials 25 us of the special units (16 a clock on each of 132 processors); so arithmetic binds, and reading [N, V]
-logits in and out (0.8 GB, 0.25 ms and more) is what is saved. 16 chosen tokens a row add 16 comparisons to the 28% of tiles
-that hold one. At N = 16 the weight's reading binds. Not measured on a GPU.
+logits in and out (0.8 GB, 0.25 ms and more) is what is saved. A chosen token of each row costs a comparison in the 28% of tiles
+of 128 rows that hold one. At N = 16 the weight's reading binds. Not measured on a GPU.
 
 Tested against the float64 definition in Triton's interpreter, over the tests of `linear_buckets` and `linear_logprob`; compiled
 ahead of time for sm_80 and sm_90.

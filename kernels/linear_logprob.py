@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tsdfm.kernels.dispatch import backend
-from tsdfm.kernels.linear_buckets import Buckets, accumulator, linear_buckets
+from tsdfm.kernels.dispatch import accumulator, backend
+from tsdfm.kernels.linear_buckets import Buckets, as_computed, check_ids, linear_buckets
 
 
 def linear_logprob_reference(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -82,6 +82,8 @@ def energy(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None =
     if backend(hidden) == "triton" and not torch.is_grad_enabled():
         from tsdfm.kernels.linear_buckets_triton import energies
 
+        flat, weight, bias = as_computed(flat, weight, bias)
+        check_ids(ids, len(weight))
         return energies(flat, weight, ids, bias, picked, weights, (scored != 0).sum(-1))
     nll = -linear_logprob(flat[picked], weight, ids, bias) * weights
     return torch.zeros(target.numel(), dtype=nll.dtype, device=nll.device).scatter(0, picked, nll).view(target.shape).sum(-1)

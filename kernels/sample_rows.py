@@ -27,13 +27,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tsdfm.kernels.dispatch import backend
+from tsdfm.kernels.dispatch import accumulator, backend, check_head
 from tsdfm.kernels.linear import linear
 
 BLOCK_ELEMENTS = 1 << 21  # logits held at once on a CPU: 8 MiB of float32
 CDF_BLOCK = 128  # tokens per first-level block of the cumulative distribution
 CACHE_ELEMENTS = 1 << 18  # exponentials held at once on a CPU: 1 MiB of float32
-PACKED_ROWS = 16  # with no more, the product packs no weights: one call then, a tenth faster at 9 rows
+PACKED_ROWS = 16  # with no more, the product packs no weights, so one call does
 PRODUCT_TOKENS = 2048  # rows of weight multiplied at once on a CPU: the product packs (and widens) so many of them
 NEGLIGIBLE = 80.0  # nats below the row's maximum at which a block has no mass: e^-80 is normal in float32, and 1e-35
 
@@ -95,7 +95,7 @@ def sample_rows(
         raise ValueError(f"uniforms {tuple(uniforms.shape)} must be [{len(hidden)}, K]")
     if not 0 <= top_k <= len(weight):
         raise ValueError(f"top_k {top_k} must be from 0 to {len(weight)}, the size of the vocabulary")
-    _check(hidden, weight, bias)
+    check_head(hidden, weight, bias)
     which = backend(hidden)
     if which == "reference":
         found = sample_rows_reference(
@@ -125,7 +125,7 @@ def sample_rows(
 
 def argmax_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, excluded: int | None = None) -> Tensor:
     """The likeliest token of each row, the lowest such id: hidden [R, D] -> [R] int64; holds one block of logits at most."""
-    _check(hidden, weight, bias)
+    check_head(hidden, weight, bias)
     which = backend(hidden)
     if which == "reference":
         return _tempered(hidden.double(), weight.double(), bias, 1.0, excluded).argmax(-1)
@@ -145,18 +145,9 @@ def _rows_per_block(elements_per_row: int) -> int:
     return max(1, BLOCK_ELEMENTS // elements_per_row)
 
 
-def _check(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)} must be [R, D] and [V, D]")
-    if hidden.dtype != weight.dtype:
-        raise ValueError(f"hidden is {hidden.dtype} and weight {weight.dtype}: they must be of one dtype")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias {tuple(bias.shape)} must be [{len(weight)}], one per row of weight")
-
-
 def _tempered(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Tensor:
     """Tempered logits [r, V]; the product accumulates and rounds in float32 for narrower inputs."""
-    kind = torch.promote_types(hidden.dtype, torch.float32)
+    kind = accumulator(hidden)
     bias = None if bias is None else bias.to(kind)
     hidden = hidden.to(kind)
     if len(weight) <= PRODUCT_TOKENS or len(hidden) <= PACKED_ROWS:

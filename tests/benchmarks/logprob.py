@@ -1,6 +1,6 @@
 """`linear_logprob` and its gradient against plain torch: `python tests/benchmarks/logprob.py [--quick]`.
 
-N rows, V = 50,257, D = 768, float32, from hidden states and the head's weight to the log-probability of a target per row. Sides
+N rows, V = 50,257, D = 768 (--rows, --vocab, --depth), float32, from hidden states and the head's weight to the log-probability of a target per row. Sides
 take turns in processes of their own (see measure.py); ratios are of CPU time, and memory is peak resident bytes above rest.
 
   plain     log_softmax(h @ W.T).gather, with torch's own product
@@ -9,7 +9,8 @@ take turns in processes of their own (see measure.py); ratios are of CPU time, a
   product   that product alone, a block at a time: the floor
 
 With --gradient each side also computes d hidden and d weight of the sum. --device cuda times the Triton kernels, and beside them
-liger-kernel's and cut-cross-entropy's where those are installed; time is then that of the device, memory the allocator's peak.
+liger-kernel's and cut-cross-entropy's where those are installed; the floor is then `matmul`, the whole product at once, time that of the
+device, and memory the allocator's peak.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +29,17 @@ from tsdfm.kernels.linear import linear
 from tsdfm.kernels.linear_buckets import BLOCK_ELEMENTS, BLOCK_ROWS
 from tsdfm.kernels.linear_logprob import linear_logprob
 
-VOCAB, DEPTH = 50_257, 768
 TARGET_TIME, TARGET_MEMORY = 0.80, 50.0  # at most this share of plain's time; plain's memory in multiples of ours
 
 Logprob = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class Size(NamedTuple):
+    """Of the problem."""
+
+    rows: int
+    vocab: int
+    depth: int
 
 
 def plain(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
@@ -49,6 +58,11 @@ def product(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
                          for part in weight.split(BLOCK_ELEMENTS // min(BLOCK_ROWS, len(hidden)))])
 
 
+def matmul(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """The product alone, of all of [N, V] at once: the floor on a GPU."""
+    return hidden @ weight.T
+
+
 def others() -> dict[str, Logprob]:
     """Kernels of other libraries, on a GPU and where they are installed."""
     found: dict[str, Logprob] = {}
@@ -65,15 +79,16 @@ def others() -> dict[str, Logprob]:
 
 def side_named(name: str) -> Logprob:
     """The function of one side."""
-    ours: dict[str, Logprob] = {"ours": linear_logprob, "plain": plain, "onednn": onednn, "product": product}
+    ours: dict[str, Logprob] = {"ours": linear_logprob, "plain": plain, "onednn": onednn, "product": product, "matmul": matmul}
     return torch.compile(plain) if name == "compiled" else (ours | others())[name]
 
 
-def tensors(rows: int, vocab: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(size: Size, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, a weight whose logits have a spread of two nats, and targets."""
     g = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(rows, DEPTH, generator=g), torch.randn(vocab, DEPTH, generator=g) * 2 / DEPTH**0.5
-    return hidden.to(device, dtype), weight.to(device, dtype), torch.randint(vocab, (rows,), generator=g).to(device)
+    hidden = torch.randn(size.rows, size.depth, generator=g)
+    weight = torch.randn(size.vocab, size.depth, generator=g) * 2 / size.depth**0.5
+    return hidden.to(device, dtype), weight.to(device, dtype), torch.randint(size.vocab, (size.rows,), generator=g).to(device)
 
 
 def run(function: Logprob, hidden: Tensor, weight: Tensor, target: Tensor, *, gradient: bool) -> None:
@@ -86,23 +101,23 @@ def run(function: Logprob, hidden: Tensor, weight: Tensor, target: Tensor, *, gr
     torch.autograd.grad(function(*inputs, target).sum(), inputs)
 
 
-def build(name: str, rows: int, vocab: int, gradient: bool) -> Piece:
+def build(name: str, size: Size, gradient: bool) -> Piece:
     """One side on the CPU."""
-    function, data = side_named(name), tensors(rows, vocab, "cpu", torch.float32)
+    function, data = side_named(name), tensors(size, "cpu", torch.float32)
     if name == "compiled":
         run(function, *data, gradient=gradient)
 
     def piece() -> dict[str, float]:
         run(function, *data, gradient=gradient)
-        return {"rows": rows}
+        return {"rows": size.rows}
 
     return piece
 
 
-def on_cpu(names: list[str], rows: int, rounds: int, threads: int, gradient: bool) -> dict[str, dict[str, float]]:
+def on_cpu(names: list[str], size: Size, rounds: int, threads: int, gradient: bool) -> dict[str, dict[str, float]]:
     """CPU seconds and peak bytes of every side, and ratios to ours."""
     sides: dict[str, tuple[Builder, Builder]] = {
-        name: (partial(build, name, rows, VOCAB, gradient), partial(build, name, 3, 300, gradient)) for name in names}
+        name: (partial(build, name, size, gradient), partial(build, name, Size(3, 300, size.depth), gradient)) for name in names}
     samples = interleave(sides, rounds, threads)
     lines, result = [], {}
     for name in names:
@@ -119,9 +134,9 @@ def on_cpu(names: list[str], rows: int, rounds: int, threads: int, gradient: boo
     return result
 
 
-def on_cuda(names: list[str], rows: int, rounds: int, gradient: bool) -> dict[str, dict[str, float]]:
+def on_cuda(names: list[str], size: Size, rounds: int, gradient: bool) -> dict[str, dict[str, float]]:
     """Device milliseconds and the allocator's peak of every side, in bfloat16."""
-    data, result, lines = tensors(rows, VOCAB, "cuda", torch.bfloat16), {}, []
+    data, result, lines = tensors(size, "cuda", torch.bfloat16), {}, []
     for name in names:
         function, times = side_named(name), []
         for turn in range(rounds + 1):  # the first compiles
@@ -145,20 +160,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rows, one round")
     parser.add_argument("--rows", type=int, help="N (2,048; 128 with --quick)")
+    parser.add_argument("--vocab", type=int, default=50_257)
+    parser.add_argument("--depth", type=int, default=768)
     parser.add_argument("--rounds", type=int, help="rounds (3; 1 with --quick)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gradient", action="store_true", help="also the gradient in hidden and weight")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--json", type=Path, help="also write the result here")
     options = parser.parse_args()
-    rows, rounds = options.rows or (128 if options.quick else 2048), options.rounds or (1 if options.quick else 3)
-    names = ["ours", "plain", "compiled"] + ([] if options.gradient else ["product"])
-    say(f"N {rows:,}, V {VOCAB:,}, D {DEPTH}{', with gradient' if options.gradient else ''}")
+    size = Size(options.rows or (128 if options.quick else 2048), options.vocab, options.depth)
+    rounds, names = options.rounds or (1 if options.quick else 3), ["ours", "plain", "compiled"]
+    say(f"N {size.rows:,}, V {size.vocab:,}, D {size.depth}{', with gradient' if options.gradient else ''}")
     if options.device == "cuda":
-        result = on_cuda([*names, *others()], rows, rounds, options.gradient)
+        floor = [] if options.gradient else ["matmul"]
+        result = on_cuda([*names, *floor, *others()], size, rounds, options.gradient)
     else:
-        result = on_cpu([*names, "onednn"], rows, rounds, options.threads, options.gradient)
-    report({"machine": machine(options.threads), "size": {"N": rows, "V": VOCAB, "D": DEPTH}, "gradient": options.gradient,
+        floor = [] if options.gradient else ["product"]
+        result = on_cpu([*names, *floor, "onednn"], size, rounds, options.threads, options.gradient)
+    report({"machine": machine(options.threads), "size": size._asdict(), "gradient": options.gradient,
             "sides": result}, options.json)
 
 
