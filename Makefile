@@ -3,7 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-ASSETS := pipeline/assets
+EMBEDDED := pipeline/models/embedded
+MODELS := teacher-mask teacher-uniform compass judge
 
 .PHONY: setup demo test test-slow lint claims assets wheel clean
 .DEFAULT_GOAL := test
@@ -35,11 +36,15 @@ lint: setup
 claims: setup  ## Test the paper's claim on real text and write the README's table (resumes; CLAIMS passes options on).
 	$(BIN)/python tests/benchmarks/claims.py --readme $(CLAIMS)
 
-assets: setup  ## Train the embedded models anew from their recipes (about two hours on two cores).
-	$(BIN)/tsdfm-pipeline pretrain $(ASSETS)/recipe/teacher-mask.yaml --out $(ASSETS)/teacher-mask --half
-	$(BIN)/tsdfm-pipeline pretrain $(ASSETS)/recipe/teacher-uniform.yaml --out $(ASSETS)/teacher-uniform --half
-	$(BIN)/tsdfm-pipeline fit-compass $(ASSETS)/recipe/compass.yaml --out $(ASSETS)/compass --half
-	$(BIN)/tsdfm-pipeline fit-compass $(ASSETS)/recipe/judge.yaml --out $(ASSETS)/judge --half
+assets: setup $(MODELS:%=build/assets/%)  ## Train the embedded models anew from their recipes (about two hours on two cores; resumes).
+
+build/assets/teacher-%: $(EMBEDDED)/teacher-%/recipe.yaml
+	$(BIN)/tsdfm-pipeline pretrain $< --out $@ --half
+	cp $@/*.json $@/*.safetensors $(<D)
+
+build/assets/%: $(EMBEDDED)/%/recipe.yaml
+	$(BIN)/tsdfm-pipeline fit-compass $< --out $@ --half
+	cp $@/*.json $@/*.safetensors $(<D)
 
 wheel: setup
 	$(BIN)/python -m build --wheel

@@ -1,25 +1,30 @@
-"""`tsdfm-pipeline sample`: texts from a model, as inference makes them."""
+"""The command `tsdfm-pipeline sample`."""
 
-import torch
+import click
 
-from tsdfm.pipeline.checkpoint import load_denoiser
-from tsdfm.pipeline.models import teacher_folder
-from tsdfm.pipeline.rollout import roll_out
-from tsdfm.schemas.base import InputError
-from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
-from tsdfm.schemas.model import Source
+from tsdfm.jobs.shell.console import CONTROLS
+from tsdfm.jobs.shell.flags import config_command, flags_of
+from tsdfm.schemas.reports import SampleReport
+from tsdfm.schemas.sample import SampleConfig
 
 
-def sample(model: str, source: Source | None, rollout: RolloutConfig, number: int) -> list[str]:
-    """`number` decoded texts of a model; ids 0..number-1 of the seed. Raises InputError."""
-    teacher, checkpoint = load_denoiser(teacher_folder(model, source))
-    if rollout.length is not None and rollout.length > teacher.config.length:
-        raise InputError(f"--length: {rollout.length} is longer than the model's {teacher.config.length}; "
-                         "give a length up to that")
-    teacher.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    texts = []
-    for start in range(0, number, rollout.batch_size):
-        ids = range(start, min(start + rollout.batch_size, number))
-        logs = roll_out(teacher, None, rollout, ShapingConfig(candidates=1), ids, "blind")
-        texts += [checkpoint.vocabulary.decode(log.tokens.tolist()) for log in logs]
-    return texts
+def show_texts(report: SampleReport) -> None:
+    """Print the texts on standard output, their lines indented but for the first."""
+    for text in report.texts:
+        click.echo(text.translate(CONTROLS).replace("\n", "\n  ") + "\n")
+
+
+@config_command(
+    "sample", SampleConfig, common="--model --steps -n --number --temperature --seed", shown=show_texts,
+    flags=flags_of(SampleConfig, {"number": "-n --number"}, skipped=("rollout.solver", "rollout.top_k")))
+def sample_command(config: SampleConfig) -> SampleReport:
+    """Write texts with a model, one jump after another, without a compass: what inference does, and costs.
+
+    CONFIG is a YAML file; flags override it.
+    """
+    import torch
+
+    from tsdfm.pipeline.evaluation.samples import sample
+
+    torch.set_num_threads(config.rollout.threads)
+    return SampleReport(model=config.model, texts=sample(config))

@@ -30,8 +30,8 @@ import triton.language as tl
 from torch import Tensor
 
 from tsdfm.kernels.linear_buckets import Buckets
-from tsdfm.kernels.tile_triton import logits_tile
-from tsdfm.kernels.tiles import TOKENS, Tile, processors, tile_for, widened
+from tsdfm.kernels.logits_tile_triton import logits_tile
+from tsdfm.kernels.tile_table import TOKENS, Tile, processors, tile_for, widened
 
 HELD_ELEMENTS = 1 << 23  # of a block of G
 GRADIENT_ROWS = 8192  # of hidden, in one block of G

@@ -29,9 +29,9 @@ import triton.language as tl
 from torch import Tensor
 
 from tsdfm.kernels import sample_rows as definition
+from tsdfm.kernels.logits_tile_triton import logits_tile
 from tsdfm.kernels.sample_rows import Blocks
-from tsdfm.kernels.tile_triton import logits_tile
-from tsdfm.kernels.tiles import tile_for, widened
+from tsdfm.kernels.tile_table import tile_for, widened
 
 HELD_ELEMENTS = 1 << 24  # float32 numbers held for one lot of rows: 64 MiB, 1,087 rows at V = 50,257, K = 8, k = 16
 PAIRS, SPLIT = 16, 4  # pairs of a tile of the second look, and programs that share its blocks

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import EvaluateConfig, Names, Perplexity, Steps, Temperatures
-from tsdfm.schemas.train import CorpusConfig
 
 NOT_VARIED = {"optim.seed": "list the seeds under 'seeds'", "workers": "a trial runs in one process",
               "address": "trials run on this machine", "micro_batches": "it changes no result"}
@@ -17,7 +17,7 @@ class TrialConfig(DistillConfig):
     """One trial: `distill`'s config, and how often it is done in a row."""
 
     rounds: int = Field(1, ge=1, le=100, description=(
-        "distillations in a row from the same shards, each starting from the student of the one before"))
+        "Distillations in a row from the same shards, each starting from the student of the one before"))
 
 
 class Evaluation(Frozen):
@@ -27,7 +27,7 @@ class Evaluation(Frozen):
     evaluator: Names = ("embedded",)
     samples: int = Field(256, ge=2, lt=2**31, description="texts per row")
     temperatures: Temperatures = Field((1.0,), description="of sampling; effects are told at the highest")
-    corpus: CorpusConfig = Field(CorpusConfig(), description="where real held-out text comes from")
+    corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(1, ge=0, lt=2**32, description="seed of all sampling noise, the same in all trials")
 
     def config(self, model: str, out: str, *, reference: bool) -> EvaluateConfig:
@@ -58,7 +58,7 @@ class Sweep(Frozen):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0], min_length=1, description=(
         "training seeds; each trial runs with each"))
     evaluate: Evaluation = Evaluation()
-    workers: int | None = Field(None, ge=1, le=100_000, description="trials at a time, a core each; null: one per core")
+    workers: int | None = Field(None, ge=1, le=100_000, description="Trials at a time, a core each; null: one per core")
 
     @model_validator(mode="after")
     def _grid_or_list(self) -> "Sweep":
@@ -75,6 +75,21 @@ class Sweep(Frozen):
     def varied(self) -> list[str]:
         """The fields that differ between trials, in the order given."""
         return list(self.factors or dict.fromkeys(name for trial in self.trials for name in trial))
+
+
+class TrialSeconds(Frozen):
+    """Wall time of a trial's last attempt."""
+
+    distill: float
+    evaluate: float
+
+
+class TrialRecord(Frozen):
+    """trial.json, the commit of a trial, or of the evaluation of the start: no such file, not complete."""
+
+    model: str = Field(description="folder of the model that was evaluated")
+    config: TrialConfig | None = Field(None, description="null of the start, as is seconds")
+    seconds: TrialSeconds | None = None
 
 
 class TrialRow(Frozen):
@@ -105,6 +120,6 @@ class Effect(Frozen):
     temperature: float
     measure: str = Field(description="'log perplexity (JUDGE)' in nats, or 'entropy' in bits")
     difference: float
-    low: float = Field(description="95 % bootstrap interval; see pipeline/effects.py")
+    low: float = Field(description="95 % bootstrap interval")
     high: float
     pairs: int = Field(description="pairs of trials it is averaged over")

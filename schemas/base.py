@@ -1,11 +1,13 @@
 """The base of every config and record, and the two kinds of failure a user can meet."""
 
 import json
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 M = TypeVar("M", bound="Frozen")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class InputError(Exception):
@@ -16,10 +18,47 @@ class WorkError(Exception):
     """The input was fine and the work failed (disk full, workers lost): one line. Exit code 1."""
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """What an exception says: its first line, at most `limit` characters of it, or the name of its kind if it says nothing."""
+    words = str(error).strip()
+    return (" ".join(words.splitlines()[0].split()) if words else type(error).__name__)[:limit]
+
+
 class Frozen(BaseModel):
-    """An immutable record that refuses unknown fields."""
+    """An immutable record that refuses unknown fields.
+
+    Where a field's default is itself a record, a mapping given for it changes only what it names: the other fields stay as they
+    are in the default, not as they are in the default's class.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    _nested: ClassVar[dict[str, dict[str, Any]]] = {}  # field -> what its default record says, where it says anything
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Note what the default records of the new class say."""
+        super().__pydantic_init_subclass__(**kwargs)
+        said = {name: field.default.model_dump(exclude_unset=True) for name, field in cls.model_fields.items()
+                if isinstance(field.default, BaseModel)}
+        cls._nested = {name: fields for name, fields in said.items() if fields}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_defaults_say(cls, data: Any) -> Any:
+        if not cls._nested or not isinstance(data, Mapping):
+            return data
+        given = {name: data[name] for name in cls._nested if isinstance(data.get(name), Mapping)}
+        return {**data, **{name: laid_over(cls._nested[name], value) for name, value in given.items()}}
+
+
+def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with others laid over them: what `above` names counts."""
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        merged[name] = laid_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def _problem(error: dict[str, Any]) -> str:
@@ -49,6 +88,11 @@ def differences(old: object, new: object, name: str = "") -> list[str]:
 
 def _short(value: object) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) > 24 else json.dumps(value)
+
+
+def to_json(record: BaseModel) -> str:
+    """A record as it stands in a file: indented, keys sorted, a line break at the end."""
+    return json.dumps(record.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
 
 
 def parse(model: type[M], data: object, where: str) -> M:

@@ -3,12 +3,11 @@
 Energies are in nats per token, in the form in which the dataset holds them (plain or residual).
 """
 
-from typing import Literal
-
 from pydantic import Field
 
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.summary import TimeBin
+from tsdfm.schemas.terms import Form, Select
 
 
 class Estimate(Frozen):
@@ -39,7 +38,7 @@ class FewerCandidates(Frozen):
 class OtherRule(Frozen):
     """Another rule of choice among all K, at the steps scored. Expectations, not draws."""
 
-    rule: Literal["argmin", "resample"]
+    rule: Select
     beta: float | None = Field(description="inverse temperature of 'resample'; null for argmin")
     first_step: Estimate = Field(description="expected energy of the choice at first scored steps: exact")
     all_steps: Estimate = Field(description="the same at all scored steps: one-step answers")
@@ -71,9 +70,9 @@ class Counterfactual(Frozen):
     """What else a frozen dataset's candidates would have given."""
 
     trajectories: int = Field(ge=1, description="shaped rows")
-    select: Literal["argmin", "resample"]
+    select: Select
     beta: float | None = Field(description="of 'resample'; null for argmin")
-    form: Literal["plain", "residual"]
+    form: Form
     candidates: int = Field(ge=2, description="K")
     scored: int = Field(ge=1, description="shaped steps whose candidates differed")
     exact_first_step: bool = Field(description=(

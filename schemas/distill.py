@@ -1,35 +1,54 @@
 """The config of `tsdfm-pipeline distill`: which trajectories, which objective, and how to train on them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
-from tsdfm.schemas.generate import Arm
-from tsdfm.schemas.train import CorpusConfig, OptimConfig
+from tsdfm.schemas.corpus import CorpusConfig
+from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.terms import Arm, Objective
 
-Objective = Literal["event", "candidates", "endpoint", "forward_kl", "reverse_kl"]
 KL_OBJECTIVES = ("forward_kl", "reverse_kl")
 
 
-Budgets = dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+def _budgets(value: Any) -> Any:
+    """Step counts written '1,2,8:0.5' as {1: 1, 2: 1, 8: 0.5}."""
+    if not isinstance(value, str | int):
+        return value
+    try:
+        pairs = [(int(n), float(weight or 1)) for n, _, weight in (part.partition(":") for part in str(value).split(","))]
+    except ValueError:
+        raise ValueError(f"{value!r} is not a list of step counts; write 1,2,4,8 or, with weights, 4:1,8:2") from None
+    budgets = dict(pairs)
+    if len(budgets) < len(pairs):
+        raise ValueError(f"in {value!r} a step count stands twice; give each once")
+    return budgets
+
+
+Budgets = Annotated[
+    dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+    BeforeValidator(_budgets, json_schema_input_type=Any)]
 
 
 class DataConfig(Frozen):
     """Which frozen trajectories to read, and in what order."""
 
     paths: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, description=(
-        "datasets: local folders, filesystem URIs, or hf://datasets/USER/NAME@REVISION"))
+        "Dataset to learn from: a local folder, a filesystem URI, or hf://datasets/USER/NAME@REVISION; give several to "
+        "mix them"))
     weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(None, description=(
-        "share of each dataset in every batch, up to a common factor; null: by their numbers of trajectories"))
-    arm: Arm = Field("shaped", description="which arm's rows")
-    trajectories: int | None = Field(None, ge=1, description="only ids below this, of every dataset; null: all")
+        "Share of each dataset in every batch, up to a common factor, one for each; null: by their numbers of trajectories"))
+    arm: Arm = Field("shaped", description=(
+        "Which trajectories: 'shaped' (the compass chose the jumps) or 'blind' (the teacher alone)"))
+    trajectories: int | None = Field(None, ge=1, description="Read only trajectory ids below this; null: all")
     best: float | None = Field(None, gt=0, le=1, description=(
-        "keep only this fraction of each dataset's rows, those of the lowest final energy; null: all"))
+        "Keep only this fraction of each dataset's trajectories, those of the lowest final energy; null: all"))
     energy_beta: float = Field(0.0, ge=0, allow_inf_nan=False, description=(
-        "weight of a trajectory's loss: proportional to exp(-energy_beta E) of its final energy, nats/token; 0: all alike"))
-    group: int = Field(8, ge=1, le=4096, description="shards read and shuffled together; memory grows with it")
-    loader_workers: int = Field(0, ge=0, le=256, description="processes that build batches ahead; 0: the training process")
+        "Weigh each trajectory's loss by exp(-this times its final energy in nats/token); 0 weighs all alike"))
+    group: int = Field(8, ge=1, le=4096, description="Shards that are read and shuffled together; memory grows with it")
+    loader_workers: int = Field(0, ge=0, le=256, description=(
+        "Processes that build batches ahead; with 0 the training process builds them itself"))
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> "DataConfig":
@@ -41,41 +60,47 @@ class DataConfig(Frozen):
 class RealConfig(Frozen):
     """A denoising loss on real text, mixed in."""
 
-    weight: float = Field(0.0, ge=0, allow_inf_nan=False, description="weight of the real-data loss; 0: none")
+    weight: float = Field(0.0, ge=0, allow_inf_nan=False, description=(
+        "Weight of a denoising loss on real text that is added to the objective; 0 adds none"))
     corpus: CorpusConfig = CorpusConfig()
 
 
 class DistillOptim(OptimConfig):
     """The optimiser's defaults for a student, which starts from a trained model."""
 
-    steps: int = Field(2000, ge=1, description="number of updates")
-    batch_size: int = Field(32, ge=1, description="trajectories per update, over all workers")
-    lr: float = Field(5e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
-    warmup: int = Field(50, ge=0, description="updates of linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of the matrices")
-    ema: float = Field(0.99, ge=0, lt=1, description="decay of the averaged weights; these are what is saved")
+    steps: int = Field(2000, ge=1, description="Optimiser updates")
+    batch_size: int = Field(32, ge=1, description="Trajectories per update, over all workers")
+    lr: float = Field(5e-4, gt=0, allow_inf_nan=False, description="Peak learning rate")
+    warmup: int = Field(50, ge=0, description="Updates over which the learning rate rises to its peak")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the matrices")
+    ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights, which are what is saved")
 
 
 class DistillConfig(Frozen):
-    """`tsdfm-pipeline distill`: train a few-step student from frozen shards. Every field is also a flag or a YAML field."""
+    """`tsdfm-pipeline distill`: train a few-step student from frozen shards. Every field is also a flag."""
 
     data: DataConfig = DataConfig()
     init: str | None = Field(None, min_length=1, description=(
-        "folder of the weights to start from; null: the teacher that the manifest names"))
+        "The weights to start from: 'embedded', 'embedded:uniform', or a folder; null: the teacher that the dataset names"))
     init_blocks: int | None = Field(None, ge=1, le=256, description=(
-        "start from only so many of those weights' blocks, evenly spaced: a smaller student; null: all"))
-    objective: Objective = Field("event", description="what the student is fitted to; see pipeline/objectives.py")
+        "Start from only so many of those weights' blocks, evenly spaced: a smaller student; null: all of them"))
+    objective: Objective = Field("event", description=(
+        "What the student is fitted to: 'event' the token that a window's last jump wrote, 'candidates' the mixture of the K "
+        "candidates by their energies, 'endpoint' the final token; 'forward_kl' and 'reverse_kl' the teacher's stored top-k, "
+        "which forgets what the compass chose"))
     beta: float = Field(64.0, ge=0, allow_inf_nan=False, description=(
-        "inverse temperature of 'candidates', per nat/token of energy"))
-    budgets: Budgets | None = Field(
-        None, min_length=1, description=(
-            "step budgets n (dt = 1/n; n divides the rollout's N) and how often each is trained; null: 1, 2, 4, ..., 64, as "
-            "far as they divide N, equally often"))
+        "Inverse temperature of 'candidates': weights are softmax(-beta E) of the energies E in nats/token"))
+    budgets: Budgets | None = Field(None, min_length=1, description=(
+        "Step budgets to train for, e.g. 1,2,4,8, or 8:2,16:1 with how often each is trained; each divides the dataset's "
+        "steps; null: 1, 2, 4, ..., 64, as far as they divide, equally often"))
     real: RealConfig = RealConfig()
     optim: DistillOptim = DistillOptim()
-    micro_batches: int = Field(1, ge=1, le=65536, description="gradient accumulation: parts that a batch is computed in")
-    workers: int = Field(1, ge=1, le=100_000, description="data-parallel processes; the batch is divided among them")
-    address: str = Field("local", min_length=1, description="'local', 'auto', or a Ray address")
+    micro_batches: int = Field(1, ge=1, le=65536, description=(
+        "Parts that a batch is computed in, one after another: less memory, the same result"))
+    workers: int = Field(1, ge=1, le=100_000, description="Data-parallel processes, among which every batch is divided")
+    address: str = Field("local", min_length=1, description=(
+        "Where to run: 'local' starts Ray on this machine, 'auto' finds a running cluster, 'HOST:PORT' or 'ray://HOST:PORT' "
+        "names one"))
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "DistillConfig":

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
-from tsdfm.schemas.train import CorpusConfig
+from tsdfm.schemas.corpus import CorpusConfig
 
 
 def _several(value: Any) -> Any:
@@ -28,20 +28,24 @@ Temperatures = Annotated[tuple[Temperature, ...], BeforeValidator(_numbers), Fie
 class EvaluateConfig(Frozen):
     """`tsdfm-pipeline evaluate`: sample models at several step counts and measure the texts. Every field is also a flag."""
 
-    out: str | None = Field(None, min_length=1, description="folder that keeps samples, scores and results; null: keep nothing")
+    out: str | None = Field(None, min_length=1, description=(
+        "Folder that keeps samples, scores and results, from which a rerun goes on; null: nothing is kept"))
     model: Names = Field(("embedded",), description=(
-        "models to sample: 'embedded', 'embedded:mask', 'embedded:uniform', or folders of denoisers (teachers or students)"))
-    steps: Steps = Field((1, 2, 4, 8, 16), description="step counts n; each model is sampled at each")
+        "Model to sample: 'embedded', 'embedded:uniform', or the folder of a teacher or student; may be repeated"))
+    steps: Steps = Field((1, 2, 4, 8, 16), description="Step counts n: each model writes texts in each")
     evaluator: Names = Field(("embedded",), description=(
-        "judges: 'embedded', a folder of ours (a causal LM) or of transformers, a .gguf file, or hub:USER/NAME[@REVISION]"))
-    samples: int = Field(256, ge=2, lt=2**31, description="texts per row; self-BLEU and intervals need at least two")
-    temperature: Temperature = Field(1.0, description="divides the logits while sampling")
-    frontier: bool = Field(False, description="sweep the sampling temperature, and draw perplexity against entropy")
-    temperatures: Temperatures = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), description="of the frontier")
-    reference: bool = Field(True, description="measure real held-out text, too")
-    corpus: CorpusConfig = Field(CorpusConfig(), description="where the held-out text comes from")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of all sampling noise")
-    batch_size: int = Field(32, ge=1, le=65536, description="texts sampled together")
+        "Judge, a language model that had no part in making the texts: 'embedded', a folder (of this project or of "
+        "transformers), a .gguf file, or hub:USER/NAME[@REVISION]; may be repeated"))
+    samples: int = Field(256, ge=2, lt=2**31, description="Texts per row of the table; intervals need at least two")
+    temperature: Temperature = Field(1.0, description="Divides the model's logits while sampling")
+    frontier: bool = Field(False, description=(
+        "Sweep the sampling temperature and draw the frontier: perplexity against entropy, for a model that is only cooler has "
+        "lower perplexity, too"))
+    temperatures: Temperatures = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), description="Temperatures of the frontier")
+    reference: bool = Field(True, description="Measure real held-out text, too")
+    corpus: CorpusConfig = CorpusConfig()
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
+    batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: torch's own choice")
 
     @model_validator(mode="after")
@@ -96,6 +100,39 @@ class JudgeFacts(Frozen):
 
     fingerprint: str
     vocabulary: str | None
+
+
+class FrontierPoint(Frozen):
+    """One set of texts on the plane of perplexity and entropy."""
+
+    temperature: float | None = Field(description="null for real text")
+    entropy_bits: float
+    perplexity: float
+    low: float = Field(description="95 % bootstrap interval over texts")
+    high: float
+
+
+class FrontierCurve(Frozen):
+    """One model at one step count, by rising temperature."""
+
+    model: str
+    steps: int | None
+    points: list[FrontierPoint]
+    at_reference_entropy: float | None = Field(description=(
+        "perplexity at the entropy of real text of its vocabulary and length; null where the curve doesn't reach it"))
+
+
+class JudgeFrontier(Frozen):
+    """All curves under one judge, and real text."""
+
+    curves: list[FrontierCurve]
+    reference: list[FrontierPoint]
+
+
+class Frontier(Frozen):
+    """OUT/frontier.json: perplexity against entropy over the sampling temperature, by evaluator."""
+
+    judges: dict[str, JudgeFrontier]
 
 
 class Results(Frozen):

@@ -1,41 +1,57 @@
 """The config of `tsdfm-pipeline generate`: what to roll out, how to shape it, and how to run it."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from tsdfm.schemas.base import Frozen
-from tsdfm.schemas.model import Source
-
-Arm = Literal["shaped", "blind"]
-Solver = Literal["euler", "rk4", "rk4_chained"]
+from tsdfm.schemas.terms import Arms, Form, Select, Solver, Source
 
 
 class RolloutConfig(Frozen):
     """How the teacher is rolled out, shaped or not."""
 
-    steps: int = Field(64, ge=1, le=65536, description="steps N of the time grid 0, 1/N, ..., 1")
-    length: int | None = Field(None, ge=1, le=65536, description="sequence length L in tokens; null: the teacher's own")
-    temperature: float = Field(1.0, gt=0, le=10, description="divides the teacher's logits; below 1 cools it")
+    steps: int = Field(64, ge=1, le=65536, description=(
+        "Steps N of the time grid 0, 1/N, ..., 1: a text is written in at most so many jumps"))
+    length: int | None = Field(None, ge=1, le=65536, description=(
+        "Tokens L of every text; null: as many as the model was trained on"))
+    temperature: float = Field(1.0, gt=0, le=10, description=(
+        "Divides the model's logits: below 1 it writes safer and duller texts, above 1 wilder ones"))
     solver: Solver = Field("euler", description=(
-        "'euler': the posterior at x_t; 'rk4': the four-stage average; 'rk4_chained': the predecessor's variant of it"))
-    top_k: int = Field(0, ge=0, le=1024, description="teacher's posterior kept with every event as its top-k; 0: none")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of all noise (key of the Philox generator)")
-    batch_size: int = Field(32, ge=1, le=65536, description="trajectories rolled out together in a worker")
-    threads: int = Field(1, ge=1, le=1024, description="CPU threads of a worker; fixed, for they can move the last bits")
+        "How the posterior of a step is computed: 'euler' takes it at the step's start, 'rk4' averages four stages, "
+        "'rk4_chained' is the predecessor's variant of that"))
+    top_k: int = Field(0, ge=0, le=1024, description=(
+        "Keep the model's k likeliest tokens and their log-probabilities with every jump; 0 keeps none"))
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of all noise: the same seed gives the same texts")
+    batch_size: int = Field(32, ge=1, le=65536, description="Texts computed together; more need more memory")
+    threads: int = Field(1, ge=1, le=1024, description=(
+        "CPU threads of a worker; part of a dataset's identity, for they can move the last bits"))
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """The N + 1 times 0, 1/N, ..., 1 of the rollout, ends exact."""
+        return tuple(step / self.steps for step in range(self.steps + 1))
 
 
 class ShapingConfig(Frozen):
     """How the compass chooses among candidate jumps."""
 
-    candidates: int = Field(8, ge=1, le=127, description="K candidates per shaped step; 1: no choice, i.e. blind")
-    tau: float = Field(0.0, ge=0, le=1, description="steps that start at t >= tau are shaped")
-    shape_every: int = Field(1, ge=1, description="shape every so many steps")
-    select: Literal["argmin", "resample"] = Field("argmin", description="keep the lowest energy, or draw by exp(-beta E)")
-    beta: float = Field(1.0, ge=0, description="inverse temperature of 'resample', per unit of energy")
-    form: Literal["plain", "residual"] | None = Field(None, description=(
-        "'residual' adds the proposal's log-probability of the drawn tokens to the energy, so that exp(-E) is an importance "
-        "weight; null: residual for 'resample', plain for 'argmin'"))
+    candidates: int = Field(8, ge=1, le=127, description=(
+        "Candidate jumps K that are drawn at every shaped step, of which the compass keeps one; 1 leaves no choice"))
+    tau: float = Field(0.0, ge=0, le=1, description=(
+        "The time tau from which the compass chooses: steps that start before it are blind. 0 shapes all of a text, 1 nothing"))
+    shape_every: int = Field(1, ge=1, description="Shape only every so many steps")
+    select: Select = Field("argmin", description=(
+        "How a candidate is chosen by its energy E (lower is more coherent): 'argmin' keeps the lowest, 'resample' draws one "
+        "with probability proportional to exp(-beta E)"))
+    beta: float = Field(1.0, ge=0, description=(
+        "Inverse temperature beta of 'resample', per nat/token of energy: the larger, the closer to 'argmin'"))
+    form: Form | None = Field(None, description=(
+        "Form of the energy: 'plain', or 'residual', which adds the teacher's own log-probability of the drawn tokens, so that "
+        "exp(-E) is an importance weight; null: residual for 'resample', plain for 'argmin'"))
+
+    def steps_of(self, rollout: RolloutConfig) -> tuple[int, ...]:
+        """The steps of a rollout that a compass shapes, rising: those that start at t >= tau, every `shape_every`-th of all."""
+        starts = enumerate(rollout.times[:-1])
+        return tuple(step for step, t in starts if t >= self.tau and step % self.shape_every == 0)
 
     @property
     def residual(self) -> bool:
@@ -46,18 +62,28 @@ class ShapingConfig(Frozen):
 class GenerateConfig(Frozen):
     """`tsdfm-pipeline generate`: a frozen dataset of trajectories. Every field is also a flag."""
 
-    out: str | None = Field(None, min_length=1, description="folder of the dataset: a local path or a filesystem URI")
-    trajectories: int = Field(256, ge=1, lt=2**31, description="number of trajectory ids")
-    teacher: str = Field("embedded", min_length=1, description="'embedded', or the folder of a denoiser")
-    source: Source | None = Field(None, description="which embedded teacher ('mask' by default); else the teacher's own")
+    out: str | None = Field(None, min_length=1, description="Folder of the dataset: a local path or a filesystem URI")
+    trajectories: int = Field(256, ge=1, lt=2**31, description="How many trajectories to make: each is one text being written")
+    teacher: str = Field("embedded", min_length=1, description=(
+        "The model that is rolled out: 'embedded' (a small one that ships with the package), 'embedded:uniform', or a folder"))
+    source: Source | None = Field(None, description=(
+        "What a text starts from: all [MASK] ('mask') or random tokens ('uniform'); chooses the embedded teacher, and must be "
+        "any other's own; null: mask for 'embedded', else the teacher's own"))
     compass: str = Field("embedded", min_length=1, description=(
-        "'embedded', 'none', 'denoiser' (the teacher's own pseudo-likelihood), or the folder of a compass or causal LM"))
-    arm: Literal["shaped", "blind", "both"] = Field("shaped", description="'both' writes each trajectory twice, paired")
+        "The model that scores candidate jumps: 'embedded', 'none', 'denoiser' (the teacher's own pseudo-likelihood), or the "
+        "folder of a compass or of any causal LM of the same vocabulary"))
+    arm: Arms = Field("shaped", description=(
+        "Which trajectories to make: 'shaped' (the compass chooses), 'blind' (the teacher alone), or 'both', paired by "
+        "their noise"))
     rollout: RolloutConfig = RolloutConfig()
     shaping: ShapingConfig = ShapingConfig()
-    shard_size: int = Field(64, ge=1, le=10**7, description="trajectory ids per Parquet shard")
-    workers: int | None = Field(None, ge=1, le=100_000, description="Ray actors; null: one per CPU core or GPU")
-    address: str = Field("local", min_length=1, description="'local', 'auto', or a Ray address")
+    shard_size: int = Field(64, ge=1, le=10**7, description=(
+        "Trajectories in one Parquet file, the unit of work: an interrupt waits for it, a crash costs at most that"))
+    workers: int | None = Field(None, ge=1, le=100_000, description=(
+        "Processes that make shards at the same time; null: one per CPU core or GPU"))
+    address: str = Field("local", min_length=1, description=(
+        "Where to run: 'local' starts Ray on this machine, 'auto' finds a running cluster, 'HOST:PORT' or 'ray://HOST:PORT' "
+        "names one"))
 
     @model_validator(mode="after")
     def _shaped_needs_compass(self) -> "GenerateConfig":

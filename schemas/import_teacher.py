@@ -5,25 +5,30 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
-from tsdfm.schemas.model import Source
-
-Layout = Literal["fs-dfm", "mdlm"]
+from tsdfm.schemas.terms import Source
 
 
 class ImportConfig(Frozen):
     """Which checkpoint, and what its tensors don't say. Null: read from the checkpoint, or the published models' value."""
 
-    checkpoint: str = Field(min_length=1, description="a .safetensors or torch file, or a folder that holds one")
-    layout: Literal["auto", "fs-dfm", "mdlm"] = Field("auto", description="auto: told by the names of the tensors")
-    tokenizer: str | None = Field(None, description="tokenizer.json or its folder; null: the one beside the checkpoint")
-    eos: str | None = Field(None, min_length=1, description="token that ends a text; null: as the tokenizer says")
-    source: Source | None = Field(None, description="null: told by the vocabulary's size")
-    weights: str | None = Field(None, min_length=1, description="which weights of a file with several (student, EMA, teacher)")
-    heads: int | None = Field(None, ge=1, le=256, description="attention heads; null: from the rotary buffer or config.json")
-    length: int | None = Field(None, ge=1, description="sequence length in tokens; null: from config.json, or 1024")
-    kappa_exponent: float = Field(1.0, gt=0, description="n of the schedule kappa_t = t^n that it was trained with")
+    checkpoint: str = Field(min_length=1, description="A .safetensors or torch file, or a folder that holds one")
+    layout: Literal["auto", "fs-dfm", "mdlm"] = Field("auto", description=(
+        "Whose checkpoint it is; 'auto' tells it by the names of the tensors"))
+    tokenizer: str | None = Field(None, description=(
+        "Its tokenizer.json, or a folder with one; null: the one beside the checkpoint"))
+    eos: str | None = Field(None, min_length=1, description="Token that ends a text; null: as the tokenizer says")
+    source: Source | None = Field(None, description=(
+        "What its texts start from: all [MASK] ('mask') or random tokens ('uniform'); null: told by the vocabulary's size"))
+    weights: str | None = Field(None, min_length=1, description=(
+        "Which weights of a file that holds several sets; null: the student's average, the student, the average, ..."))
+    heads: int | None = Field(None, ge=1, le=256, description=(
+        "Attention heads; null: from the rotary buffer or config.json beside the checkpoint"))
+    length: int | None = Field(None, ge=1, description="Tokens of a text; null: from config.json, or 1024")
+    kappa_exponent: float = Field(1.0, gt=0, description=(
+        "Exponent n of the schedule kappa_t = t^n that it was trained with"))
     time_conditioning: bool | None = Field(None, description=(
-        "MDLM: whether the network was told sigma; null: from config.json, or off, as in the published models"))
+        "Of MDLM: whether the network was told its noise level sigma; null: from config.json, or no, as in the published "
+        "models"))
 
     @model_validator(mode="after")
     def _layouts_fit(self) -> "ImportConfig":

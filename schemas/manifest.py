@@ -1,17 +1,16 @@
 """`manifest.json`: the commit of a dataset. No manifest, no dataset; it names exactly one file per shard."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tsdfm.schemas.base import Frozen
-from tsdfm.schemas.generate import Arm, RolloutConfig, ShapingConfig
-from tsdfm.schemas.model import Source
+from tsdfm.schemas.base import Frozen, Sha256
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.terms import Arm, Arms, CompassKind, DeviceKind, Source
 from tsdfm.schemas.trajectory import Grid
 
 FORMAT_VERSION: Literal[1] = 1
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ShardRecord(Frozen):
@@ -44,7 +43,7 @@ class TeacherFacts(Frozen):
 class CompassFacts(Frozen):
     """The compass: its kind, and what its weights hash to."""
 
-    kind: Literal["nce", "ar", "denoiser"]
+    kind: CompassKind
     fingerprint: Sha256
 
 
@@ -52,28 +51,29 @@ class Identity(Frozen):
     """All that the bytes of the data files depend on. Two runs of one identity give the same files."""
 
     trajectories: int = Field(ge=1)
-    arm: Literal["shaped", "blind", "both"]
+    arm: Arms
     shard_size: int = Field(ge=1)
     rollout: RolloutConfig
     shaping: ShapingConfig
     teacher: TeacherFacts
     compass: CompassFacts | None
     tokenizer: Sha256
-    device: Literal["cpu", "cuda"]
+    device: DeviceKind
 
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The arms of each trajectory id, in the order of their rows."""
         return ("shaped", "blind") if self.arm == "both" else (self.arm,)
 
-    def grid(self, shaped_steps: list[int]) -> Grid:
+    @property
+    def grid(self) -> Grid:
         """What every shard is checked against."""
         if self.rollout.length is None:
             raise ValueError("an identity has a resolved length")
         return Grid(
             length=self.rollout.length, steps=self.rollout.steps, vocab_size=self.teacher.vocab_size,
             mask_id=self.teacher.mask_id, candidates=self.shaping.candidates, top_k=self.rollout.top_k,
-            shaped_steps=shaped_steps, select=self.shaping.select, compass=self.compass is not None,
+            shaped_steps=self.shaping.steps_of(self.rollout), select=self.shaping.select, compass=self.compass is not None,
         )
 
 
@@ -104,6 +104,9 @@ class DatasetManifest(Frozen):
             raise ValueError("shards: a path occurs twice; each shard is one file")
         if sum(shard.rows for shard in self.shards) != self.totals.rows:
             raise ValueError("totals.rows is not the sum of the shards' rows")
-        if len(self.time_grid) != self.identity.rollout.steps + 1:
-            raise ValueError("time_grid must hold steps + 1 times")
+        identity = self.identity
+        if tuple(self.time_grid) != identity.rollout.times:
+            raise ValueError("time_grid is not the grid of its config")
+        if tuple(self.shaped_steps) != identity.shaping.steps_of(identity.rollout):
+            raise ValueError("shaped_steps are not those of its config")
         return self

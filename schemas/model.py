@@ -8,18 +8,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
 
 from tsdfm.schemas.base import Frozen, explain
-
-Source = Literal["mask", "uniform"]
+from tsdfm.schemas.terms import Source
 
 
 class TransformerShape(Frozen):
     """Sizes shared by all our transformers."""
 
-    hidden_size: int = Field(192, ge=8, le=16384, description="width D of the residual stream")
-    n_blocks: int = Field(5, ge=1, le=256, description="number of transformer blocks")
-    n_heads: int = Field(6, ge=1, le=256, description="attention heads; divides hidden_size")
-    mlp_ratio: int = Field(4, ge=1, le=16, description="MLP width as a multiple of hidden_size")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability on each residual branch")
+    hidden_size: int = Field(192, ge=8, le=16384, description="Width D of the network")
+    n_blocks: int = Field(5, ge=1, le=256, description="Transformer blocks")
+    n_heads: int = Field(6, ge=1, le=256, description="Attention heads; twice their number divides the width")
+    mlp_ratio: int = Field(4, ge=1, le=16, description="Width of the MLPs, as a multiple of the network's")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Probability of dropout on each residual branch")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "TransformerShape":

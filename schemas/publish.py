@@ -14,14 +14,15 @@ RepositoryKind = Literal["dataset", "model"]
 class PublishConfig(Frozen):
     """What to publish, and where. Every field is also a flag; the token is none: it is the Hub login's."""
 
-    out: str = Field(min_length=1, description="folder or URI of a finished dataset, or folder of a student")
-    repo: RepositoryName = Field(description="USER/NAME of the repository, made if it does not exist")
-    private: bool = Field(False, description="nobody else may see it; refused for a repository that is public already")
+    out: str = Field(min_length=1, description="Folder or URI of a finished dataset, or folder of a student")
+    repo: RepositoryName = Field(description="Repository USER/NAME, made if it does not exist")
+    private: bool = Field(False, description="Nobody else may see it; refused for a repository that is public already")
     license: str = Field("unknown", pattern=r"^[a-z0-9.-]+$", description=(
-        "licence id of the Hub's list (apache-2.0, cc-by-4.0, ...), for the card"))
+        "Licence for the card, by its id in the Hub's list: apache-2.0, cc-by-4.0, ..."))
     arm_splits: bool = Field(True, description=(
-        "of a dataset of both arms: add a copy of each arm's rows, so that an arm is a split; about doubles the bytes"))
-    evaluation: str | None = Field(None, min_length=1, description="of a student: the OUT of `evaluate`, for the card's table")
+        "Of a dataset of both arms: add a copy of each arm's rows, so that an arm is a split; about doubles the bytes"))
+    evaluation: str | None = Field(None, min_length=1, description=(
+        "Of a student: the folder that `evaluate --out` wrote, for the card's table; null: a card without figures"))
 
 
 class Receipt(Frozen):
@@ -39,6 +40,6 @@ class Receipt(Frozen):
     published: str = Field(description="when, UTC, ISO 8601")
 
     @property
-    def changed(self) -> bool:
+    def sent_anything(self) -> bool:
         """Whether this run had anything to send."""
         return bool(self.changed_files or self.deleted_files)

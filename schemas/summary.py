@@ -1,12 +1,9 @@
 """What `inspect` finds in a dataset; `inspect --json` prints it. Energies are in nats per token."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from tsdfm.schemas.base import Frozen
-from tsdfm.schemas.generate import Arm
-from tsdfm.schemas.model import Source
+from tsdfm.schemas.terms import Arm, Select, Source
 
 
 class Spread(Frozen):
@@ -85,7 +82,7 @@ class DatasetSummary(Frozen):
     length: int = Field(ge=1, description="tokens per trajectory")
     steps: int = Field(ge=1, description="steps N of the rollout")
     source: Source
-    select: Literal["argmin", "resample"]
+    select: Select
     bins: list[TimeBin] = Field(min_length=1)
     arms: list[ArmSummary] = Field(min_length=1)
     pairs: PairSummary | None = Field(description="null unless both arms were rolled out with a compass")

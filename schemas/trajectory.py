@@ -8,7 +8,8 @@ top-k log-probabilities fall, and their probabilities sum to at most 1.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.columns import Ragged, ragged
+from tsdfm.schemas.terms import Arm, Select
 
 Word = Annotated[int, Field(ge=-(2**31), lt=2**31)]
 TOPK_SLACK = 2e-2  # float16 log-probabilities of a top-k that holds everything may sum to a little over 1
@@ -25,7 +28,7 @@ class TrajectoryRow(Frozen):
     """One trajectory, as one row of a Parquet shard; flat lists are row-major."""
 
     trajectory_id: int = Field(ge=0, lt=2**63, description="id; the key of the trajectory's noise")
-    arm: Literal["shaped", "blind"] = Field(description="whether a compass chose its jumps")
+    arm: Arm = Field(description="whether a compass chose its jumps")
     text: str = Field(description="the decoded tokens, for people")
     tokens: list[Word] = Field(min_length=1, description="the state at t = 1 (L)")
     source_tokens: list[Word] | None = Field(description="the state at t = 0 (L); null: all [MASK]")
@@ -82,9 +85,24 @@ class Grid(Frozen):
     mask_id: int | None
     candidates: int
     top_k: int
-    shaped_steps: list[int]
-    select: Literal["argmin", "resample"]
+    shaped_steps: tuple[int, ...]
+    select: Select
     compass: bool
+
+    def candidates_of(self, arm: Arm) -> int:
+        """Candidate tokens stored per event of an arm: K where its jumps were chosen, else 1."""
+        return self.candidates if arm == "shaped" else 1
+
+    def slots_of(self, arm: Arm) -> int:
+        """Shaped steps S that a row of an arm has energies and choices of: 0 where nothing was chosen."""
+        return len(self.shaped_steps) if self.candidates_of(arm) > 1 else 0
+
+    @cached_property
+    def slot_of_step(self) -> npt.NDArray[np.int64]:
+        """The index of each of the N steps among the S shaped ones, [N]; -1: not shaped."""
+        slots = np.full(self.steps, -1)
+        slots[list(self.shaped_steps)] = np.arange(len(self.shaped_steps))
+        return slots
 
 
 class Fault(Frozen):
@@ -94,28 +112,13 @@ class Fault(Frozen):
     what: str
 
 
-class _Column:
-    """A list column as flat values and offsets; rows that are null count as empty."""
-
-    def __init__(self, table: pa.Table, name: str) -> None:
-        array = table.column(name).combine_chunks()
-        if isinstance(array, pa.ChunkedArray):  # a table of no rows
-            array = pa.array([], table.schema.field(name).type)
-        self.null: npt.NDArray[np.bool_] = np.asarray(array.is_null())
-        lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        self.sizes = lengths.astype(np.int64)
-        self.offsets = np.concatenate([[0], self.sizes.cumsum()])
-        self.values = array.flatten().to_numpy(zero_copy_only=False)
-        self.row = np.repeat(np.arange(len(self.sizes)), self.sizes)
-
-
 def _faults(bad: npt.NDArray[np.bool_], what: str) -> Iterator[Fault]:
     for row in np.flatnonzero(bad):
         yield Fault(row=int(row), what=what)
 
 
-def _rows_with(bad_values: npt.NDArray[np.bool_], column: _Column) -> npt.NDArray[np.bool_]:
-    return np.bincount(column.row[bad_values], minlength=len(column.sizes)).astype(bool)
+def _rows_with(bad_values: npt.NDArray[np.bool_], column: Ragged) -> npt.NDArray[np.bool_]:
+    return np.bincount(column.row[bad_values], minlength=len(column.null)).astype(bool)
 
 
 def check_shard(table: pa.Table, grid: Grid) -> list[Fault]:
@@ -139,14 +142,14 @@ def check_shard(table: pa.Table, grid: Grid) -> list[Fault]:
 def _candidates_of(table: pa.Table, grid: Grid) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     arms = np.asarray(table.column("arm").to_pylist())
     shaped = (arms == "shaped") & (grid.candidates > 1)
-    return shaped, np.where(shaped, grid.candidates, 1)
+    return shaped, np.where(shaped, grid.candidates_of("shaped"), 1)
 
 
 def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     arms = np.asarray(table.column("arm").to_pylist())
     yield from _faults(~np.isin(arms, ["shaped", "blind"]), "arm is neither 'shaped' nor 'blind'")
     shaped, candidates = _candidates_of(table, grid)
-    events = _Column(table, "event_step").sizes
+    events = ragged(table, "event_step").sizes
     steps = np.where(shaped, len(grid.shaped_steps), 0)
     wanted = {
         "tokens": np.full(len(events), grid.length), "event_position": events, "event_token": events,
@@ -154,8 +157,8 @@ def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
         "event_topk_logprobs": events * grid.top_k, "step_choice": steps, "step_energy": steps * candidates,
     }
     for name, sizes in wanted.items():
-        yield from _faults(_Column(table, name).sizes != sizes, f"{name} has the wrong length")
-    source = _Column(table, "source_tokens")
+        yield from _faults(ragged(table, name).sizes != sizes, f"{name} has the wrong length")
+    source = ragged(table, "source_tokens")
     if grid.mask_id is None:
         yield from _faults(source.null | (source.sizes != grid.length), "source_tokens is missing or has the wrong length")
     else:
@@ -166,13 +169,13 @@ def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
 
 
 def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:
-    step, position, token = (_Column(table, f"event_{name}") for name in ("step", "position", "token"))
+    step, position, token = (ragged(table, f"event_{name}") for name in ("step", "position", "token"))
     outside = (step.values < 0) | (step.values >= grid.steps)
     yield from _faults(_rows_with(outside, step), f"event_step outside 0..{grid.steps - 1}")
     misplaced = (position.values < 0) | (position.values >= grid.length)
     yield from _faults(_rows_with(misplaced, position), f"event_position outside 0..{grid.length - 1}")
     for name in ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids"):
-        column = _Column(table, name)
+        column = ragged(table, name)
         unknown = (column.values < 0) | (column.values >= grid.vocab_size)
         if grid.mask_id is not None:
             unknown |= column.values == grid.mask_id
@@ -185,9 +188,9 @@ def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     yield from _faults(_rows_with(unsorted, step), "events are not sorted by (step, position), or one occurs twice")
     replayed = np.full((table.num_rows, grid.length), -1 if grid.mask_id is None else grid.mask_id, dtype=np.int64)
     if grid.mask_id is None:
-        replayed[:] = _Column(table, "source_tokens").values.reshape(-1, grid.length)
+        replayed[:] = ragged(table, "source_tokens").values.reshape(-1, grid.length)
     replayed[step.row, position.values] = token.values  # numpy keeps the last of repeated assignments
-    wrong = (replayed != _Column(table, "tokens").values.reshape(-1, grid.length)).any(1)
+    wrong = (replayed != ragged(table, "tokens").values.reshape(-1, grid.length)).any(1)
     yield from _faults(wrong, "replaying the events on the source does not give tokens")
     if grid.mask_id is not None:
         yield from _faults(step.sizes != grid.length, "the mask source needs exactly one event per position")
@@ -195,7 +198,7 @@ def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:
 
 def _check_choices(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     shaped, candidates = _candidates_of(table, grid)
-    step, token, proposals = (_Column(table, f"event_{name}") for name in ("step", "token", "candidates"))
+    step, token, proposals = (ragged(table, f"event_{name}") for name in ("step", "token", "candidates"))
     blind_events = ~shaped[step.row]
     starts = proposals.offsets[step.row] + (np.arange(len(step.row)) - step.offsets[step.row]) * candidates[step.row]
     unequal = blind_events & (proposals.values[starts] != token.values)
@@ -206,12 +209,10 @@ def _check_choices(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     events = np.flatnonzero(~blind_events)
     sets = proposals.values[starts[events][:, None] + np.arange(grid.candidates)]
     sizes = (int(shaped.sum()), len(grid.shaped_steps), grid.candidates)
-    energy = _Column(table, "step_energy").values.reshape(sizes)
-    choice = _Column(table, "step_choice").values.reshape(sizes[:2]).astype(np.int64)
-    index_of_step = np.full(grid.steps, -1)
-    index_of_step[grid.shaped_steps] = np.arange(len(grid.shaped_steps))
+    energy = ragged(table, "step_energy").values.reshape(sizes)
+    choice = ragged(table, "step_choice").values.reshape(sizes[:2]).astype(np.int64)
     index_of_row = np.cumsum(shaped) - 1
-    row, slot = index_of_row[step.row[events]], index_of_step[step.values[events]]
+    row, slot = index_of_row[step.row[events]], grid.slot_of_step[step.values[events]]
     row_ids = np.flatnonzero(shaped)
 
     def named(bad_rows: npt.NDArray[np.bool_], what: str) -> Iterator[Fault]:
@@ -219,7 +220,7 @@ def _check_choices(table: pa.Table, grid: Grid) -> Iterator[Fault]:
             yield Fault(row=int(row_ids[index]), what=what)
 
     out_of_range = (choice < 0) | (choice >= grid.candidates)
-    yield from named(out_of_range.any(1), f"step_choice outside 0..{grid.candidates - 1}")
+    yield from named(np.asarray(out_of_range.any(1)), f"step_choice outside 0..{grid.candidates - 1}")
     if out_of_range.any():
         return
     chosen = np.zeros(len(sets), np.int64)
@@ -245,7 +246,7 @@ def _any_by(row: npt.NDArray[np.int64], bad: npt.NDArray[np.bool_], rows: int) -
 def _check_topk(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     if not grid.top_k:
         return
-    column = _Column(table, "event_topk_logprobs")
+    column = ragged(table, "event_topk_logprobs")
     logprobs = column.values.astype(np.float64).reshape(-1, grid.top_k)
     row = column.row[:: grid.top_k]
     falls = (np.diff(logprobs, axis=1) <= 0).all(1) & (np.exp(logprobs).sum(1) <= 1 + TOPK_SLACK)

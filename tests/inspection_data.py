@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support import TinyModels, make_dataset
-from tsdfm.pipeline import shards
-from tsdfm.pipeline.dataset import read_shard
-from tsdfm.pipeline.jumplog import JumpLog
-from tsdfm.pipeline.storage import Store
+from tsdfm.pipeline.dataset import shards
+from tsdfm.pipeline.dataset.jump_log import JumpLog
+from tsdfm.pipeline.dataset.manifest import read_shard
+from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.manifest import DatasetManifest
 
 # Together: both sources, both rules, one arm and two, unshaped steps, steps without jumps, candidates that
@@ -28,7 +29,7 @@ def dataset(kind: str, out: Path, models: TinyModels) -> tuple[Store, DatasetMan
         "blind": {"compass": "none", "arm": "blind", "rollout": {"steps": 5}},
     }
     manifest = make_dataset(out, models, **changes[kind])
-    return Store(str(out)), manifest
+    return open_store(str(out)), manifest
 
 
 def logs_of(store: Store, manifest: DatasetManifest, arm: str) -> list[JumpLog]:

@@ -5,12 +5,17 @@ from pathlib import Path
 
 import torch
 
-from tsdfm.pipeline import checkpoint
-from tsdfm.pipeline.causal import CausalLM
-from tsdfm.pipeline.denoiser import Denoiser
-from tsdfm.pipeline.files import sha256_file
-from tsdfm.pipeline.nce import NceEncoder
-from tsdfm.pipeline.tokenizer import Vocabulary
+from tsdfm.pipeline.dataset.manifest import read_manifest
+from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
+from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import save
+from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.storage.atomic import sha256_file
+from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.schemas.generate import GenerateConfig
+from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
 
 torch.set_num_threads(1)
@@ -57,7 +62,7 @@ def make_models(root: Path) -> TinyModels:
     }
     for seed, (name, (network, words)) in enumerate(networks.items()):
         scatter_weights(network, seed)
-        checkpoint.save(root / name, network, words, {})
+        save(root / name, network, words, None)
     return TinyModels(*(root / name for name in networks))
 
 
@@ -98,26 +103,14 @@ def write_corpus(path: Path, documents: int) -> Path:
     return path
 
 
-def make_dataset(out: Path, models: TinyModels, **changes: object):
-    """A finished dataset, made in this process by the worker's own code, without Ray. Returns its manifest."""
-    from tsdfm.jobs.worker import ShardWorker
-    from tsdfm.pipeline.dataset import claim, commit, plan
-    from tsdfm.pipeline.models import identity_of, open_models
-    from tsdfm.pipeline.storage import Store
-    from tsdfm.schemas.generate import GenerateConfig
-
+def make_dataset(out: Path | str, models: TinyModels, **changes: object) -> DatasetManifest:
+    """A finished dataset, made in this process, without Ray. Returns its manifest."""
     config = GenerateConfig.model_validate(tiny_config(out, models) | changes)
-    device = torch.device("cpu")
-    opened = open_models(config, device)
-    identity, store = identity_of(config, opened, device), Store(str(out))
-    with store.owned():
-        claim(store, identity)
-        worker = ShardWorker(config, identity, str(out))
-        done = [worker.make(index, item).done for index, item in enumerate(plan(identity))]
-        return commit(store, identity, done, opened.checkpoint.vocabulary, config.teacher)
+    generate_dataset(config, maker=InThisProcess(torch.device("cpu")))
+    return read_manifest(open_store(str(out)))
 
 
-def tiny_config(out: Path, models: TinyModels) -> dict[str, object]:
+def tiny_config(out: Path | str, models: TinyModels) -> dict[str, object]:
     """A config whose dataset takes a second."""
     return {"out": str(out), "teacher": str(models.mask), "compass": str(models.ar), "arm": "both", "trajectories": 10,
             "shard_size": 4, "rollout": {"steps": 8, "batch_size": 4}, "shaping": {"candidates": 4}}

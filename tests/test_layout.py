@@ -1,46 +1,131 @@
-"""The layout: imports point down, ray stays in jobs/, every module imports, every public name is documented."""
+"""The house: layers, rooms, who may import ray, torch and click, how large a room may be; every module imports and is documented."""
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = ["schemas", "kernels", "pipeline", "jobs"]
-MODULES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("*.py"))]
+# Each room of pipeline/ may import those of the groups before its own.
+ROOMS = [{"storage", "text"}, {"models", "dataset"}, {"flow", "loader"}, {"training", "evaluation"}, {"publishing"}]
+ORDERS = {"pipeline": ROOMS, "jobs": [{"shell"}, {"generate", "train", "inspect", "evaluate", "distill"}, {"ablate", "demo"}]}
+RAY = {"jobs/shell/cluster.py", "jobs/generate/run.py", "jobs/generate/worker.py", "jobs/distill/run.py", "jobs/ablate/run.py"}
+MODULES_PER_ROOM, LINES_PER_MODULE = 10, 330
+MODULES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(["tsdfm", *(parts[:-1] if parts[-1] == "__init__" else parts)])
 
 
 def imports(path: Path) -> set[str]:
+    """Every module that a file imports, in functions too, but not for types alone."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_imports_point_down_and_modules_are_small(path):
-    above = LAYERS[LAYERS.index(path.parent.name) + 1 :]
+def room(parts: tuple[str, ...]) -> str | None:
+    """The room of a module of pipeline/ or jobs/, by the parts of its path or name; None: it stands in the layer itself."""
+    return parts[1] if len(parts) > 2 else None
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    place = path.relative_to(ROOT).with_suffix("").parts
+    layer, mine = place[0], room(place)
     for name in imports(path):
-        parts = name.split(".")
-        assert not (parts[0] == "tsdfm" and len(parts) > 1 and parts[1] in above), name
-        assert not (parts[0] == "ray" and path.parent.name != "jobs"), name
-        assert not (parts[0] in ("torch", "numpy") and path.parent.name == "schemas" and parts[0] == "torch"), name
-    assert len(path.read_text().splitlines()) <= 330
+        parts = tuple(name.split("."))
+        assert not (parts[0] == "ray" and str(path.relative_to(ROOT)) not in RAY), f"{name}: only {sorted(RAY)} may"
+        assert not (parts[0] == "torch" and layer == "schemas"), name
+        assert not (parts[0] == "click" and layer != "jobs"), name
+        if parts[0] != "tsdfm" or len(parts) < 2:
+            continue
+        assert parts[1] in LAYERS[: LAYERS.index(layer) + 1], f"{name} is a layer above"
+        if parts[1] == layer in ORDERS and mine is not None:
+            theirs = room(parts[1:])
+            groups = ORDERS[layer]
+            floor = next(i for i, group in enumerate(groups) if mine in group)
+            assert theirs is None or theirs == mine or any(theirs in group for group in groups[:floor]), (
+                f"{name}: {mine} may import {sorted(set().union(*groups[:floor]))} and itself")
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_every_module_imports(path):
-    name = f"tsdfm.{path.parent.name}" + ("" if path.stem == "__init__" else f".{path.stem}")
-    importlib.import_module(name)
+def test_every_room_has_its_place_and_none_is_too_large():
+    for layer, groups in ORDERS.items():
+        found = {path.name for path in (ROOT / layer).iterdir() if (path / "__init__.py").is_file()}
+        assert found == set().union(*groups)
+        for folder in (ROOT / layer).rglob("__init__.py"):
+            modules = [path for path in folder.parent.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
+            assert len(modules) <= MODULES_PER_ROOM, folder.parent
+    assert [path for path in (ROOT / "pipeline").glob("*.py") if path.name != "__init__.py"] == []
 
 
-def test_only_jobs_need_ray_to_be_imported():
-    import subprocess
-    import sys
+def test_exactly_these_files_import_ray():
+    found = {str(path.relative_to(ROOT)) for path in MODULES if any(name.split(".")[0] == "ray" for name in imports(path))}
+    assert found == RAY
 
-    code = "import sys, tsdfm.pipeline.rollout, tsdfm.pipeline.verify, tsdfm.pipeline.models; sys.exit('ray' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+def test_no_circle():
+    graph = {name_of(path): {name for name in imports(path) if name.startswith("tsdfm.")} for path in MODULES}
+    graph = {name: found & graph.keys() - {name} for name, found in graph.items()}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above[above.index(name):], name])
+        if name not in done:
+            for each in graph[name]:
+                visit(each, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_imports_and_is_small(path):
+    if path.name != "__main__.py":
+        importlib.import_module(name_of(path))
+    assert len(path.read_text().splitlines()) <= LINES_PER_MODULE
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules of a fresh process that ran some code."""
+    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], check=True, capture_output=True,
+                          text=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_reading_and_verifying_a_dataset_imports_no_torch(tmp_path, tiny_models):
+    from tests.support import make_dataset
+
+    make_dataset(tmp_path / "out", tiny_models)
+    code = f"""
+from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard, read_vocabulary
+from tsdfm.pipeline.dataset.summary import read_trajectories, summarise
+from tsdfm.pipeline.dataset.verify import verify
+from tsdfm.pipeline.storage.open_store import open_store
+store = open_store({str(tmp_path / 'out')!r})
+manifest, faults = verify(store)
+assert not faults
+read_vocabulary(store, manifest), read_shard(store, manifest.shards[0]), read_trajectories(store, manifest, [0]), summarise(store)
+"""
+    assert not {"torch", "ray", "transformers", "huggingface_hub"} & loaded_after(code)
+
+
+def test_only_jobs_need_ray_and_help_needs_nothing_heavy():
+    assert "ray" not in loaded_after("import tsdfm.pipeline.flow.generate, tsdfm.pipeline.training.distill")
+    code = "from click.testing import CliRunner; from tsdfm.jobs.cli import cli; assert not CliRunner().invoke(cli, ['--help']).exception"
+    assert not {"torch", "ray", "pyarrow", "numpy"} & loaded_after(code)

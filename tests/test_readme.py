@@ -8,7 +8,7 @@ import yaml
 
 from tests.support import make_dataset
 from tsdfm.jobs.cli import cli
-from tsdfm.jobs.options import put
+from tsdfm.jobs.shell.options import put
 from tsdfm.schemas.ablate import Sweep, TrialConfig
 from tsdfm.schemas.base import parse
 from tsdfm.schemas.distill import DistillConfig

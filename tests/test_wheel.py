@@ -35,7 +35,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    where = subprocess.run([python, "-c", "import tsdfm.pipeline.rollout as m; print(m.__file__)"], cwd=tmp_path, env=clean,
+    where = subprocess.run([python, "-c", "import tsdfm.pipeline.flow.rollout as m; print(m.__file__)"], cwd=tmp_path, env=clean,
                            check=True, capture_output=True, text=True).stdout
     assert str(environment) in where
     for source in ("mask", "uniform"):

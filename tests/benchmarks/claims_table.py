@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tsdfm.pipeline.evaluation import perplexity_at_entropy
+from tsdfm.pipeline.evaluation.samples import perplexity_at_entropy
 
 README = Path(__file__).parents[2] / "README.md"
 FIGURE = Path(__file__).with_name("claims.png")

@@ -53,21 +53,23 @@ from measure import MIB, Builder, Piece, Ratio, Sample, interleave, machine, rep
 from rollout import draw, randomise
 from torch import Tensor, nn
 
-from tsdfm.pipeline import checkpoint
-from tsdfm.pipeline.dataset import MANIFEST_FILE, claim, commit, plan, read_manifest
-from tsdfm.pipeline.denoiser import Denoiser, student_of
-from tsdfm.pipeline.models import identity_of, open_models
-from tsdfm.pipeline.nce import NceEncoder
-from tsdfm.pipeline.objectives import StudentLoss
-from tsdfm.pipeline.paths import MixturePath, stratified_times
-from tsdfm.pipeline.reader import Reader
-from tsdfm.pipeline.storage import Store
-from tsdfm.pipeline.tokenizer import Vocabulary
-from tsdfm.pipeline.training import TokenWindows, Trainer
-from tsdfm.pipeline.windows import Batch
-from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim, Objective
+from tsdfm.pipeline.dataset.manifest import MANIFEST_FILE, claim, commit, plan, read_manifest
+from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
+from tsdfm.pipeline.flow.opening import identity_of, open_models
+from tsdfm.pipeline.loader.batches import Reader
+from tsdfm.pipeline.loader.windows import Batch
+from tsdfm.pipeline.models import folder as checkpoint
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.models.student import student_of
+from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.pipeline.training.objectives import StudentLoss
+from tsdfm.pipeline.training.trainer import TokenWindows, Trainer
+from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.model import DenoiserConfig, NceConfig, Source
+from tsdfm.schemas.model import DenoiserConfig, NceConfig
+from tsdfm.schemas.terms import Objective, Source
 
 Kind = Literal["published", "online", "lean"]
 
@@ -145,19 +147,19 @@ def make_data(setting: Setting) -> None:
     networks: dict[Path, nn.Module] = {teacher: Denoiser(trunk), compass: NceEncoder(NceConfig(trunk=trunk))}
     for folder, network in networks.items():
         randomise(network)
-        checkpoint.save(folder, network, vocabulary, {})
+        checkpoint.save(folder, network, vocabulary, None)
     config = GenerateConfig.model_validate({
         "out": str(setting.data), "teacher": str(teacher), "compass": str(compass), "arm": "both",
         "trajectories": setting.trajectories, "shard_size": min(SHARD, setting.trajectories // 2),
         "rollout": {"steps": STEPS, "top_k": TOP_K, "seed": SEED}, "shaping": {"candidates": CANDIDATES},
     })
     opened = open_models(config, torch.device("cpu"))
-    identity, store = identity_of(config, opened, torch.device("cpu")), Store(str(setting.data))
+    identity, store = identity_of(config, opened, torch.device("cpu")), open_store(str(setting.data))
     with store.owned():
         claim(store, identity)  # refuses a dataset of other constants
         if store.read(MANIFEST_FILE) is not None:
             return
-        from tsdfm.jobs.worker import ShardWorker  # imports ray
+        from tsdfm.jobs.generate.worker import ShardWorker  # imports ray
 
         say(f"generate {setting.data} ...")
         worker = ShardWorker(config, identity, str(setting.data))
@@ -562,7 +564,7 @@ def compare_forward(plan: Plan, rounds: int) -> dict[str, object]:
 
 def data_facts(setting: Setting) -> dict[str, object]:
     """What the reader read."""
-    manifest = read_manifest(Store(str(setting.data)))
+    manifest = read_manifest(open_store(str(setting.data)))
     totals = manifest.totals
     return {"shards": len(manifest.shards), "group": GROUP, "rows": totals.rows, "events": totals.events, "bytes": totals.bytes,
             "bytes_per_row": totals.bytes / totals.rows}

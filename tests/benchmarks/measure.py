@@ -93,7 +93,7 @@ class Side:
     def __init__(self, build: Builder, warm_up: Builder, threads: int) -> None:
         # A clean server that has imported the libraries, and forks: each side starts in milliseconds.
         context = get_context("forkserver")
-        context.set_forkserver_preload(["torch", "tsdfm.pipeline.rollout"])
+        context.set_forkserver_preload(["torch", "tsdfm.pipeline.flow.rollout"])
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, build, warm_up, threads), daemon=True)
         self._process.start()

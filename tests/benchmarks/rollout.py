@@ -29,14 +29,15 @@ import torch.nn.functional as F
 from measure import MIB, Builder, Piece, Ratio, Sample, interleave, machine, report, say, table
 from torch import Tensor, nn
 
-from tsdfm.pipeline.causal import CausalLM
-from tsdfm.pipeline.compass import CausalCompass, Compass, NceCompass
-from tsdfm.pipeline.denoiser import Denoiser
-from tsdfm.pipeline.nce import NceEncoder
-from tsdfm.pipeline.paths import MixturePath, time_grid
-from tsdfm.pipeline.rollout import roll_out
+from tsdfm.pipeline.flow.compass import CausalCompass, Compass, NceCompass
+from tsdfm.pipeline.flow.mixture_path import MixturePath
+from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
-from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, Source
+from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
+from tsdfm.schemas.terms import Source
 
 Kind = Literal["dense", "lean"]  # a dense sampler: the predecessor's, or the least one
 
@@ -210,7 +211,7 @@ def build_dense(setting: Setting, plan: Plan, kind: Kind) -> Piece:
     teacher, step = make_teacher(setting), dense_step if kind == "dense" else lean_step
     path, generator = MixturePath.of(teacher.config), torch.Generator().manual_seed(SEED)
     passes, shape = Passes(teacher.trunk.blocks[0]), (setting.batch, setting.length)
-    grid, share = time_grid(setting.steps).tolist(), plan.window / setting.steps
+    grid, share = RolloutConfig(steps=setting.steps).times, plan.window / setting.steps
     starts = iter([int((setting.steps - plan.window) * (j + 0.5) / plan.rounds) for j in range(plan.rounds)])
 
     def piece() -> dict[str, float]:

@@ -19,17 +19,16 @@ import torch
 from measure import machine, report, say, table
 from smollm2 import fetch
 
-from tsdfm.jobs.generate import generate
-from tsdfm.pipeline.checkpoint import embedded, load
-from tsdfm.pipeline.corpus import held_out, load_documents
-from tsdfm.pipeline.dataset import read_manifest, read_shard, read_vocabulary
-from tsdfm.pipeline.evaluation import Samples, measure, of_tokens, perplexity_at_entropy
-from tsdfm.pipeline.judge import Judge
-from tsdfm.pipeline.judges import open_judge
-from tsdfm.pipeline.pretrain import windows_of
-from tsdfm.pipeline.storage import Store
+from tsdfm.jobs.generate.run import generate
+from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard, read_vocabulary
+from tsdfm.pipeline.evaluation.judge import Judge
+from tsdfm.pipeline.evaluation.open_judge import open_judge
+from tsdfm.pipeline.evaluation.samples import Samples, measure, of_tokens, perplexity_at_entropy
+from tsdfm.pipeline.models.folder import embedded, load
+from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.text.corpus import held_out, load_documents, windows_of
+from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.train import CorpusConfig
 
 TEMPERATURES = (0.9, 0.8, 0.7, 0.6)
 TARGET_RATIO = 1 / 3
@@ -50,7 +49,7 @@ def rollouts(work: Path, source: str, pairs: int, steps: int) -> dict[str, Sampl
 def _arms(out: Path, config: dict[str, object]) -> dict[str, Samples]:
     say(f"generate {out}")
     generate(GenerateConfig.model_validate({**config, "out": str(out)}))
-    store = Store(str(out))
+    store = open_store(str(out))
     manifest = read_manifest(store)
     vocabulary = read_vocabulary(store, manifest)
     tables = (read_shard(store, record).select(["arm", "tokens"]) for record in manifest.shards)

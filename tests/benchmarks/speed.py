@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from tsdfm.pipeline.checkpoint import embedded, load_denoiser
-from tsdfm.pipeline.denoiser import Denoiser
-from tsdfm.pipeline.noise import Noise
-from tsdfm.pipeline.paths import MixturePath, time_grid
-from tsdfm.pipeline.rollout import draw_rings, draw_source, roll_out
-from tsdfm.pipeline.shaping import Moment, Shaper
-from tsdfm.pipeline.solvers import euler
+from tsdfm.pipeline.flow.mixture_path import MixturePath
+from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.flow.rollout import draw_rings, draw_source, roll_out
+from tsdfm.pipeline.flow.shaping import Shaper, StepState
+from tsdfm.pipeline.flow.solvers import euler
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import embedded, load_denoiser
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
 TEXTS, FEW, MANY, ROUNDS = 32, 8, 1024, 3
@@ -26,14 +26,15 @@ TEXTS, FEW, MANY, ROUNDS = 32, 8, 1024, 3
 def every_step(model: Denoiser, steps: int, texts: int) -> torch.Tensor:
     """Sample with a forward pass of every text at every step; the same texts as `roll_out` up to floating-point ties."""
     path, length = MixturePath.of(model.config), model.config.length
-    noise = Noise(7, torch.arange(texts))
-    shaper = Shaper(model, None, RolloutConfig(steps=steps, seed=7), ShapingConfig(candidates=1), noise)
-    state, rings, grid = draw_source(path, noise, length), draw_rings(path, noise, steps, length), time_grid(steps)
+    noise, rollout = Noise(7, torch.arange(texts)), RolloutConfig(steps=steps, seed=7)
+    shaper = Shaper(model, None, rollout, ShapingConfig(candidates=1), noise)
+    state, rings = draw_source(path, noise, length), draw_rings(path, noise, rollout.times, length)
+    grid = torch.tensor(rollout.times, dtype=torch.float64)
     rows, untouched = torch.arange(texts), torch.ones(texts, length, dtype=torch.bool)
     for step in range(steps):
         now = torch.full((texts,), step)
-        moment = Moment(rows, now, grid[now], grid[now + 1], state, untouched, torch.zeros(texts, dtype=torch.bool))
-        state = shaper.jump(moment, rings[:, step], euler(shaper, moment)).next_state
+        moment = StepState(rows, now, grid[now], grid[now + 1], state, untouched, torch.zeros(texts, dtype=torch.bool), 1 / steps)
+        state = shaper.jump(moment, rings[:, step], euler(model, moment)).next_state
         untouched &= ~rings[:, step]
     return state
 
@@ -47,7 +48,7 @@ def skipping(model: Denoiser, steps: int, texts: int) -> torch.Tensor:
 def speed_of_steps(source: str, student: Path) -> dict[str, float]:
     """Seconds for a batch of texts: the student in 8 steps, the teacher in 1,024; medians over rounds, in turn."""
     torch.set_num_threads(1)
-    models = {"student": load_denoiser(student)[0], "teacher": load_denoiser(embedded(f"teacher-{source}"))[0]}
+    models = {"student": load_denoiser(student).network, "teacher": load_denoiser(embedded(f"teacher-{source}")).network}
     every_step(models["student"], FEW, TEXTS)  # warm-up
     seconds: dict[str, list[float]] = {}
     for round_ in range(ROUNDS):

@@ -5,14 +5,15 @@ import json
 import pytest
 
 from tests.support import make_dataset
+from tsdfm.jobs.cli import PLACES
 from tsdfm.jobs.cli import cli as group
-from tsdfm.jobs.options import build
+from tsdfm.jobs.shell.options import build
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
 
 
 def test_help_and_version(cli):
-    for arguments in ([], ["--help"], *([name, "--help"] for name in group.commands)):
+    for arguments in ([], ["--help"], *([name, "--help"] for name in PLACES)):
         outcome = cli(*arguments)
         assert outcome.code == 0
         assert "Usage: tsdfm-pipeline" in outcome.stdout
@@ -20,9 +21,9 @@ def test_help_and_version(cli):
 
 
 def test_every_field_of_the_generate_config_is_a_flag():
-    flags = {parameter.name for parameter in group.commands["generate"].params}
+    flags = {option for parameter in group.get_command(None, "generate").params for option in parameter.opts}
     fields = {*GenerateConfig.model_fields, *RolloutConfig.model_fields, *ShapingConfig.model_fields} - {"rollout", "shaping"}
-    assert fields <= flags, fields - flags
+    assert {f"--{field.replace('_', '-')}" for field in fields} <= flags
 
 
 def test_flags_override_the_file(tmp_path):
@@ -46,7 +47,7 @@ def test_json_goes_to_standard_output_alone(cli, tmp_path, tiny_models):
 
 
 def test_a_defect_is_one_line_too(cli, monkeypatch, tmp_path, tiny_models):
-    import tsdfm.pipeline.verify as verify
+    import tsdfm.pipeline.dataset.verify as verify
 
     make_dataset(tmp_path / "out", tiny_models)
 
@@ -56,7 +57,7 @@ def test_a_defect_is_one_line_too(cli, monkeypatch, tmp_path, tiny_models):
     monkeypatch.setattr(verify, "read_manifest", broken)
     outcome = cli("verify", tmp_path / "out")
     assert outcome.code == 1
-    assert outcome.stderr.splitlines()[-1].startswith("Error: unexpected ZeroDivisionError: boom boom;")
+    assert outcome.stderr.splitlines()[-1].startswith("Error: unexpected ZeroDivisionError: boom;")
     monkeypatch.setenv("TSDFM_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         cli("verify", tmp_path / "out")

@@ -14,7 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tsdfm.kernels import linear_buckets_triton, philox_triton, sample_rows_triton, tiles
+from tsdfm.kernels import linear_buckets_triton, philox_triton, sample_rows_triton
+from tsdfm.kernels import tile_table as tiles
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COLUMNS = {"hidden_column": 1, "weight_column": 1, "bias_step": 1}

@@ -184,7 +184,7 @@ def test_blocks_of_any_shape_agree(monkeypatch):
     for rows, block, processors in ((1, 1, 1), (7, 60, 4), (64, 1 << 12, 100)):
         monkeypatch.setattr(module, "BLOCK_ROWS", rows)
         monkeypatch.setattr(module, "BLOCK_ELEMENTS", block)
-        monkeypatch.setattr("tsdfm.kernels.tiles.PROCESSORS_IN_INTERPRETER", processors)
+        monkeypatch.setattr("tsdfm.kernels.tile_table.PROCESSORS_IN_INTERPRETER", processors)
         found = linear_buckets(hidden, weight, ids)
         assert torch.equal(found.chosen.double(), truth.chosen)
         torch.testing.assert_close(found.rest.double(), truth.rest, rtol=1e-6, atol=1e-6)

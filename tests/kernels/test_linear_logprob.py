@@ -197,7 +197,7 @@ def test_energy_is_the_weighted_sum(c, t, seed):
 @pytest.mark.parametrize("processors", [1, 4, 50])
 def test_energy_of_many_rows(monkeypatch, processors):
     """Several tiles of rows and parts of the vocabulary, candidates across their borders, one without a scored position."""
-    monkeypatch.setattr("tsdfm.kernels.tiles.PROCESSORS_IN_INTERPRETER", processors)
+    monkeypatch.setattr("tsdfm.kernels.tile_table.PROCESSORS_IN_INTERPRETER", processors)
     g = torch.Generator().manual_seed(processors)
     hidden, weight = torch.randn(5, 31, 20, generator=g), torch.randn(700, 20, generator=g)
     target, scored = torch.randint(700, (5, 31), generator=g), torch.rand(5, 31, generator=g)

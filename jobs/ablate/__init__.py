@@ -1,0 +1,1 @@
+"""`tsdfm-pipeline ablate`: a sweep of students over frozen trajectories."""

@@ -1,0 +1,44 @@
+"""The command `tsdfm-pipeline ablate`."""
+
+from pathlib import Path
+
+import click
+
+from tsdfm.jobs.shell.console import emit, output_kept_for_json, say
+from tsdfm.jobs.shell.flags import PRINT_CONFIG, SET, GroupedCommand, required
+from tsdfm.jobs.shell.options import yaml_of
+
+
+@click.command("ablate", cls=GroupedCommand)
+@click.argument("sweep")
+@click.option("--data", multiple=True, metavar="[NAME=]OUT", help=(
+    "A dataset that generate wrote, or, with a name that the sweep gives, one of several; may be repeated."))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of trials and table, from which a rerun goes on.")
+@click.option("--workers", type=click.IntRange(1), help="Trials at a time, a core each.  [default: one per core]")
+@click.option(*SET.opts, SET.name, multiple=True, metavar=SET.metavar, help=SET.help)
+@click.option(*PRINT_CONFIG.opts, is_flag=True, help=PRINT_CONFIG.help)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def ablate_command(
+    sweep: str, data: tuple[str, ...], out: Path | None, workers: int | None, settings: tuple[str, ...], print_config: bool,
+    as_json: bool,
+) -> None:
+    """Distil and evaluate every trial of SWEEP, a YAML file or a study that ships, into one table; run it again to resume.
+
+    A sweep varies factors of distill's config, e.g. data.arm or objective, over the frozen datasets of --data.
+    """
+    from tsdfm.jobs.ablate.page import told_effects
+    from tsdfm.jobs.ablate.plan import read_sweep
+    from tsdfm.jobs.ablate.run import ablate
+
+    asked = read_sweep(sweep, [*settings, *([] if workers is None else [f"workers={workers}"])])
+    if print_config:
+        click.echo(yaml_of(asked), nl=False)
+        return
+    with output_kept_for_json():
+        report = ablate(asked, data, required(out, "--out", "give the folder of trials and table"))
+    for line in told_effects(asked, report.effects):
+        say(line)
+    say(f"{report.out}: {report.trials} trials ({report.made} made, {report.kept} kept), {report.seconds} s; "
+        "table.md, table.csv, table.parquet, report.html")
+    if as_json:
+        emit(report)

@@ -1,0 +1,1 @@
+"""`tsdfm-pipeline demo`: the whole story on what ships with the package."""

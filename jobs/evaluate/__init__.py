@@ -1,0 +1,1 @@
+"""`tsdfm-pipeline evaluate`: what models' texts are worth."""

@@ -1,0 +1,1 @@
+"""`tsdfm-pipeline generate`: trajectories on Ray."""

@@ -1,0 +1,32 @@
+"""The command `tsdfm-pipeline import-teacher`: another project's checkpoint becomes a model folder."""
+
+from pathlib import Path
+
+import click
+
+from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.flags import config_command, flags_of, required
+from tsdfm.schemas.import_teacher import ImportConfig
+from tsdfm.schemas.reports import ImportReport
+
+
+@config_command("import-teacher", ImportConfig, common="--out --layout --tokenizer --source --heads --length", flags=flags_of(
+    ImportConfig, skipped=("checkpoint",)))
+@click.argument("checkpoint")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the teacher.")
+@click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
+def import_command(config: ImportConfig, out: Path | None, half: bool) -> ImportReport:
+    """Bring a teacher or student of FS-DFM or MDLM: CHECKPOINT is a .safetensors or torch file, or a folder with one."""
+    from tsdfm.pipeline.models.folder import load, save
+    from tsdfm.pipeline.models.foreign.importer import import_teacher
+
+    folder = required(out, "--out", "give the folder of the teacher")
+    imported = import_teacher(config)
+    save(folder, imported.network, imported.vocabulary, imported.record, half=half)
+    made, origin = imported.network.config, imported.record.imported
+    parameters = sum(parameter.numel() for parameter in imported.network.parameters())
+    others = f" (also there: {', '.join(origin.others)})" if origin.others else ""
+    say(f"{folder}: {origin.layout} {origin.weights or 'weights'}{others}, {parameters:,} parameters, {made.source} source, "
+        f"{made.vocab_size} ids, length {made.length}, conditioned on {made.conditioning}")
+    return ImportReport(out=str(folder), layout=origin.layout, weights=origin.weights, others=origin.others,
+                        parameters=parameters, fingerprint=load(folder).fingerprint, config=made)

@@ -1,0 +1,1 @@
+"""`tsdfm-pipeline inspect`: what is in a dataset."""

@@ -1,0 +1,89 @@
+"""Reach a Ray cluster, or start one on this machine, with its failures told in one line."""
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import ray
+import torch
+
+from tsdfm.schemas.base import InputError, WorkError, first_line
+
+NAMES = ("embedded", "none", "denoiser", "python")  # of models and corpora that are no folders
+CONNECT_SECONDS = 5.0
+OBJECT_STORE_BYTES = 128 << 20  # only receipts travel
+_NOT_FOUND = "start one with 'ray start --head', or leave out --address to run on this machine"
+
+
+@contextmanager
+def cluster(address: str, cpus: int | None) -> Iterator[None]:
+    """Ray for the time of a job; where it runs in this process already, it is used as it is and left running.
+
+    Args:
+        address: 'local' (a fresh cluster of `cpus` cores), 'auto', 'host:port' or 'ray://host:port'.
+        cpus: of a fresh cluster.
+
+    Raises InputError if nobody listens there, WorkError if Ray can't start.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _connect(address, cpus)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def anchored(name: str) -> str:
+    """A local path as an absolute one, for workers may stand in another directory; names that are no paths as they are."""
+    if name.partition(":")[0] in NAMES or not Path(name).exists():
+        return name
+    return str(Path(name).absolute())
+
+
+def gpus_at(address: str) -> int:
+    """GPUs that workers may use: this machine's, or those of the cluster that Ray is connected to."""
+    if address == "local" and not ray.is_initialized():
+        return torch.cuda.device_count()
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _connect(address: str, cpus: int | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local":
+        # Ray turns token mode on for a cluster it starts, unless RAY_AUTH_MODE says otherwise. With a token of this process
+        # in the environment no other user of the machine gets in, and no token file is written to HOME.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    else:
+        _check_listening(address)
+        options = {}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except ConnectionError:
+        raise InputError(f"--address {address}: no Ray cluster found; {_NOT_FOUND}") from None
+    except Exception as error:
+        raise WorkError(f"--address {address}: Ray did not start ({first_line(error)})") from None
+
+
+def _check_listening(address: str) -> None:
+    """Ray takes a minute and many lines to say that nobody listens; ask first."""
+    if address == "auto":
+        return
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or not port or parts.scheme not in ("", "ray"):
+        raise InputError(f"--address {address}: not a Ray address; give 'local', 'auto', 'host:port' or 'ray://host:port'")
+    try:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise InputError(f"--address {address}: nobody listens there ({error.strerror or error}); {_NOT_FOUND}") from None

@@ -1,0 +1,79 @@
+"""From a YAML file, `--set` and flags to a validated config, and every fault in one line.
+
+Flags override `--set`, which overrides the file, which overrides the defaults.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tsdfm.schemas.base import Frozen, InputError, parse
+
+C = TypeVar("C", bound=Frozen)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping. Raises InputError naming file and line."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a YAML text file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise InputError(f"{where}: not YAML ({getattr(error, 'problem', None) or 'unreadable'}); mend the line") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected 'field: value' lines, found {type(data).__name__}; see the README's example")
+    return data
+
+
+def build(model: type[C], file: Path | None, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> C:
+    """The config of a file with settings and flags laid over it. Raises InputError.
+
+    Args:
+        model: of the config.
+        file: YAML, or None.
+        flags: dotted field path ('rollout.steps') -> value; None: not given.
+        settings: 'a.b=value' each, the value written as in YAML.
+    """
+    data = read_yaml(file) if file else {}
+    where = str(file) if file else "command line"
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals or not path.strip():
+            raise InputError(f"--set {setting}: not a field and its value; write --set rollout.steps=64")
+        put(data, path.strip(), _value(setting, value), f"--set {setting}")
+    for path, value in flags.items():
+        if value is not None:
+            put(data, path, value, where)
+    return parse(model, data, where)
+
+
+def _value(setting: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {setting}: the value is not YAML; write a number, a word, or [a, b]") from None
+
+
+def put(data: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Set the field of a dotted path in nested mappings. Raises InputError if something else stands on the way."""
+    *parents, leaf = path.split(".")
+    level = data
+    for name in parents:
+        inner = level.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{where}: {name}: expected a mapping of fields; write its fields indented below it")
+        level = inner
+    level[leaf] = value
+
+
+def yaml_of(config: Frozen) -> str:
+    """A config as a YAML file that gives the same config, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

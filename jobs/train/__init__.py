@@ -1,0 +1,1 @@
+"""`tsdfm-pipeline pretrain` and `fit-compass`."""

@@ -1,0 +1,50 @@
+"""The command `tsdfm-pipeline fit-compass`.
+
+The training state and TensorBoard logs stand beside the model in OUT.training; a rerun resumes from there.
+"""
+
+from pathlib import Path
+
+import click
+
+from tsdfm.jobs.shell.console import Stages, say
+from tsdfm.jobs.shell.flags import config_command, flags_of, required
+from tsdfm.schemas.reports import CausalReport, NceReport
+from tsdfm.schemas.train import CompassConfig
+from tsdfm.schemas.training_record import CausalRecord
+
+FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
+
+
+@config_command("fit-compass", CompassConfig, flags=flags_of(CompassConfig, FLAGS), common=(
+    "--out --teacher --corpus --text-field --part --kind --updates --threads --seed"))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the compass or judge.")
+@click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
+def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> CausalReport | NceReport:
+    """Fit a compass, or, on the other half of the corpus, a judge; run it again to resume.
+
+    A compass scores how coherent a text is while it is being written; a judge, which must not share its text, scores finished
+    ones. CONFIG is a YAML file; flags override it.
+    """
+    import torch
+
+    from tsdfm.jobs.train.progress import training_progress
+    from tsdfm.pipeline.models.folder import check_target, load_denoiser, save, state_folder, teacher_folder
+    from tsdfm.pipeline.training.fit_compass import fit_ar, fit_nce
+
+    folder = required(out, "--out", "give the folder of the compass")
+    check_target(folder)
+    torch.set_num_threads(config.optim.threads)
+    teacher = load_denoiser(teacher_folder(config.teacher))
+    with Stages() as progress, training_progress("fit-compass", config.optim) as report:
+        if config.kind == "ar":
+            fit = fit_ar(config, teacher, state_folder(folder), report)
+        else:
+            fit = fit_nce(config, teacher, state_folder(folder), report, progress)
+    save(folder, fit.network, teacher.vocabulary, fit.record, half=half)
+    if isinstance(fit.record, CausalRecord):
+        say(f"{folder}: fitted; held-out perplexity {fit.record.held_out_perplexity:.2f} per token")
+        return CausalReport(out=str(folder), **dict(fit.record))
+    bins = ", ".join(f"{each.auc:.3f} (t = {each.t_from:.2f}-{each.t_to:.2f})" for each in fit.record.held_out_auc)
+    say(f"{folder}: fitted; held-out AUC of real against teacher states: {bins}")
+    return NceReport(out=str(folder), **dict(fit.record))

@@ -1,0 +1,43 @@
+"""The command `tsdfm-pipeline pretrain`.
+
+The training state and TensorBoard logs stand beside the model in OUT.training; a rerun resumes from there.
+"""
+
+from pathlib import Path
+
+import click
+
+from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.flags import config_command, flags_of, required
+from tsdfm.schemas.reports import TeacherReport
+from tsdfm.schemas.train import PretrainConfig
+
+FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
+
+
+@config_command("pretrain", PretrainConfig, flags=flags_of(PretrainConfig, FLAGS), common=(
+    "--out --corpus --text-field --tokenizer --source --length --updates --threads --seed"))
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the teacher.")
+@click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
+def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> TeacherReport:
+    """Train a teacher from text; run it again to resume.
+
+    A teacher is a denoiser: a network that sees a text of which a part is still noise, at a time t, and says for every position
+    which token will stand there in the end. CONFIG is a YAML file; flags override it.
+    """
+    import torch
+
+    from tsdfm.jobs.train.progress import training_progress
+    from tsdfm.pipeline.models.folder import check_target, save, state_folder
+    from tsdfm.pipeline.training.pretrain import pretrain
+
+    folder = required(out, "--out", "give the folder of the teacher")
+    check_target(folder)
+    torch.set_num_threads(config.optim.threads)
+    with training_progress("pretrain", config.optim) as report:
+        made = pretrain(config, state_folder(folder), report)
+    save(folder, made.network, made.vocabulary, made.record, half=half)
+    record = made.record
+    say(f"{folder}: trained; on held-out text {record.held_out_cross_entropy:.4f} nats per noised token, negative ELBO "
+        f"{record.held_out_negative_elbo:.4f} nats per token")
+    return TeacherReport(out=str(folder), **dict(record))

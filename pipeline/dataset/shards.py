@@ -1,0 +1,122 @@
+"""Jump logs to Parquet bytes and back. The same rows always give the same bytes.
+
+Flat lists of small integers and of quantised energies compress best byte-shuffled (BYTE_STREAM_SPLIT) under zstd; steps and
+positions, which rise, as deltas. float16 lists stay plain: DuckDB (2.0) reads no other encoding of them.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tsdfm.pipeline.dataset.jump_log import JumpLog
+from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.schemas.base import InputError, first_line
+from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, TrajectoryRow, check_shard
+
+ZSTD_LEVEL = 15
+IDENTITY_KEY = b"tsdfm.identity"
+_SPLIT = ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids", "step_energy")
+_DELTA = ("event_step", "event_position")
+_ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SPLIT}
+_ENCODINGS |= {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA}
+
+
+def columns_of(log: JumpLog, vocabulary: Vocabulary) -> dict[str, object]:
+    """One row's columns, flat arrays, in the order of the schema."""
+    return {
+        "trajectory_id": log.trajectory_id, "arm": log.arm, "text": vocabulary.decode(log.tokens.tolist()),
+        "tokens": log.tokens, "source_tokens": log.source_tokens, "event_step": log.event_step,
+        "event_position": log.event_position, "event_token": log.event_token,
+        "event_candidates": log.event_candidates.ravel(), "event_topk_ids": log.event_topk_ids.ravel(),
+        "event_topk_logprobs": log.event_topk_logprobs.ravel(), "step_energy": log.step_energy.ravel(),
+        "step_choice": log.step_choice, "final_energy": log.final_energy,
+    }
+
+
+def to_row(log: JumpLog, vocabulary: Vocabulary) -> TrajectoryRow:
+    """The validated pydantic model of one log."""
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in columns_of(log, vocabulary).items()}
+    return TrajectoryRow.model_validate(plain)
+
+
+def to_table(logs: Sequence[JumpLog], vocabulary: Vocabulary) -> pa.Table:
+    """An Arrow table of ARROW_SCHEMA, one row per log."""
+    rows = [columns_of(log, vocabulary) for log in logs]
+    return pa.Table.from_pydict({name: [row[name] for row in rows] for name in ARROW_SCHEMA.names}, schema=ARROW_SCHEMA)
+
+
+def encode(table: pa.Table, identity_digest: str) -> bytes:
+    """The Parquet bytes of a shard; its metadata names the identity of the dataset it belongs to."""
+    from datasets import Features
+
+    features = Features.from_arrow_schema(ARROW_SCHEMA).arrow_schema.metadata
+    schema = ARROW_SCHEMA.with_metadata({**features, IDENTITY_KEY: identity_digest.encode()})
+    buffer = io.BytesIO()
+    # One row group and no page index: a shard is read whole. use_dictionary=False, or the encodings would not apply.
+    pq.write_table(
+        table.cast(schema), buffer, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False,
+        column_encoding=_ENCODINGS, write_statistics=["trajectory_id"], data_page_size=1 << 26,
+        row_group_size=max(1, table.num_rows),
+    )
+    return buffer.getvalue()
+
+
+def decode(data: bytes, where: str) -> tuple[pa.Table, str]:
+    """Parquet bytes to the table and the identity it names. Raises InputError if they are not a readable shard."""
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
+    identity = (table.schema.metadata or {}).get(IDENTITY_KEY, b"").decode(errors="replace")
+    return table, identity
+
+
+def read_sound(data: bytes, where: str, grid: Grid) -> pa.Table:
+    """The table of a shard whose rows hold the invariants, on which readers rely. Raises InputError naming the first fault."""
+    table = decode(data, where)[0]
+    faults = check_shard(table, grid)
+    if faults:
+        row = "" if faults[0].row is None else f"row {faults[0].row}: "
+        raise InputError(f"{where}: {row}{faults[0].what}; "
+                         "run verify to list all faults, and generate to remake the shard")
+    return table
+
+
+def column_bytes(data: bytes) -> dict[str, int]:
+    """Compressed bytes of each column of a Parquet file."""
+    group_metadata = pq.read_metadata(pa.BufferReader(data))
+    sizes: dict[str, int] = {}
+    for group in range(group_metadata.num_row_groups):
+        for index in range(group_metadata.num_columns):
+            column = group_metadata.row_group(group).column(index)
+            name = column.path_in_schema.split(".")[0]
+            sizes[name] = sizes.get(name, 0) + column.total_compressed_size
+    return sizes
+
+
+def to_log(table: pa.Table, row: int) -> JumpLog:
+    """One row of a checked table as a jump log."""
+    cells = {name: table.column(name)[row] for name in ARROW_SCHEMA.names}
+
+    def array(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        return np.asarray(cells[name].values.to_numpy(zero_copy_only=False), dtype=dtype)
+
+    events = len(cells["event_step"].values)
+    choices = array("step_choice", np.int8)
+    final = cells["final_energy"].as_py()
+    return JumpLog(
+        trajectory_id=cells["trajectory_id"].as_py(), arm=cells["arm"].as_py(),
+        source_tokens=None if not cells["source_tokens"].is_valid else array("source_tokens", np.int32),
+        tokens=array("tokens", np.int32), event_step=array("event_step", np.int32),
+        event_position=array("event_position", np.int32), event_token=array("event_token", np.int32),
+        event_candidates=array("event_candidates", np.int32).reshape(events, -1),
+        event_topk_ids=array("event_topk_ids", np.int32).reshape(events, -1),
+        event_topk_logprobs=array("event_topk_logprobs", np.float16).reshape(events, -1),
+        step_energy=array("step_energy", np.float32).reshape(len(choices), -1 if len(choices) else 1),
+        step_choice=choices, final_energy=final,
+    )

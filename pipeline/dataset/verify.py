@@ -1,0 +1,81 @@
+"""Verify a dataset: every file against the manifest, every row against the invariants of the jump log."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, read_front_matter
+from tsdfm.pipeline.dataset.manifest import CARD_FILE, check_bytes, plan, read_manifest, read_vocabulary
+from tsdfm.pipeline.storage.store import Store
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.manifest import DatasetManifest
+from tsdfm.schemas.progress import Progress, unheard
+
+
+@dataclass(frozen=True)
+class DatasetFault:
+    """One fault: a file of the dataset, a row of it (None: the whole file), and what is wrong."""
+
+    path: str
+    row: int | None
+    what: str
+
+    def __str__(self) -> str:
+        where = self.path if self.row is None else f"{self.path}: row {self.row}"
+        return f"{where}: {self.what}"
+
+
+def verify(store: Store, progress: Progress = unheard) -> tuple[DatasetManifest, list[DatasetFault]]:
+    """Check a finished dataset: every file against the manifest, every row against the invariants. Faults are in no order.
+
+    Raises InputError if there is no dataset, or its manifest can't be read.
+    """
+    manifest = read_manifest(store)
+    faults = list(_manifest_faults(store, manifest))
+    by_path = {record.path: record for record in manifest.shards}
+    items = plan(manifest.identity)
+    vocabulary = None
+    try:
+        vocabulary = read_vocabulary(store, manifest)
+    except InputError as error:
+        faults.append(DatasetFault("tokenizer.json", None, str(error).partition(": ")[2]))
+    for done, item in enumerate(items):
+        record, data = by_path.get(item.path), store.read(item.path)
+        if record is None:
+            faults.append(DatasetFault(item.path, None, "not in the manifest"))
+        elif data is None:
+            faults.append(DatasetFault(item.path, None, "missing"))
+        else:
+            if len(data) != record.bytes:
+                faults.append(DatasetFault(item.path, None, f"{len(data)} bytes, the manifest says {record.bytes}"))
+            elif hashlib.sha256(data).hexdigest() != record.sha256:
+                faults.append(DatasetFault(item.path, None, "checksum differs from the manifest's"))
+            try:
+                table, found = check_bytes(data, item, manifest.identity)
+            except InputError as error:
+                faults.append(DatasetFault(item.path, None, str(error).partition(": ")[2]))
+            else:
+                if table.num_rows != record.rows:
+                    faults.append(DatasetFault(item.path, None, f"{table.num_rows} rows, the manifest says {record.rows}"))
+                faults += [DatasetFault(item.path, row, what) for row, what in found]
+                if vocabulary is not None and not found:
+                    texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()
+                    faults += [DatasetFault(item.path, row, "text is not the decoded tokens")
+                               for row in range(table.num_rows) if vocabulary.decode(tokens[row]) != texts[row]]
+        progress("checking shards", done + 1, len(items))
+    return manifest, faults
+
+
+def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[DatasetFault]:
+    planned = {item.path for item in plan(manifest.identity)}
+    for record in manifest.shards:
+        if record.path not in planned:
+            yield DatasetFault("manifest.json", None, f"shard {record.path} is not in the plan of its config")
+    for name in store.names("data"):
+        if f"data/{name}" not in planned:
+            yield DatasetFault(f"data/{name}", None, "not part of the dataset; remove it")
+    card = store.read(CARD_FILE)
+    if card is None:
+        yield DatasetFault(CARD_FILE, None, "missing; run generate again to write it")
+    elif DEFAULT_CONFIG not in (read_front_matter(card.decode(errors="replace")).get("configs") or []):
+        yield DatasetFault(CARD_FILE, None, "its YAML head was changed, so load_dataset may not find the shards")

@@ -1,0 +1,277 @@
+"""What other rules would have chosen, from the cached energies of a frozen dataset alone: no teacher, no compass.
+
+At every shaped step whose candidates differ, the log holds the energies E_1..E_K of K independent candidates and the choice.
+Noise is counted by candidate, so a run with K' < K has the first K' of them, bit for bit. Hence, at the first scored step of
+a trajectory, the state is the same whatever the rule, and every answer here is what another run would have recorded. At later
+steps the candidates were drawn along the kept trajectory: an answer there is a one-step answer, given the recorded state,
+and says nothing of the states that another rule would have met. Where a rule's choices have all been the kept ones so far,
+it is exact still; `exact` gives the share of such steps.
+
+K' random ones of the K candidates have the expected minimum (order statistics, x_(1) <= ... <= x_(K))
+
+    E[min] = sum_j x_(j) C(K - j, K' - 1) / C(K, K'),
+
+which averages over all C(K, K') subsets, and so has less noise than the first K' alone.
+"""
+
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard_bytes
+from tsdfm.pipeline.dataset.shards import read_sound
+from tsdfm.pipeline.dataset.summary import bin_of_step, time_bins
+from tsdfm.pipeline.evaluation.ratios import Entropy, Floats, Ratio
+from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.flow.shaping import resampled
+from tsdfm.pipeline.storage.store import Store
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.columns import ragged, values
+from tsdfm.schemas.counterfactual import Counterfactual, Estimate, FewerCandidates, GainBin, OtherRule, OtherTau
+from tsdfm.schemas.manifest import Identity
+from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.trajectory import Grid
+
+BETAS = (1.0, 4.0, 16.0, 64.0, 256.0, 1024.0)  # asked of 'resample', beside the dataset's own
+TAUS = tuple(i / 8 for i in range(1, 8))
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+def expected_minimum(energy: npt.ArrayLike, candidates: int) -> Floats:
+    """The expected least of K' energies picked from K without replacement: [..., K] -> [...] (module docstring)."""
+    ordered = np.sort(np.asarray(energy, np.float64), -1)
+    total = ordered.shape[-1]
+    weights = [comb(total - j, candidates - 1) / comb(total, candidates) for j in range(1, total + 1)]
+    return np.asarray(ordered @ np.array(weights))
+
+
+def fewer_than(candidates: int) -> list[int]:
+    """The K' that are asked about: powers of two below K, and K."""
+    return [*(1 << i for i in range((candidates - 1).bit_length())), candidates]
+
+
+@dataclass(frozen=True)
+class ScoredSteps:
+    """The n scored steps of R trajectories, in order of (row, slot).
+
+    row, slot, step [n]; energy [n, K] float64; choice [n]; differ [n]: the first candidate that is not candidate 0;
+    uniform [n]: what the run's own 'resample' drew with.
+    """
+
+    rows: int
+    row: Ints
+    slot: Ints
+    step: Ints
+    energy: Floats
+    choice: Ints
+    differ: Ints
+    uniform: Floats
+
+    def of(self, choice: Ints) -> Floats:
+        """Energies [n] of a choice [n]."""
+        return np.asarray(np.take_along_axis(self.energy, choice[:, None], 1)[:, 0])
+
+    def by_row(self, steps: npt.NDArray[np.generic]) -> Floats:
+        """Sums [R] of what is given for each step [n]."""
+        return np.asarray(np.bincount(self.row, weights=steps.astype(np.float64), minlength=self.rows), np.float64)
+
+    @property
+    def first(self) -> Bools:
+        """[n]: the first step of its trajectory."""
+        return np.diff(self.row, prepend=-1) > 0
+
+    def unmoved(self, changed: Bools) -> Bools:
+        """[n]: no earlier step of the trajectory is changed [n]."""
+        before: Ints = np.cumsum(changed) - changed
+        start = np.flatnonzero(self.first)
+        return np.asarray(before == np.repeat(before[start], np.diff(start, append=len(changed))))
+
+
+def scored_steps(part: pa.Table, identity: Identity, grid: Grid) -> tuple[ScoredSteps, Bools]:
+    """The scored steps of a table of shaped rows, and at which shaped steps some clock rang, [R, S]."""
+    rows, steps = part.num_rows, np.asarray(grid.shaped_steps)
+    energy = values(part, "step_energy").astype(np.float64).reshape(rows, len(steps), grid.candidates)
+    choice = values(part, "step_choice").astype(np.int64).reshape(rows, len(steps))
+    events = ragged(part, "event_step")
+    event_slot, event_row = grid.slot_of_step[events.values], events.row
+    candidates = values(part, "event_candidates").reshape(-1, grid.candidates)
+    other = candidates != candidates[:, :1]
+    event_differ = np.where(other.any(1), other.argmax(1), grid.candidates)
+    differ, rang = np.full(choice.shape, grid.candidates), np.zeros(choice.shape, dtype=bool)
+    at = event_slot >= 0
+    np.minimum.at(differ, (event_row[at], event_slot[at]), event_differ[at])
+    rang[event_row[at], event_slot[at]] = True
+    row, slot = np.nonzero(np.isfinite(energy[..., 0]))
+    noise = Noise(identity.rollout.seed, torch.from_numpy(values(part, "trajectory_id").astype(np.int64)))
+    uniform = noise.choice(torch.from_numpy(row), torch.from_numpy(steps[slot])).numpy()
+    return ScoredSteps(rows, row, slot, steps[slot], energy[row, slot], choice[row, slot], differ[row, slot], uniform), rang
+
+
+def choices_among(scored: ScoredSteps, candidates: int, identity: Identity) -> Ints:
+    """[n]: what the run's own rule, and its own noise, choose among the first K' candidates."""
+    energy = scored.energy[:, :candidates]
+    if identity.shaping.select == "argmin":
+        return np.asarray(energy.argmin(1))
+    drawn = resampled(torch.from_numpy(energy), identity.shaping.beta, torch.from_numpy(scored.uniform)).numpy()
+    return np.where(scored.differ < candidates, drawn, 0)
+
+
+def counterfactual(store: Store, progress: Progress = unheard) -> Counterfactual:
+    """Ask a finished dataset what else its candidates would have given; one shard is held at a time.
+
+    `progress(done, total)` is called after each shard. Raises InputError if there is no dataset, a shard is missing, changed
+    or unsound, or nothing was chosen in it.
+    """
+    manifest = read_manifest(store)
+    identity, grid = manifest.identity, manifest.identity.grid
+    if "shaped" not in identity.arms or grid.candidates < 2 or not grid.shaped_steps:
+        raise InputError(f"{store.uri}: holds no choices among candidates; give a dataset generated with --arm shaped or both, "
+                         "--candidates above 1 and --tau below 1")
+    tally = _Tally(identity, grid)
+    for done, record in enumerate(manifest.shards):
+        table = read_sound(read_shard_bytes(store, record), f"{store.uri}/{record.path}", grid)
+        tally.add(table.filter(pc.equal(table.column("arm"), "shaped")))
+        progress("reading energies", done + 1, len(manifest.shards))
+    if not tally.scored:
+        raise InputError(f"{store.uri}: at every shaped step all candidates agreed, so nothing was chosen; "
+                         "generate with a higher --temperature or fewer --steps")
+    return tally.result()
+
+
+def _known(ratio: Ratio | Entropy) -> Estimate:
+    estimate = ratio.estimate()
+    assert estimate is not None, "a dataset with scored steps has a denominator"
+    return estimate
+
+
+class _FewerTally:
+    """The run's own rule among K' candidates."""
+
+    def __init__(self, candidates: int, identity: Identity) -> None:
+        self.candidates, self.identity, self.scored = candidates, identity, 0
+        self.first, self.first_any, self.all, self.all_any, self.changed, self.exact = (Ratio() for _ in range(6))
+        self.entropy = Entropy(candidates)
+
+    def add(self, scored: ScoredSteps) -> None:
+        choice = choices_among(scored, self.candidates, self.identity)
+        energy, any_energy = scored.of(choice), expected_minimum(scored.energy, self.candidates)
+        one, first, changed = np.ones(len(choice)), scored.first, choice != scored.choice
+        self.scored += int(np.count_nonzero(scored.differ < self.candidates))
+        for ratio, each, among in (
+            (self.first, energy, first), (self.first_any, any_energy, first), (self.all, energy, one),
+            (self.all_any, any_energy, one), (self.changed, changed, one), (self.exact, scored.unmoved(changed), one),
+        ):
+            ratio.add(scored.by_row(each * among), scored.by_row(among))
+        counts = np.bincount(scored.row * self.candidates + choice, minlength=scored.rows * self.candidates)
+        self.entropy.add(counts.reshape(-1, self.candidates))
+
+    def result(self) -> FewerCandidates:
+        lowest = self.identity.shaping.select == "argmin"
+        return FewerCandidates(
+            candidates=self.candidates, scored=self.scored, first_step=_known(self.first), all_steps=_known(self.all),
+            first_step_any=_known(self.first_any) if lowest else None, all_steps_any=_known(self.all_any) if lowest else None,
+            changed=_known(self.changed), entropy=_known(self.entropy), exact=_known(self.exact),
+        )
+
+
+class _RuleTally:
+    """Argmin (beta None), or resample, among all K."""
+
+    def __init__(self, beta: float | None) -> None:
+        self.beta = beta
+        self.first, self.all, self.changed, self.entropy = (Ratio() for _ in range(4))
+
+    def _weights(self, energy: Floats) -> Floats:
+        """[n, K]: the rule's distribution."""
+        if self.beta is None:
+            return np.asarray(np.arange(energy.shape[1]) == energy.argmin(1)[:, None], np.float64)
+        return np.asarray(torch.softmax(-self.beta * torch.from_numpy(energy), 1).numpy())
+
+    def add(self, scored: ScoredSteps) -> None:
+        weights = self._weights(scored.energy)
+        expected = (weights * scored.energy).sum(1)
+        kept = np.take_along_axis(weights, scored.choice[:, None], 1)[:, 0]
+        bits = -(weights * np.log2(weights, where=weights > 0, out=np.zeros_like(weights))).sum(1)
+        one = np.ones(len(kept))
+        for ratio, each, among in ((self.first, expected, scored.first), (self.all, expected, one),
+                                     (self.changed, 1 - kept, one), (self.entropy, bits, one)):
+            ratio.add(scored.by_row(each * among), scored.by_row(among))
+
+    def result(self) -> OtherRule:
+        return OtherRule(
+            rule="argmin" if self.beta is None else "resample", beta=self.beta, first_step=_known(self.first),
+            all_steps=_known(self.all), changed=_known(self.changed), entropy=_known(self.entropy))
+
+
+class _TauTally:
+    """The kept choices from tau on, candidate 0 before."""
+
+    def __init__(self, tau: float, steps: int) -> None:
+        self.tau, self.steps = tau, steps
+        self.all, self.changed, self.scored, self.gain = (Ratio() for _ in range(4))
+
+    def add(self, scored: ScoredSteps) -> None:
+        shaped = scored.step / self.steps >= self.tau
+        choice = np.where(shaped, scored.choice, 0)
+        gain, steps = scored.energy[:, 0] - scored.of(scored.choice), scored.by_row(np.ones(len(choice)))
+        self.all.add(scored.by_row(scored.of(choice)), steps)
+        self.changed.add(scored.by_row(choice != scored.choice), steps)
+        self.scored.add(scored.by_row(shaped), steps)
+        self.gain.add(scored.by_row(gain * shaped), scored.by_row(gain))
+
+    def result(self) -> OtherTau:
+        return OtherTau(tau=self.tau, all_steps=_known(self.all), changed=_known(self.changed),
+                        scored_share=_known(self.scored), gain_share=self.gain.estimate())
+
+
+class _Tally:
+    """Everything that is asked, summed shard by shard."""
+
+    def __init__(self, identity: Identity, grid: Grid) -> None:
+        self.identity, self.grid, self.rows, self.scored = identity, grid, 0, 0
+        shaping = identity.shaping
+        own = {shaping.beta} if shaping.select == "resample" else set()
+        self.fewer = [_FewerTally(candidates, identity) for candidates in fewer_than(grid.candidates)]
+        self.rules = [_RuleTally(beta) for beta in (None, *sorted({*BETAS, *own}))]
+        self.taus = [_TauTally(tau, grid.steps) for tau in TAUS if tau > shaping.tau]
+        bins = bin_of_step(grid.steps)
+        self.bin_of_slot = bins[list(grid.shaped_steps)]
+        self.gains, self.gain_sums = [Ratio() for _ in range(int(bins[-1]) + 1)], np.zeros(int(bins[-1]) + 1)
+        self.kept = Entropy(grid.candidates)
+
+    def add(self, part: pa.Table) -> None:
+        scored, rang = scored_steps(part, self.identity, self.grid)
+        self.rows, self.scored = self.rows + scored.rows, self.scored + len(scored.row)
+        tallies: list[_FewerTally | _RuleTally | _TauTally] = [*self.fewer, *self.rules, *self.taus]
+        for tally in tallies:
+            tally.add(scored)
+        counts = np.bincount(scored.row * self.grid.candidates + scored.choice, minlength=scored.rows * self.grid.candidates)
+        self.kept.add(counts.reshape(-1, self.grid.candidates))
+        gain, where = scored.energy[:, 0] - scored.of(scored.choice), self.bin_of_slot[scored.slot]
+        for index, ratio in enumerate(self.gains):
+            within = scored.by_row(gain * (where == index))
+            ratio.add(within, rang[:, self.bin_of_slot == index].sum(1))
+            self.gain_sums[index] += within.sum()
+
+    def result(self) -> Counterfactual:
+        shaping = self.identity.shaping
+        return Counterfactual(
+            trajectories=self.rows, select=shaping.select, beta=shaping.beta if shaping.select == "resample" else None,
+            form="residual" if shaping.residual else "plain", candidates=self.grid.candidates, scored=self.scored,
+            exact_first_step=self.identity.rollout.solver == "euler", kept_entropy=_known(self.kept),
+            fewer=[tally.result() for tally in self.fewer], rules=[tally.result() for tally in self.rules],
+            taus=[tally.result() for tally in self.taus],
+            bins=self._bins(),
+        )
+
+    def _bins(self) -> list[GainBin]:
+        total, estimates = float(self.gain_sums.sum()), [ratio.estimate() for ratio in self.gains]
+        shares = [gain / total if total > 0 else None for gain in self.gain_sums.tolist()]
+        return [GainBin(times=times, shaped=int(gain.count) if gain else 0, gain=gain, share=share)
+                for times, gain, share in zip(time_bins(self.grid.steps), estimates, shares, strict=True)]

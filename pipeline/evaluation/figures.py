@@ -1,0 +1,45 @@
+"""Figures in words: how every table, page and card writes a number, so that one figure reads the same everywhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tsdfm.schemas.evaluate import Perplexity
+
+NONE = "-"  # where there is no figure
+
+
+def ppl(value: float) -> str:
+    """A perplexity: '57.3', from a thousand on '1,762'."""
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def ppl_interval(found: Perplexity) -> str:
+    """A perplexity with its 95 % interval: '57.3 (55.6-59.0)'."""
+    return f"{ppl(found.perplexity)} ({ppl(found.low)}-{ppl(found.high)})"
+
+
+def maybe(value: float | None, form: str, none: str = NONE) -> str:
+    """A number in a format of Python's, or `none`."""
+    return none if value is None else format(value, form)
+
+
+def plus_minus(value: float, error: float | None, decimals: int) -> str:
+    """'3.836 ± 0.305'; without an error, the number alone."""
+    return f"{value:.{decimals}f}" + ("" if error is None else f" ± {error:.{decimals}f}")
+
+
+def share(value: float | None) -> str:
+    """A share of one as a percentage: '12.5 %'."""
+    return NONE if value is None else f"{100 * value:.1f} %"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: '1 step', '8 steps'."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """Names that fit a table: the last part of a path, where that is no other's."""
+    last = {name: Path(name).name or name for name in names}
+    short = list(last.values())
+    return {name: last[name] if short.count(last[name]) == 1 else name for name in names}

@@ -1,0 +1,137 @@
+"""Open a judge by its name: `embedded`, a folder of ours or of transformers, a .gguf file, or `hub:USER/NAME[@REVISION]`.
+
+Weights are safetensors or GGUF, never a pickle, and no code of a model's repository is run. A judge is a causal LM and shares
+no weights with the compass that ships with the package.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from tsdfm.pipeline.evaluation.judge import Judge
+from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.folder import EMBEDDED, embedded, load
+from tsdfm.pipeline.models.transformers import accelerate, is_transformers_folder, open_causal, open_options, quiet
+from tsdfm.pipeline.storage.atomic import sha256_file
+from tsdfm.pipeline.storage.hub_client import explained
+from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
+from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
+from tsdfm.schemas.base import InputError, first_line
+
+HUB = "hub:"
+FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # what is read of a folder: weights, config, tokenizer
+
+Encode = Callable[[list[str]], list[list[int]]]
+
+
+def open_judge(name: str, device: torch.device) -> Judge:
+    """The judge of a name, on a device. Raises InputError: no such judge, not a causal LM, or the compass."""
+    if name.startswith(HUB):
+        judge = _transformers(name, _download(name), None, device)
+    elif name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise InputError(f"judge {name}: no such file; give the path of a .gguf file")
+        judge = _transformers(name, Path(name).parent, Path(name).name, device)
+    elif is_transformers_folder(Path(name)):
+        judge = _transformers(name, Path(name), None, device)
+    else:
+        judge = _ours(name, embedded("judge") if name == EMBEDDED else Path(name), device)
+    return judge
+
+
+def _ours(name: str, folder: Path, device: torch.device) -> Judge:
+    """A model folder of this project that holds a causal LM."""
+    opened = load(folder)
+    network, vocabulary = opened.network, opened.vocabulary
+    if not isinstance(network, CausalLM):
+        raise InputError(f"judge {name}: holds a model of kind '{network.config.kind}'; a judge is a causal LM (kind 'causal')")
+    own, compass = network.state_dict(), load(embedded("compass")).network.state_dict()
+    if own.keys() == compass.keys() and all(torch.equal(own[key], compass[key]) for key in own):
+        raise InputError(f"judge {name}: is the embedded compass; a judge never shares weights with the compass, give another")
+    network.to(device)
+    return Judge(name, opened.fingerprint, vocabulary.fingerprint, lambda inputs: network.hidden(inputs)[0],
+                 network.head_weight, None, network.config.bos_id, _encoder(vocabulary), None)
+
+
+def _download(name: str) -> Path:
+    """The local snapshot of a Hub repository: its weights, config and tokenizer."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    with explained(f"judge {name}"):
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES))
+
+
+def _transformers(name: str, folder: Path, gguf: str | None, device: torch.device) -> Judge:
+    """A causal LM that transformers opens, from a folder or from a GGUF file in it."""
+    opened = open_causal(f"judge {name}", folder, device, gguf)
+    vocabulary = None if gguf else _own_vocabulary(folder)
+    if vocabulary is not None:
+        start, encode = vocabulary.eos_id, _encoder(vocabulary)
+    else:
+        tokenizer = _tokenizer(name, folder, gguf)
+        start, encode = _start(name, opened.model, tokenizer), _reader(tokenizer)
+    accelerate(opened.model)
+    return Judge(name, _fingerprint(folder, gguf), vocabulary.fingerprint if vocabulary else None, opened.hidden, opened.weight,
+                 opened.bias, start, encode, opened.positions)
+
+
+def _tokenizer(name: str, folder: Path, gguf: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, **open_options(gguf))
+    except Exception as error:
+        raise InputError(f"judge {name}: transformers cannot open its tokenizer ({first_line(error)}); give a folder or file "
+                         "that has one") from None
+
+
+def _start(name: str, model: Any, tokenizer: Any) -> int:
+    """The token before a text: bos, else eos; where bos opens a chat turn (SmolLM2, Qwen), the document separator."""
+    bos, separator = tokenizer.bos_token, "<|endoftext|>"
+    if bos in (None, "<|im_start|>") and separator in tokenizer.get_vocab():
+        return int(tokenizer.convert_tokens_to_ids(separator))
+    eos = model.config.eos_token_id
+    for start in (tokenizer.bos_token_id, model.config.bos_token_id, tokenizer.eos_token_id,
+                  eos[0] if isinstance(eos, list) else eos):
+        if start is not None:
+            return int(start)
+    raise InputError(f"judge {name}: its tokenizer has no bos and no eos token to start a text with; give another judge")
+
+
+def _reader(tokenizer: Any) -> Encode:
+    """Texts to tokens through a tokenizer of transformers."""
+    def encode(texts: list[str]) -> list[list[int]]:
+        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        return encoded
+    return encode
+
+
+def _encoder(vocabulary: Vocabulary) -> Encode:
+    """Texts to tokens through a tokenizer of ours."""
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [list(each.ids) for each in vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)]
+    return encode
+
+
+def _own_vocabulary(folder: Path) -> Vocabulary | None:
+    """The folder's tokenizer if it is one of ours, i.e. holds [MASK]; any other knows by itself how its texts begin."""
+    try:
+        if Tokenizer.from_file(str(folder / TOKENIZER_FILE)).token_to_id(MASK) is None:
+            return None
+        return Vocabulary.load(folder)
+    except Exception:  # the tokenizers library raises nothing narrower; transformers will say what is wrong
+        return None
+
+
+def _fingerprint(folder: Path, gguf: str | None) -> str:
+    """sha256 over the files that the judge is read from."""
+    if gguf:
+        return sha256_file(folder / gguf)
+    found = sorted({path for pattern in FILES for path in folder.glob(pattern)})
+    return hashlib.sha256("".join(f"{path.name}:{sha256_file(path)}\n" for path in found).encode()).hexdigest()

@@ -1,0 +1,215 @@
+"""An evaluation: sample models, judge their texts and real ones, and keep everything in a folder.
+
+    FOLDER/results.json      all figures; FOLDER/frontier.json and frontier.png where temperatures were swept
+    FOLDER/samples, scores   see `sample_cache`
+
+A rerun makes only what the folder lacks: sets of texts and scores are found by fingerprints, step count, temperature and seed.
+"""
+
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tsdfm.pipeline.evaluation.figures import short_names
+from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
+from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
+from tsdfm.pipeline.evaluation.open_judge import open_judge
+from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
+from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sample_texts, summarise
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import ModelFolder, load_denoiser, teacher_folder
+from tsdfm.pipeline.text.corpus import held_out, load_documents, windows_of
+from tsdfm.pipeline.text.documents import TEXT_SUFFIXES
+from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Results, Row
+from tsdfm.schemas.generate import RolloutConfig
+from tsdfm.schemas.progress import Progress, unheard
+
+LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
+RESULTS_FILE, FRONTIER_FILE, PLOT_FILE = "results.json", "frontier.json", "frontier.png"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under evaluation, as it was named."""
+
+    name: str
+    opened: ModelFolder[Denoiser]
+
+
+def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str = "") -> Results:
+    """Evaluate models as a config says. Returns what FOLDER/results.json holds, too, if the config names a folder.
+
+    Args:
+        config: models, step counts, judges, and how many texts. Its `threads` is the caller's business: torch's number of
+            threads is taken as it stands.
+        progress: called as texts are sampled and judged.
+        command: kept in the results: how they were asked for.
+
+    Raises InputError (a model, judge or corpus that is not fit for it; found before anything is sampled) or WorkError.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _folder(config.out) as folder:
+        subjects = [_open(name, device) for name in config.model]
+        judges = [open_judge(name, device) for name in config.evaluator]
+        run = _Run(config, SampleCache(folder), judges, short_names([*config.model, *config.evaluator]), progress)
+        reference = run.references(subjects) if config.reference else []
+        results = Results(
+            command=command, settings=config, versions=_versions(), device=_device_name(device),
+            threads=torch.get_num_threads(), rows=run.rows(subjects), reference=reference,
+            judges={judge.name: JudgeFacts(fingerprint=judge.fingerprint, vocabulary=judge.vocabulary) for judge in judges})
+        run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
+        if config.frontier:
+            frontier = frontier_of(results)
+            run.cache.write(FRONTIER_FILE, (frontier.model_dump_json(indent=2) + "\n").encode())
+            run.cache.write(PLOT_FILE, draw_frontier(frontier))
+    return results
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One evaluation: its folder, its judges, short names for people, and who is told how far it is."""
+
+    config: EvaluateConfig
+    cache: SampleCache
+    judges: list[Judge]
+    names: dict[str, str]
+    progress: Progress
+
+    def rows(self, subjects: list[Subject]) -> list[Row]:
+        """Sample and judge every model at every step count and temperature."""
+        plan = [(subject, steps, temperature) for subject in subjects for steps in self.config.steps
+                for temperature in self.config.swept]
+        return [self._row(index, len(plan), *each) for index, each in enumerate(plan)]
+
+    def _row(self, index: int, rows: int, subject: Subject, steps: int, temperature: float) -> Row:
+        config, opened, per_row = self.config, subject.opened, self.config.samples * (1 + len(self.judges))
+        note = f"{self.names[subject.name]}, n = {steps}, T = {temperature:g}"
+
+        def tell(done: int, more: str = "") -> None:
+            self.progress("sampling and judging texts", index * per_row + done, rows * per_row, note + more)
+
+        labels = {"model": subject.name, "steps": steps, "temperature": temperature, "seed": config.seed}
+        identity = identity_of_texts(config, opened.fingerprint, steps, temperature)
+        rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size)
+        samples = self.cache.samples(identity, labels, lambda: sample_texts(
+            opened.network, opened.vocabulary, rollout, config.samples, tell))
+        found = {}
+        for number, judge in enumerate(self.judges, 2):
+            found[judge.name] = self._likelihood(identity, samples, judge)
+            tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
+        return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
+                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature)
+
+    def references(self, subjects: list[Subject]) -> list[Row]:
+        """Judge real held-out text, once for each vocabulary and length that the models have."""
+        kinds = {(each.opened.vocabulary.fingerprint, each.opened.network.config.length): each.opened for each in subjects}
+        corpus, rows = self.config.corpus, []
+        documents = cache(self._held_out)
+        for (vocabulary, length), opened in kinds.items():
+            def make(opened: ModelFolder[Denoiser] = opened, length: int = length) -> Samples:
+                stream = torch.from_numpy(opened.vocabulary.stream(documents()))
+                return of_tokens(windows_of(stream, length, self.config.samples).numpy(), opened.vocabulary)
+
+            identity = {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
+                        "vocabulary": vocabulary, "length": length, "samples": self.config.samples}
+            labels = {"model": f"corpus {corpus.path}", "steps": None, "temperature": None, "seed": None}
+            samples = self.cache.samples(identity, labels, make)
+            found = {}
+            for number, judge in enumerate(self.judges, 1):
+                found[judge.name] = self._likelihood(identity, samples, judge)
+                self.progress("judging real texts", number * len(samples.texts), len(self.judges) * len(samples.texts),
+                              f"judge {self.names[judge.name]}")
+            rows.append(_row_of(summarise(samples, found), model=corpus.path, fingerprint=key_of(identity),
+                                vocabulary=vocabulary, steps=None, temperature=None))
+        return rows
+
+    def _held_out(self) -> list[str]:
+        self.progress("reading held-out text", 0, 1, f"corpus '{self.config.corpus.path}'")
+        found = held_out(load_documents(self.config.corpus))
+        self.progress("reading held-out text", 1, 1, f"corpus '{self.config.corpus.path}'")
+        return found
+
+    def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
+        """What a judge says of some texts, which is kept."""
+        return self.cache.likelihood(_identity_of_scores(identity, judge.fingerprint), partial(likelihood, samples, judge))
+
+
+def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[str, Likelihood]]:
+    """The texts of one row, and what each judge said of them, as the folder of the evaluation keeps them.
+
+    Raises WorkError if they are not there any more.
+    """
+    def lost() -> Any:
+        raise WorkError(f"{folder}: lost the texts of {row.model} in {row.steps} steps; run again")
+
+    identity, kept = identity_of_texts(results.settings, row.fingerprint, row.steps, row.temperature), SampleCache(folder)
+    return kept.samples(identity, {}, lost), {
+        name: kept.likelihood(_identity_of_scores(identity, judge.fingerprint), lost) for name, judge in results.judges.items()}
+
+
+def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
+    """All that the texts of a model, by fingerprint, depend on."""
+    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples}
+
+
+def _identity_of_scores(identity: Identity, judge: str) -> Identity:
+    """All that a judge's scores of some texts depend on."""
+    return {"samples": key_of(identity), "judge": judge}
+
+
+def _row_of(measures: Measures, **named: Any) -> Row:
+    return Row(**dict(measures), **named)
+
+
+@contextmanager
+def _folder(out: str | None) -> Iterator[Path]:
+    """The folder that keeps everything, or one for this run only."""
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="tsdfm-evaluate-") as temporary:
+            yield Path(temporary)
+        return
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror}); give a folder you can write to") from None
+    yield folder
+
+
+def _open(name: str, device: torch.device) -> Subject:
+    opened = load_denoiser(teacher_folder(name))
+    opened.network.to(device)
+    return Subject(name, opened)
+
+
+def _stamp(corpus: str) -> list[list[int]]:
+    """Sizes and times of a corpus's files, so that a changed one is read anew; of 'python' and the Hub, nothing."""
+    if corpus == "python" or corpus.startswith("hub:"):
+        return []
+    path = Path(corpus)
+    files = sorted(p for p in path.rglob("*") if p.name.endswith(TEXT_SUFFIXES)) if path.is_dir() else [path]
+    stats = [file.stat() for file in files if file.is_file()]
+    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue  # transformers is optional
+    return found
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -1,0 +1,124 @@
+"""Measure a generator by its texts: sample it blind, judge the samples, and count what perplexity does not see.
+
+Perplexity alone rewards dull, repetitive text, so every row has unigram entropy, distinct-n and self-BLEU beside it, and the
+fair comparison of two generators is at equal entropy, along the frontier that a sweep of the sampling temperature draws.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
+from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import load_denoiser, teacher_folder
+from tsdfm.pipeline.text.metrics import BLEU_ORDER, distinct_n, self_bleu, unigram_entropy
+from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.evaluate import Measures, Perplexity
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.sample import SampleConfig
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """R texts of L tokens, and what they cost. Of real text `nfe` and `seconds` are None."""
+
+    tokens: Int64  # [R, L]
+    texts: list[str]
+    nfe: Int64 | None  # [R], forward passes
+    seconds: float | None
+    vocabulary: str  # fingerprint of the tokenizer
+
+
+def sample_texts(
+    model: Denoiser, vocabulary: Vocabulary, rollout: RolloutConfig, number: int,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Samples:
+    """Sample trajectories 0..number-1 of a model without a compass, in batches of `rollout.batch_size`.
+
+    A text's forward passes are the steps at which one of its clocks rings: the sampler visits no other, so they are at most
+    min(N, L) for the mask source and N for the uniform one. The clock runs while batches are computed, decoding left out; a
+    batch of one step goes before it, so that the first row of a process doesn't pay for warming up.
+
+    Args:
+        model: a denoiser in eval mode: a teacher, or a student, which is told the step size.
+        vocabulary: the model's.
+        rollout: steps, temperature, seed; the solver is `euler`, whose steps take one forward pass.
+        number: R >= 1.
+        progress: called with the number of texts done.
+    """
+    if rollout.solver != "euler":
+        raise ValueError(f"forward passes are counted for solver 'euler' only, not '{rollout.solver}'")
+    blind = ShapingConfig(candidates=1)
+    warm_up = range(min(rollout.batch_size, number))
+    roll_out(model, None, rollout.model_copy(update={"steps": 1}), blind, warm_up, "blind")
+    tokens, nfe, seconds = [], [], 0.0
+    for start in range(0, number, rollout.batch_size):
+        ids = range(start, min(start + rollout.batch_size, number))
+        began = time.perf_counter()
+        logs = roll_out(model, None, rollout, blind, ids, "blind")
+        seconds += time.perf_counter() - began
+        tokens += [log.tokens.astype(np.int64) for log in logs]
+        nfe += [len(np.unique(log.event_step)) for log in logs]
+        progress(len(tokens))
+    return of_tokens(np.stack(tokens), vocabulary, np.array(nfe, dtype=np.int64), seconds)
+
+
+def sample(config: SampleConfig) -> list[str]:
+    """Texts of a model by name, decoded; on a GPU if there is one. Raises InputError: no such model, or none so long."""
+    opened = load_denoiser(teacher_folder(config.model))
+    rollout, longest = config.rollout, opened.network.config.length
+    if rollout.length is not None and rollout.length > longest:
+        raise InputError(f"length: {rollout.length} is longer than the model's {longest}; give a length up to that")
+    opened.network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    texts = []
+    for start in range(0, config.number, rollout.batch_size):
+        ids = range(start, min(start + rollout.batch_size, config.number))
+        logs = roll_out(opened.network, None, rollout, ShapingConfig(candidates=1), ids, "blind")
+        texts += [opened.vocabulary.decode(log.tokens.tolist()) for log in logs]
+    return texts
+
+
+def of_tokens(tokens: Int64, vocabulary: Vocabulary, nfe: Int64 | None = None, seconds: float | None = None) -> Samples:
+    """Samples of token rows [R, L], decoded."""
+    return Samples(tokens, [vocabulary.decode(row) for row in tokens.tolist()], nfe, seconds, vocabulary.fingerprint)
+
+
+def measure(samples: Samples, judges: Sequence[Judge]) -> Measures:
+    """All figures of some texts. Raises InputError: too few or too short, or unfit for a judge."""
+    return summarise(samples, {judge.name: likelihood(samples, judge) for judge in judges})
+
+
+def likelihood(samples: Samples, judge: Judge) -> Likelihood:
+    """What one judge says of some texts. Raises InputError: unfit for the judge."""
+    return judge.score(samples.tokens, samples.texts, samples.vocabulary)
+
+
+def summarise(samples: Samples, likelihoods: Mapping[str, Likelihood]) -> Measures:
+    """All figures of texts that were judged, by the judges' names. Raises InputError: too few texts, or too short ones."""
+    rows, length = samples.tokens.shape
+    if rows < 2 or length < BLEU_ORDER:
+        raise InputError(f"{rows} texts of {length} tokens: self-BLEU needs at least 2 of {BLEU_ORDER}; give more texts, "
+                         "or longer ones")
+    entropy, sequences = unigram_entropy(samples.tokens), list(samples.tokens)
+    return Measures(
+        samples=rows, length=length,
+        nfe=None if samples.nfe is None else float(samples.nfe.mean()), seconds=samples.seconds,
+        tokens_per_second=samples.tokens.size / samples.seconds if samples.seconds else None,
+        entropy_bits=float(entropy.mean()), entropy_standard_error=float(entropy.std(ddof=1) / math.sqrt(rows)),
+        distinct_2=distinct_n(sequences, 2), distinct_4=distinct_n(sequences, 4),
+        self_bleu=self_bleu(samples.tokens), judges={name: _perplexity(each) for name, each in likelihoods.items()},
+    )
+
+
+def _perplexity(found: Likelihood) -> Perplexity:
+    low, high = found.interval()
+    return Perplexity(perplexity=found.perplexity, low=low, high=high, tokens=int(found.tokens.sum()))

@@ -1,0 +1,117 @@
+"""Open the teacher and the compass that a config names, and check that they belong together."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tsdfm.pipeline.flow.compass import (
+    CausalCompass,
+    Compass,
+    DenoiserCompass,
+    EnergyFunction,
+    FunctionCompass,
+    NceCompass,
+    name_of,
+)
+from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
+from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_denoiser, teacher_folder
+from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.models.transformers import is_transformers_folder
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.generate import GenerateConfig
+from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
+
+
+@dataclass(frozen=True)
+class Models:
+    """What makes trajectories: teacher and compass, opened, and the facts that a manifest records of the compass."""
+
+    teacher: ModelFolder[Denoiser]
+    compass: Compass | None
+    compass_facts: CompassFacts | None
+
+    def to(self, device: torch.device) -> None:
+        """Move both; somebody's own compass is left where it is."""
+        self.teacher.network.to(device)
+        if isinstance(self.compass, CausalCompass | NceCompass):
+            self.compass.network.to(device)
+        elif isinstance(self.compass, TransformersCompass):
+            self.compass.opened.model.to(device)
+
+
+def open_models(
+    config: GenerateConfig, device: torch.device, compass: Compass | EnergyFunction | None = None
+) -> Models:
+    """Load teacher and compass onto a device. Raises InputError if either is missing or they don't fit together.
+
+    `compass`, if given, is taken in place of the config's: an object of the protocol, or a function.
+    """
+    folder = teacher_folder(config.teacher, config.source)
+    opened = load_denoiser(folder)
+    teacher = opened.network
+    if config.source is not None and teacher.config.source != config.source:
+        raise InputError(f"teacher {folder}: was trained on the {teacher.config.source} source, not {config.source}; "
+                         "leave out --source or give another teacher")
+    length = config.rollout.length
+    if length is not None and length > teacher.config.length:
+        raise InputError(f"rollout.length: {length} is longer than the teacher's {teacher.config.length}; "
+                         "give a length up to that")
+    if config.rollout.top_k > teacher.config.vocab_size - (teacher.config.mask_id is not None):
+        raise InputError(f"rollout.top_k: {config.rollout.top_k} is more than the teacher's vocabulary; lower it")
+    teacher.to(device)
+    if compass is not None:
+        return Models(opened, compass if isinstance(compass, Compass) else FunctionCompass(compass), _facts_of(compass))
+    return Models(opened, *open_compass(config.compass, opened, device))
+
+
+def _facts_of(compass: Compass | EnergyFunction) -> CompassFacts:
+    """What the manifest says of somebody's own compass: the fingerprint that it has, else that of its name."""
+    fingerprint = getattr(compass, "fingerprint", None) or hashlib.sha256(name_of(compass).encode()).hexdigest()
+    return CompassFacts(kind="custom", fingerprint=str(fingerprint))
+
+
+def open_compass(
+    name: str, teacher: ModelFolder[Denoiser], device: torch.device
+) -> tuple[Compass | None, CompassFacts | None]:
+    """The compass of a name: 'none', 'denoiser', 'embedded', or a folder of ours or of transformers. Raises InputError."""
+    if name == "none":
+        return None, None
+    if name == "denoiser":
+        return DenoiserCompass(teacher.network), CompassFacts(kind="denoiser", fingerprint=teacher.fingerprint)
+    folder = embedded("compass") if name == EMBEDDED else Path(name)
+    if is_transformers_folder(folder):
+        external = TransformersCompass.open(folder, teacher.vocabulary, device)
+        return external, CompassFacts(kind="ar", fingerprint=external.fingerprint)
+    opened = load(folder)
+    if opened.vocabulary.fingerprint != teacher.vocabulary.fingerprint:
+        raise InputError(f"compass {folder}: its tokenizer is not the teacher's ({teacher.path}); "
+                         "fit a compass with this teacher")
+    network = opened.network.to(device)
+    if isinstance(network, CausalLM):
+        return CausalCompass(network), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
+    if isinstance(network, NceEncoder):
+        if network.config.trunk.source != teacher.network.config.source:
+            raise InputError(f"compass {folder}: was fitted on the {network.config.trunk.source} source, the teacher's is "
+                             f"{teacher.network.config.source}; fit a compass with this teacher")
+        return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
+    raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own energy")
+
+
+def identity_of(config: GenerateConfig, models: Models, device: torch.device) -> Identity:
+    """All that the dataset's bytes depend on, with every default resolved."""
+    opened = models.teacher
+    teacher = opened.network.config
+    return Identity(
+        trajectories=config.trajectories, arm=config.arm, shard_size=config.shard_size,
+        rollout=config.rollout.model_copy(update={"length": config.rollout.length or teacher.length}),
+        shaping=config.shaping,
+        teacher=TeacherFacts(
+            fingerprint=opened.fingerprint, source=teacher.source, vocab_size=teacher.vocab_size,
+            mask_id=teacher.mask_id, kappa_exponent=teacher.kappa_exponent),
+        compass=models.compass_facts, tokenizer=opened.vocabulary.fingerprint,
+        device="cuda" if device.type == "cuda" else "cpu",
+    )

@@ -1,0 +1,161 @@
+"""Roll a teacher out, shaped or blind: (teacher, compass, config, trajectory ids) -> jump logs.
+
+Rings don't depend on the model, so all of them are drawn first; the rollout then visits, for every trajectory, only the
+steps at which one of its clocks rings. Trajectories of a batch stand at different times while they are computed together,
+which is exact (the denoiser takes one t per sequence) and keeps batches full: a trajectory never costs more than
+min(N, events) forward passes, and vocabulary logits exist only for the rows that ring, a block of them at a time.
+
+Every number is a function of (config, trajectory id), so batches, shards, workers and restarts don't change a log. The
+composition of a batch and the thread count can move the last bits of a matrix product, so both are part of a dataset's
+identity. The blind arm uses the rings and the candidate 0 of the shaped one: arms are paired.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tsdfm.pipeline.dataset.jump_log import JumpLog
+from tsdfm.pipeline.flow.compass import Compass, quantise
+from tsdfm.pipeline.flow.mixture_path import MixturePath
+from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.flow.shaping import Jump, Shaper, StepState
+from tsdfm.pipeline.flow.solvers import SOLVERS
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.terms import Arm
+
+HALF_LOWEST = float(np.finfo(np.float16).min)
+TOPK_RESOLUTION = 2.0**-7  # nat, of the stored top-k: about what float16 holds at -8, and a twentieth fewer bytes
+RING_BLOCK = 1 << 17  # ring uniforms drawn at once; small enough to stay in cache, which is 3-15x faster at long grids
+
+
+def draw_rings(path: MixturePath, noise: Noise, times: Sequence[float], length: int) -> Tensor:
+    """[B, N, L] bool: which clocks ring at which step of a grid of N + 1 times; mask source: a position's first ring counts."""
+    steps, grid = len(times) - 1, torch.tensor(times, dtype=torch.float64, device=noise.device)
+    probability = path.ring_probability(grid[:-1], grid[1:])
+    batch = len(noise.ids)
+    rings = torch.empty(batch, steps, length, dtype=torch.bool, device=noise.device)
+    rung = torch.zeros(batch, length, dtype=torch.bool, device=noise.device)
+    block = max(1, RING_BLOCK // (batch * length))
+    for start in range(0, steps, block):
+        step = torch.arange(start, min(start + block, steps), device=noise.device)
+        row = torch.arange(batch, device=noise.device).repeat_interleave(len(step))
+        uniforms = noise.rings(row, step.repeat(batch), length).view(batch, len(step), length)
+        part = uniforms < probability[step][:, None]
+        if path.mask_id is not None:
+            part &= ~rung[:, None] & (part.cumsum(1) == 1)
+            rung |= part.any(1)
+        rings[:, start : start + block] = part
+    return rings
+
+
+def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
+    """x_0 [B, L] int64."""
+    uniforms = noise.source(length)
+    if path.mask_id is not None:
+        return torch.full(uniforms.shape, path.mask_id, dtype=torch.long, device=uniforms.device)
+    return (uniforms * path.vocab_size).long()
+
+
+@dataclass
+class _Recorder:
+    """Events and choices of one batch, gathered on the way and split by trajectory at the end."""
+
+    events: list[tuple[Tensor, ...]]  # (row, step, position, token, candidates, topk ids, topk logprobs)
+    energy: Tensor  # [B, N, K]
+    choice: Tensor  # [B, N]
+
+    def record(self, now: StepState, jump: Jump) -> None:
+        self.events.append((
+            now.rows[jump.owner], now.steps[jump.owner], jump.positions, jump.tokens, jump.candidates,
+            jump.topk_ids, jump.topk_logprobs,
+        ))
+        self.energy[now.rows, now.steps] = jump.energy
+        self.choice[now.rows, now.steps] = jump.choice
+
+
+@torch.no_grad()
+def roll_out(
+    teacher: Denoiser, compass: Compass | None, rollout: RolloutConfig, shaping: ShapingConfig,
+    ids: Sequence[int], arm: Arm,
+) -> list[JumpLog]:
+    """Roll out the trajectories `ids` together.
+
+    Args:
+        teacher: a denoiser in eval mode; its device is used.
+        compass: scores candidates on the shaped arm, and final states on both; None: `final_energy` is None.
+        rollout: steps, length (None: the teacher's), temperature, solver, seed.
+        shaping: candidates, tau, selection; not used on the blind arm.
+        ids: B trajectory ids in [0, 2^31).
+        arm: 'blind' is exactly the teacher.
+
+    Returns:
+        B jump logs, in the order of `ids`.
+    """
+    device = teacher.head.weight.device
+    path, length, steps = MixturePath.of(teacher.config), rollout.length or teacher.config.length, rollout.steps
+    noise = Noise(rollout.seed, torch.tensor(list(ids), device=device))
+    shaper = Shaper(teacher, compass if arm == "shaped" else None, rollout, shaping, noise)
+    batch, grid = len(ids), torch.tensor(rollout.times, dtype=torch.float64, device=device)
+    shaped = torch.zeros(steps, dtype=torch.bool, device=device)
+    if shaper.candidates > 1:
+        shaped[list(shaping.steps_of(rollout))] = True
+    source = draw_source(path, noise, length)
+    rings = draw_rings(path, noise, rollout.times, length)
+    state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool)
+    recorder = _Recorder([], torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
+                         torch.zeros(batch, steps, dtype=torch.long, device=device))
+    for row, step in _visits(rings.any(-1)):
+        now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], shaped[step], 1 / steps)
+        ringing = rings[row, step]
+        jump = shaper.jump(now, ringing, SOLVERS[rollout.solver](teacher, now, shaper.advance))
+        state[row], untouched[row] = jump.next_state, now.untouched & ~ringing
+        recorder.record(now, jump)
+    final = None
+    if compass is not None:
+        final = quantise(compass.energy(state[:, None], torch.ones(batch, device=device), None)[:, 0])
+    return _split(recorder, ids, arm, None if path.mask_id is not None else source, state, shaped, final)
+
+
+def _visits(active: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """active [B, N]: the j-th entry holds every row with more than j active steps, and its j-th active step."""
+    rows, steps = active.nonzero(as_tuple=True)
+    rank = active.cumsum(1)[rows, steps] - 1
+    rounds = int(active.sum(1).max()) if len(rows) else 0
+    return [(rows[rank == j], steps[rank == j]) for j in range(rounds)]
+
+
+def _halved(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    """Log-probabilities as they are stored: to TOPK_RESOLUTION, and not below what float16 can hold."""
+    return np.maximum(np.round(logprobs / TOPK_RESOLUTION) * TOPK_RESOLUTION, HALF_LOWEST).astype(np.float16)
+
+
+def _split(
+    recorder: _Recorder, ids: Sequence[int], arm: Arm, source: Tensor | None, state: Tensor, shaped: Tensor,
+    final: Tensor | None,
+) -> list[JumpLog]:
+    columns = [torch.cat(parts).cpu().numpy() for parts in zip(*recorder.events, strict=True)]
+    row, step, position = columns[:3]
+    order = np.lexsort((position, step, row))
+    row, step, position, token, candidates, topk_ids, topk_logprobs = (column[order] for column in columns)
+    bounds = np.searchsorted(row, np.arange(len(ids) + 1))
+    energy, choice = recorder.energy[:, shaped].cpu().numpy(), recorder.choice[:, shaped].cpu().numpy()
+    tokens = state.cpu().numpy().astype(np.int32)
+    sources = None if source is None else source.cpu().numpy().astype(np.int32)
+    logs = []
+    for index, trajectory_id in enumerate(ids):
+        part = slice(bounds[index], bounds[index + 1])
+        logs.append(JumpLog(
+            trajectory_id=int(trajectory_id), arm=arm, source_tokens=None if sources is None else sources[index],
+            tokens=tokens[index], event_step=step[part].astype(np.int32), event_position=position[part].astype(np.int32),
+            event_token=token[part].astype(np.int32), event_candidates=candidates[part].astype(np.int32),
+            event_topk_ids=topk_ids[part].astype(np.int32),
+            event_topk_logprobs=_halved(topk_logprobs[part]),
+            step_energy=energy[index].astype(np.float32), step_choice=choice[index].astype(np.int8),
+            final_energy=None if final is None else float(final[index]),
+        ))
+    return logs

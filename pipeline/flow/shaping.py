@@ -1,0 +1,148 @@
+"""One shaped jump: K candidate tokens for every ringing position, energies, and the choice of one candidate."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tsdfm.kernels.sample_rows import argmax_rows, sample_rows
+from tsdfm.pipeline.flow.compass import Compass, quantise
+from tsdfm.pipeline.flow.mixture_path import MixturePath
+from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+
+
+@dataclass(frozen=True)
+class StepState:
+    """Where A trajectories of the batch stand: each at its own step, about to jump.
+
+    rows [A]: indices into the batch; steps [A] int64; t, t_next [A] float64: the jump's start and end; state [A, L] int64;
+    untouched [A, L] bool: positions that still hold their source token; shaped [A] bool; dt: 1/N, what a student is told.
+    """
+
+    rows: Tensor
+    steps: Tensor
+    t: Tensor
+    t_next: Tensor
+    state: Tensor
+    untouched: Tensor
+    shaped: Tensor
+    dt: float
+
+    @property
+    def hidden_time(self) -> tuple[Tensor, Tensor]:
+        """t and dt as a denoiser takes them, [A] float32 each."""
+        return self.t.float(), torch.full_like(self.t, self.dt, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Jump:
+    """The outcome for R ringing positions, row-major over (trajectory, position).
+
+    next_state [A, L]; owner [R] (index into the step state), positions [R], tokens [R]; candidates [R, K];
+    topk_ids and topk_logprobs [R, k]; energy [A, K] (NaN: not scored); choice [A] int64.
+    """
+
+    next_state: Tensor
+    owner: Tensor
+    positions: Tensor
+    tokens: Tensor
+    candidates: Tensor
+    topk_ids: Tensor
+    topk_logprobs: Tensor
+    energy: Tensor
+    choice: Tensor
+
+
+def resampled(energy: Tensor, beta: float, u: Tensor) -> Tensor:
+    """Candidates drawn with probability softmax(-beta E), by inversion: energy [A, K], u [A] in [0, 1) -> [A] int64."""
+    weights = torch.softmax(-beta * energy.double(), 1).cumsum(1)
+    return torch.searchsorted(weights, (u * weights[:, -1])[:, None], right=True)[:, 0].clamp_max(energy.shape[1] - 1)
+
+
+class Shaper:
+    """Draws candidates and chooses. `compass` None, or K = 1: every jump is blind."""
+
+    def __init__(
+        self, teacher: Denoiser, compass: Compass | None, rollout: RolloutConfig, shaping: ShapingConfig, noise: Noise
+    ) -> None:
+        self.teacher, self.compass, self.rollout, self.shaping, self.noise = teacher, compass, rollout, shaping, noise
+        self.candidates = 1 if compass is None else shaping.candidates
+        self.path = MixturePath.of(teacher.config)
+
+    def advance(self, now: StepState, until: Tensor, hidden: Tensor, stage: int) -> StepState:
+        """A solver's inner stage: jump from `now` to time `until` [A] with the posterior of `hidden`, shaped where `now` is."""
+        probability = self.path.ring_probability(now.t, until)
+        rings = self.noise.rings(now.rows, now.steps, now.state.shape[1], stage) < probability[:, None]
+        if self.path.mask_id is not None:
+            rings &= now.untouched
+        state = self.jump(replace(now, t_next=until), rings, hidden, stage).next_state
+        return replace(now, t=until, state=state, untouched=now.untouched & ~rings)
+
+    def jump(self, now: StepState, rings: Tensor, hidden: Tensor, stage: int = 0) -> Jump:
+        """Redraw the ringing positions from the posterior of `hidden`.
+
+        Args:
+            now: A trajectories.
+            rings: [A, L] bool.
+            hidden: [A, L, D], whose head gives the posterior.
+            stage: the solver's stage within the step; 0 for the step itself.
+        """
+        owner, positions = rings.nonzero(as_tuple=True)
+        head, mask_id = self.teacher.head, self.teacher.config.mask_id
+        uniforms = self.noise.tokens(now.rows[owner], now.steps[owner], positions, self.candidates, stage)
+        drawn = sample_rows(
+            hidden[owner, positions], head.weight, head.bias, uniforms, temperature=self.rollout.temperature,
+            excluded=mask_id, top_k=self.rollout.top_k if stage == 0 else 0,
+        )
+        # An unshaped step has one draw, candidate 0, that stands for all K.
+        candidates = torch.where(now.shaped[owner, None], drawn.tokens, drawn.tokens[:, :1])
+        # states: [A, K, L]
+        states = now.state[:, None].repeat(1, self.candidates, 1)
+        states[owner, :, positions] = candidates
+        energy = self._energy(now, rings, hidden, states, owner, candidates, drawn.logprobs)
+        choice = self._choose(now, energy, stage)
+        picked = torch.arange(len(choice), device=choice.device)
+        return Jump(
+            states[picked, choice], owner, positions, candidates.gather(1, choice[owner, None])[:, 0], candidates,
+            drawn.topk_ids, drawn.topk_logprobs, energy, choice,
+        )
+
+    def _energy(
+        self, now: StepState, rings: Tensor, hidden: Tensor, states: Tensor, owner: Tensor, candidates: Tensor,
+        logprobs: Tensor,
+    ) -> Tensor:
+        """[A, K] energies, NaN for trajectories that aren't shaped here or whose candidates all agree."""
+        energy = states.new_full(states.shape[:2], torch.nan, dtype=torch.float32)
+        agree = (candidates == candidates[:, :1]).all(1)
+        disagreeing = torch.zeros_like(now.shaped).index_put((owner[~agree],), torch.tensor(True, device=owner.device))
+        scored = (disagreeing & now.shaped).nonzero()[:, 0]
+        if self.compass is None or not len(scored):
+            return energy
+        completion = self._completion(now, rings, hidden, scored) if self.compass.needs_completion else None
+        values = self.compass.energy(states[scored], now.t_next[scored], completion)
+        if self.shaping.residual and self.compass.proposal_weight:
+            proposal = torch.zeros(energy.shape, dtype=torch.float64, device=energy.device)
+            proposal.index_add_(0, owner, logprobs.double())
+            values = values + self.compass.proposal_weight * (proposal[scored] / states.shape[-1]).float()
+        energy[scored] = quantise(values)
+        return energy
+
+    def _completion(self, now: StepState, rings: Tensor, hidden: Tensor, scored: Tensor) -> Tensor:
+        """The teacher's argmax at positions unresolved in all candidates, -1 elsewhere: [len(scored), L]."""
+        unresolved = (now.untouched & ~rings)[scored]
+        head = self.teacher.head
+        completion = torch.full_like(now.state[scored], -1)
+        completion[unresolved] = argmax_rows(
+            hidden[scored][unresolved], head.weight, head.bias, excluded=self.teacher.config.mask_id)
+        return completion
+
+    def _choose(self, now: StepState, energy: Tensor, stage: int) -> Tensor:
+        """[A, K] energies -> [A] chosen candidates; 0 where nothing was scored."""
+        if energy.shape[1] == 1:
+            return torch.zeros(len(energy), dtype=torch.long, device=energy.device)
+        if self.shaping.select == "argmin":
+            return energy.nan_to_num(nan=0.0).argmin(1)
+        u = self.noise.choice(now.rows, now.steps, stage)
+        return torch.where(energy[:, 0].isnan(), 0, resampled(energy.nan_to_num(nan=0.0), self.shaping.beta, u))

@@ -1,0 +1,55 @@
+"""Any causal LM folder in the transformers format, as an `ar` compass over the teacher's vocabulary."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tsdfm.kernels.linear_logprob import linear_logprob
+from tsdfm.pipeline.flow.compass import complete, first_of_equals
+from tsdfm.pipeline.models.transformers import CausalModel, open_causal
+from tsdfm.pipeline.storage.atomic import sha256_file
+from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.schemas.base import InputError
+
+TOKENS_PER_BATCH = 8192
+
+
+class TransformersCompass:
+    """E = mean negative log-likelihood of the completed candidate under a transformers causal LM."""
+
+    needs_completion = True
+    proposal_weight = 1.0
+
+    def __init__(self, opened: CausalModel, bos_id: int, fingerprint: str) -> None:
+        self.opened, self.bos_id, self.fingerprint = opened, bos_id, fingerprint
+
+    @classmethod
+    def open(cls, folder: Path, vocabulary: Vocabulary, device: torch.device) -> "TransformersCompass":
+        """Load from safetensors only. Raises InputError if it is not a causal LM of the same vocabulary."""
+        if Vocabulary.load(folder).fingerprint != vocabulary.fingerprint:
+            raise InputError(f"compass {folder}: its tokenizer is not the teacher's; use a causal LM of the same vocabulary")
+        opened = open_causal(f"compass {folder}", folder, device)
+        digests = [sha256_file(f) for f in sorted([*folder.glob("*.safetensors"), folder / "config.json"])]
+        bos = opened.model.config.bos_token_id
+        fingerprint = hashlib.sha256("".join([*digests, vocabulary.fingerprint]).encode()).hexdigest()
+        return cls(opened, vocabulary.eos_id if bos is None else int(bos), fingerprint)
+
+    def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
+        """See `Compass.energy`."""
+        texts = complete(states, completion)
+        batch, candidates, length = texts.shape
+        first = first_of_equals(texts)
+        row, which = torch.nonzero(first == torch.arange(candidates, device=texts.device), as_tuple=True)
+        total = torch.zeros(batch, candidates, dtype=torch.float64, device=texts.device)
+        step = max(1, TOKENS_PER_BATCH // length)
+        for start in range(0, len(row), step):
+            part = slice(start, start + step)
+            tokens = texts[row[part], which[part]]
+            inputs = F.pad(tokens[:, :-1], (1, 0), value=self.bos_id)
+            hidden = self.opened.hidden(inputs)
+            nll = -linear_logprob(hidden.flatten(0, 1), self.opened.weight, tokens.flatten(), self.opened.bias)
+            total[row[part], which[part]] = nll.view(tokens.shape).double().sum(-1)
+        return (total.gather(1, first) / length).float()

@@ -1,0 +1,178 @@
+"""One dataset as an endless, shuffled stream of rows: place p of the stream is a pure function of (dataset, seed, p).
+
+Epoch after epoch the shards are permuted and taken in groups, and the rows are permuted within a group. Only the group in use
+and the one before it are held decoded. A group's rows do not depend on the epoch that drew its shards together, so a dataset of
+one group is decoded once.
+
+What is random comes from Philox counters seeded by (seed, purpose, dataset, epoch, ...), whose raw output numpy keeps fixed
+over its versions (its distributions it does not): a run resumed after an upgrade reads the same rows.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from tsdfm.pipeline.dataset.manifest import ShardPlan, check_bytes, plan, read_manifest, read_shard_bytes
+from tsdfm.pipeline.loader.row_filter import RowFilter, energies_of, filter_by_energy
+from tsdfm.pipeline.loader.windows import Int, Trajectories
+from tsdfm.pipeline.storage.cache import through_cache
+from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.storage.store import Store
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.distill import DataConfig
+from tsdfm.schemas.manifest import DatasetManifest, ShardRecord
+from tsdfm.schemas.terms import Arm
+
+SHARDS, ROWS, STRATA, POINTS = range(4)  # purposes of random numbers: no two share a counter
+HELD = 2  # groups of one dataset that are held decoded: a batch may straddle two
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def bits(count: int, *key: int) -> npt.NDArray[np.uint64]:
+    """`count` random words of the generator of `key`, whole numbers from 0."""
+    return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
+
+
+def permutation(count: int, *key: int) -> Int:
+    """0..count-1 in a random order."""
+    return np.argsort(bits(count, *key), kind="stable")
+
+
+def uniform(count: int, *key: int) -> npt.NDArray[np.float64]:
+    """`count` numbers of [0, 1)."""
+    return (bits(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class Recent(Generic[K, V]):
+    """The HELD values used last, made on demand; an older one goes before a new one is made. Pickles empty."""
+
+    def __init__(self, make: Callable[[K], V]) -> None:
+        self._make = make
+        self._held: dict[K, V] = {}
+
+    def __call__(self, key: K) -> V:
+        """The value of `key`."""
+        if key in self._held:
+            self._held[key] = self._held.pop(key)  # to the end: used last
+        else:
+            while len(self._held) >= HELD:
+                del self._held[next(iter(self._held))]
+            self._held[key] = self._make(key)
+        return self._held[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Recent, (self._make,)
+
+
+@dataclass(frozen=True)
+class OpenDataset:
+    """An opened dataset: one arm of the trajectory ids below a limit, or the best of them."""
+
+    path: str  # as configured
+    store: Store
+    manifest: DatasetManifest
+    arm: Arm
+    below: int  # the limit
+    shards: list[tuple[ShardPlan, ShardRecord]]  # those with ids below the limit
+    rows_of_shard: Int
+    row_filter: RowFilter | None = None  # None: every row, all alike
+
+    @classmethod
+    def open(cls, path: str, data: DataConfig) -> "OpenDataset":
+        """Read the manifest. Raises InputError if there is no dataset, a shard is not named, or the arm was not made."""
+        store = open_store(path)
+        manifest = read_manifest(store)
+        identity = manifest.identity
+        if data.arm not in identity.arms:
+            raise InputError(f"{store.uri}: holds no '{data.arm}' rows, it was generated with arm '{identity.arm}'; "
+                             f"set data.arm to '{identity.arms[0]}', or give a dataset that has both")
+        records = {record.path: record for record in manifest.shards}
+        below = data.trajectories or identity.trajectories
+        items = [item for item in plan(identity) if item.start < below]
+        unnamed = [item.path for item in items if item.path not in records]
+        if unnamed:
+            raise InputError(f"{store.uri}/{unnamed[0]}: not in the manifest; run generate again to remake it")
+        rows = np.array([min(item.stop, below) - item.start for item in items])
+        source = cls(path, store, manifest, data.arm, below, [(item, records[item.path]) for item in items], rows)
+        return source if data.best is None and not data.energy_beta else source._selected(data)
+
+    def _selected(self, data: DataConfig) -> "OpenDataset":
+        """The same without the rows, and the shards, that `data.best` leaves out."""
+        if self.manifest.identity.compass is None:
+            raise InputError(f"{self.store.uri}: holds no energies, it was generated with compass 'none'; leave out data.best "
+                             "and data.energy_beta, or give a dataset made with a compass")
+        energies = [energies_of(self._fetch(shard), f"{self.store.uri}/{item.path}", self.arm)[: self.rows_of_shard[shard]]
+                    for shard, (item, _) in enumerate(self.shards)]
+        row_filter = filter_by_energy(energies, data.best or 1.0, data.energy_beta)
+        read = [shard for shard, rows in enumerate(row_filter.rows) if len(rows)]
+        return replace(self, shards=[self.shards[shard] for shard in read], row_filter=row_filter.of_shards(read),
+                       rows_of_shard=np.array([len(row_filter.rows[shard]) for shard in read]))
+
+    def _fetch(self, shard: int) -> bytes:
+        """The bytes of one shard, their checksum checked; those of an object store are kept by `through_cache`."""
+        record = self.shards[shard][1]
+        fetch = partial(read_shard_bytes, self.store, record)
+        return fetch() if self.store.cached else through_cache(record.sha256, fetch)
+
+    def load(self, shard: int) -> Trajectories:
+        """Read, check and decode one shard. Raises InputError if it is missing, changed or unsound."""
+        item = self.shards[shard][0]
+        table, faults = check_bytes(self._fetch(shard), item, self.manifest.identity)
+        if faults:
+            row, what = faults[0]
+            raise InputError(f"{self.store.uri}/{item.path}: {'' if row is None else f'row {row}: '}{what}; "
+                             "run verify to list all faults, and generate to remake the shard")
+        table = table.filter((pc.field("arm") == self.arm) & (pc.field("trajectory_id") < self.below))
+        grid = self.manifest.identity.grid
+        if self.row_filter is None:
+            return Trajectories.of(table, grid, self.arm)
+        weights = self.row_filter.weights
+        return replace(Trajectories.of(table.take(self.row_filter.rows[shard]), grid, self.arm),
+                       row_weights=None if weights is None else weights[shard])
+
+
+class Stream:
+    """The rows of one source, shuffled, without end. `number`: its index among the datasets of the run."""
+
+    def __init__(self, source: OpenDataset, number: int, group: int, seed: int) -> None:
+        self.source, self.number, self.group, self.seed = source, number, group, seed
+        self.rows = int(source.rows_of_shard.sum())
+        self._layout = Recent(self._make_layout)
+        self._order = Recent(self._make_order)
+        self._trajectories = Recent(self._make_trajectories)
+
+    def parts(self, places: Int) -> Iterator[tuple[Trajectories, Int, Int]]:
+        """The rows at `places` [M], group by group: (the group, rows of it [m], which of the places they are [m]).
+
+        Together the last cover 0..M-1 once. Of the groups met, HELD are in memory at a time.
+        """
+        epochs, within = np.divmod(places, self.rows)
+        for epoch in np.unique(epochs).tolist():
+            groups, bounds = self._layout(epoch)
+            index = np.searchsorted(bounds, within, side="right") - 1
+            for group in np.unique(index[epochs == epoch]).tolist():
+                at = np.flatnonzero((epochs == epoch) & (index == group))
+                order = self._order((epoch, group))
+                yield self._trajectories(groups[group]), order[within[at] - bounds[group]], at
+
+    def _make_layout(self, epoch: int) -> tuple[list[tuple[int, ...]], Int]:
+        """The groups of an epoch, each its shards in order of the plan, and the place where each begins, and the end."""
+        shards = permutation(len(self.source.shards), self.seed, SHARDS, self.number, epoch)
+        groups = [tuple(np.sort(shards[first : first + self.group]).tolist()) for first in range(0, len(shards), self.group)]
+        sizes = [int(self.source.rows_of_shard[list(group)].sum()) for group in groups]
+        return groups, np.cumsum([0, *sizes])
+
+    def _make_order(self, key: tuple[int, int]) -> Int:
+        epoch, group = key
+        bounds = self._layout(epoch)[1]
+        return permutation(int(bounds[group + 1] - bounds[group]), self.seed, ROWS, self.number, epoch, group)
+
+    def _make_trajectories(self, group: tuple[int, ...]) -> Trajectories:
+        return Trajectories.concatenate([self.source.load(shard) for shard in group])

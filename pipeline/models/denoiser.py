@@ -1,0 +1,180 @@
+"""The denoiser p(x_1 | x_t, t), or of a student p(x | x_t, t, dt): a DiT with rotary attention and adaLN-zero conditioning.
+
+The architecture is that of Peebles & Xie (2023, arXiv 2212.09748) as used for text by SEDD and by our predecessor FS-DFM
+(arXiv 2509.20624), so that its checkpoints can be imported. The vocabulary head is kept apart from the trunk: callers
+compute logits for the rows they need, never for all of [B, L, V].
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tsdfm.pipeline.models.layers import MLP, LayerNorm, Linear, merge_heads, rotary, rotate, split_heads
+from tsdfm.schemas.model import DenoiserConfig
+
+FREQUENCIES = 256  # width of the sinusoidal time features
+MAX_PERIOD = 10_000.0
+SIGMA_EPSILON = 1e-3  # of MDLM's log-linear schedule: the share of tokens unmasked at its noisiest
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN: x (1 + scale) + shift; x [B, L, D], shift and scale [B, 1, D]."""
+    return x * (1 + scale) + shift
+
+
+def sinusoids(values: Tensor) -> Tensor:
+    """Cosines and sines of values [B] at geometrically falling frequencies: [B, FREQUENCIES]."""
+    half = FREQUENCIES // 2
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=values.device).float() / half)
+    angles = values[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def sigma(t: Tensor, kappa_exponent: float) -> Tensor:
+    """MDLM's noise level at our time t, [B] in [0, 1] -> [B] float32.
+
+    MDLM (Sahoo et al. 2024, arXiv 2406.07524) masks a token with probability 1 - exp(-sigma), the path with 1 - kappa_t: the
+    same state has sigma = -log kappa_t = -n log t, whichever schedule sigma was trained with. Its log-linear schedule,
+    sigma(s) = -log(1 - (1 - eps) s) for s from 0 to 1, stops at sigma = -log eps, and so do we: kappa is at least eps.
+    """
+    return -(t.float() ** kappa_exponent).clamp_min(SIGMA_EPSILON).log()
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoidal features of a time in [0, 1] (or of another scalar), through a two-layer MLP."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """[B] -> [B, cond_dim]."""
+        out: Tensor = self.mlp(sinusoids(t.float()))
+        return out
+
+
+class StepEmbedding(nn.Module):
+    """Sinusoidal features of a step size dt, by log2(1/dt), through a two-layer MLP whose output starts at zero."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        first, last = nn.Linear(FREQUENCIES, cond_dim), nn.Linear(cond_dim, cond_dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+
+    def forward(self, dt: Tensor) -> Tensor:
+        """[B], in (0, 1] -> [B, cond_dim]."""
+        out: Tensor = self.mlp(sinusoids(-dt.float().log2()))
+        return out
+
+
+class FusedModulation(nn.Linear):
+    """Modulation of FS-DFM's students (arXiv 2509.20624): the fused embedding of t and dt, mixed anew before it modulates."""
+
+    def __init__(self, cond_dim: int, out: int) -> None:
+        super().__init__(cond_dim, out)
+        self.fuser = nn.Linear(2 * cond_dim, cond_dim)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """[B, 2 cond_dim] -> [B, out]."""
+        return super().forward(F.silu(self.fuser(c)))
+
+
+def modulation(config: DenoiserConfig, out: int) -> nn.Linear:
+    """From the conditioning to `out` shifts, scales and gates; zero at first."""
+    layer = (FusedModulation if config.conditioning == "fused" else nn.Linear)(config.cond_dim, out)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the time conditioning (gates start at zero)."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        dim = config.hidden_size
+        self.n_heads, self.dropout = config.n_heads, config.dropout
+        self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
+        self.attn_out = Linear(dim, dim, bias=False)
+        self.mlp = MLP(dim, config.mlp_ratio)
+        self.modulation = modulation(config, 6 * dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, c: Tensor) -> Tensor:
+        """x [B, L, D], cos and sin [L, d], c [B, cond_dim] (fused: twice as wide) -> [B, L, D]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
+        qkv = self.qkv(modulate(self.norm1(x), shift1, scale1))
+        q, k, v = (split_heads(part, self.n_heads) for part in qkv.chunk(3, -1))
+        attended = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        x = x + gate1 * F.dropout(self.attn_out(merge_heads(attended)), self.dropout, self.training)
+        hidden = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        out: Tensor = x + gate2 * F.dropout(hidden, self.dropout, self.training)
+        return out
+
+
+class Trunk(nn.Module):
+    """Everything below the vocabulary head: tokens and time to hidden states."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.n_heads
+        self.vocab_embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        nn.init.normal_(self.vocab_embed.weight, std=0.02)
+        self.time_embedding = TimeEmbedding(config.cond_dim)
+        self.sigma_exponent = config.kappa_exponent if config.conditioning == "sigma" else None
+        fused = config.conditioning == "fused"
+        step_embedding = TimeEmbedding if fused else StepEmbedding
+        self.step_embedding = step_embedding(config.cond_dim) if config.step_size else None
+        self.fuser = nn.Linear(2 * config.cond_dim, 2 * config.cond_dim) if fused else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
+        self.norm_final = LayerNorm(config.hidden_size)
+        self.modulation = modulation(config, 2 * config.hidden_size)
+
+    def condition(self, t: Tensor, dt: Tensor | None) -> Tensor:
+        """t [B], dt [B] or None -> [B, cond_dim]; fused: [B, 2 cond_dim], where no step named is a step of 0."""
+        c: Tensor = self.time_embedding(t if self.sigma_exponent is None else sigma(t, self.sigma_exponent))
+        if self.fuser is not None and self.step_embedding is not None:
+            step = self.step_embedding(torch.zeros_like(t) if dt is None else dt)
+            return F.silu(self.fuser(torch.cat([c, step], -1)))
+        if self.step_embedding is not None and dt is not None:
+            c = c + self.step_embedding(dt)
+        return F.silu(c)
+
+    def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
+        """x_t [B, L] int64, t [B] in [0, 1], dt [B] in (0, 1] -> hidden [B, L, D]; None: no step is named."""
+        c = self.condition(t, dt)
+        x = self.vocab_embed(x_t)
+        cos, sin = rotary(x_t.shape[1], self.head_dim, x_t.device)
+        for block in self.blocks:
+            x = block(x, cos, sin, c)
+        shift, scale = self.modulation(c)[:, None].chunk(2, -1)
+        return modulate(self.norm_final(x), shift, scale)
+
+
+class Denoiser(nn.Module):
+    """Trunk and head. `head.weight` [V, D] and `head.bias` [V] feed the row-wise kernels directly."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config)
+        self.head = Linear(config.hidden_size, config.vocab_size)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def hidden(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
+        """x_t [B, L] int64, t [B] -> hidden [B, L, D]; logits of a row are head(hidden row).
+
+        dt [B]: the size of the jump that is about to be made; only a model with a step embedding looks at it.
+        """
+        out: Tensor = self.trunk(x_t, t, dt)
+        return out
+
+    def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
+        """All logits [B, L, V]: for tests and tiny vocabularies only."""
+        out: Tensor = self.head(self.hidden(x_t, t, dt))
+        return out

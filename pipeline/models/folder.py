@@ -1,0 +1,180 @@
+"""Model folders: `config.json`, `model.safetensors` (float16 or float32), `tokenizer.json`, `training.json`, maybe `README.md`.
+
+Weights are safetensors only; nothing is ever unpickled. A folder is written beside its final place and renamed, so it is
+whole or absent. Models that ship with the package lie in `embedded/`, each with the recipe that it was trained by. While a
+model is trained, its training state lies beside its folder, in NAME.training.
+"""
+
+import hashlib
+import shutil
+import uuid
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Generic, TypeVar, get_args
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
+from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
+from tsdfm.schemas.base import Frozen, InputError, to_json
+from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, parse_model_config
+from tsdfm.schemas.terms import Source
+
+CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE = "config.json", "model.safetensors", "training.json", "README.md"
+Network = Denoiser | CausalLM | NceEncoder
+N = TypeVar("N", bound=Network, covariant=True)
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class ModelFolder(Generic[N]):
+    """An opened model folder. `fingerprint`: sha256 over config, weights and tokenizer."""
+
+    network: N
+    vocabulary: Vocabulary
+    fingerprint: str
+    path: Path
+
+
+def build(config: DenoiserConfig | CausalConfig | NceConfig) -> Network:
+    """The network of a config, freshly initialised."""
+    if isinstance(config, DenoiserConfig):
+        return Denoiser(config)
+    return CausalLM(config) if isinstance(config, CausalConfig) else NceEncoder(config)
+
+
+def embedded(name: str) -> Path:
+    """The folder of a model that ships with the package: teacher-mask, teacher-uniform, compass, judge."""
+    return Path(str(files("tsdfm.pipeline.models"))) / "embedded" / name
+
+
+def teacher_folder(name: str, source: Source | None = None) -> Path:
+    """The folder of a denoiser by name: 'embedded', 'embedded:mask', 'embedded:uniform', or a folder.
+
+    Args:
+        name: as typed.
+        source: which embedded one 'embedded' is; None: the mask source's.
+
+    Raises InputError for another 'embedded:...', or one whose source is not `source`.
+    """
+    kind, colon, named = name.partition(":")
+    if kind != EMBEDDED:
+        return Path(name)
+    if colon and named not in get_args(Source):
+        raise InputError(f"model {name}: no such embedded model; give 'embedded:mask', 'embedded:uniform' or a folder")
+    if colon and source not in (None, named):
+        raise InputError(f"model {name}: is of the {named} source, not of the {source} source; leave out source, or name it")
+    return embedded(f"teacher-{named or source or 'mask'}")
+
+
+def state_folder(out: Path) -> Path:
+    """Where the training state of the model in `out` lies while it is trained."""
+    return out.with_name(f"{out.name}.training")
+
+
+def check_target(out: Path) -> None:
+    """Refuse a folder that `save` would refuse, and make the state folder: before anything expensive. Raises InputError."""
+    if out.exists() and not (out / CONFIG_FILE).is_file():
+        raise InputError(f"{out}: exists and is not a model folder; give another --out")
+    try:
+        state_folder(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror}); give a folder you can write to") from None
+
+
+def save(
+    folder: Path, network: Network, vocabulary: Vocabulary, training: Frozen | None, *, half: bool = False,
+    card: str | None = None,
+) -> None:
+    """Write a model folder atomically, replacing an older one. Raises InputError if `folder` is something else.
+
+    Args:
+        folder: where.
+        network: its weights and config are kept.
+        vocabulary: its tokenizer.
+        training: how it was made (a record of `schemas.training_record`), for training.json; None: an empty object.
+        half: store float16 weights.
+        card: its README.md, if it has one.
+    """
+    if folder.exists() and not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder}: exists and is not a model folder; give another --out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        dtype = torch.float16 if half else torch.float32
+        weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
+        (temporary / WEIGHTS_FILE).write_bytes(save_safetensors(weights))
+        (temporary / CONFIG_FILE).write_text(network.config.model_dump_json(indent=2) + "\n")
+        (temporary / TOKENIZER_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
+        (temporary / TRAINING_FILE).write_text("{}\n" if training is None else to_json(training))
+        if card is not None:
+            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except OSError:
+        raise InputError(f"{folder}: no readable {name} there; a model folder holds {CONFIG_FILE}, {WEIGHTS_FILE} "
+                         f"and {TOKENIZER_FILE}") from None
+
+
+def _fill(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(f"{where}: tensor {name} is {found.get(name, 'absent')}, the config wants "
+                             f"{expected.get(name, 'none')}; weights and config don't belong together")
+    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+
+
+def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabulary, folder: Path) -> None:
+    """[MASK], the last id, has a row in models of the mask source alone."""
+    masked = isinstance(config, DenoiserConfig) and config.mask_id is not None
+    if config.vocab_size != vocabulary.size - (not masked):
+        raise InputError(f"{folder}: the config has vocab_size {config.vocab_size}, its tokenizer {vocabulary.size} with "
+                         f"{MASK}; they don't belong together")
+    if isinstance(config, DenoiserConfig) and masked and config.mask_id != vocabulary.mask_id:
+        raise InputError(f"{folder}: the config has mask_id {config.mask_id}, its tokenizer {vocabulary.mask_id}; "
+                         "they don't belong together")
+
+
+def load(folder: Path) -> ModelFolder[Network]:
+    """Open a model folder, in float32, in eval mode, without gradients. Raises InputError naming what is wrong."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such model folder; give 'embedded' or a folder with {CONFIG_FILE}")
+    config_bytes, weight_bytes = _read(folder, CONFIG_FILE), _read(folder, WEIGHTS_FILE)
+    config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
+    vocabulary = Vocabulary.load(folder)
+    _check_vocabulary(config.trunk if isinstance(config, NceConfig) else config, vocabulary, folder)
+    network = build(config)
+    try:
+        _fill(network, load_safetensors(weight_bytes), str(folder / WEIGHTS_FILE))
+    except SafetensorError as error:
+        raise InputError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({error}); make or copy it anew") from None
+    digest = hashlib.sha256(b"\0".join([config_bytes, weight_bytes, vocabulary.to_json().encode()])).hexdigest()
+    network.eval().requires_grad_(False)
+    return ModelFolder(network, vocabulary, digest, folder)
+
+
+def load_denoiser(folder: Path) -> ModelFolder[Denoiser]:
+    """Open a folder that must hold a denoiser. Raises InputError."""
+    opened = load(folder)
+    if not isinstance(opened.network, Denoiser):
+        raise InputError(f"{folder}: holds a {opened.network.config.kind} model; a teacher is a denoiser")
+    return ModelFolder(opened.network, opened.vocabulary, opened.fingerprint, opened.path)

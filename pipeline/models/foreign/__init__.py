@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: read without unpickling, recognised, and rebuilt as ours."""

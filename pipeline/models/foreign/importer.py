@@ -1,0 +1,99 @@
+"""Bring a teacher: a checkpoint of FS-DFM or MDLM becomes a model folder that every command opens."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import CONFIG_FILE
+from tsdfm.pipeline.models.foreign.layouts import layout_of, shape_of, to_denoiser, without_time
+from tsdfm.pipeline.models.foreign.weights import Weights, choose, read_weights, weights_file
+from tsdfm.pipeline.storage.atomic import sha256_file
+from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
+from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
+from tsdfm.schemas.base import InputError, explain
+from tsdfm.schemas.import_teacher import ImportConfig, MdlmFile
+from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.terms import Layout, Source
+from tsdfm.schemas.training_record import ImportRecord, Origin
+
+LENGTH = 1024  # of all published models of both layouts
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A denoiser made of another project's weights, and where they are from."""
+
+    network: Denoiser
+    vocabulary: Vocabulary
+    record: ImportRecord
+
+
+def import_teacher(config: ImportConfig) -> Imported:
+    """Open, check and convert a checkpoint. Raises InputError naming what is wrong with it, or what it leaves open."""
+    file = weights_file(Path(config.checkpoint))
+    sets = read_weights(file)
+    taken = choose(sets, config.weights, file)
+    weights, where = sets[taken], f"{file}:{taken}" if taken else str(file)
+    layout = layout_of(weights, where)
+    if config.layout not in ("auto", layout):
+        raise InputError(f"{where}: has the layout {layout}, not {config.layout}; give --layout {layout} or auto")
+    vocabulary, beside = _vocabulary(config, file), _beside(file, layout)
+    if layout == "fs-dfm" and config.time_conditioning is not None:
+        raise InputError("--time-conditioning: an fs-dfm teacher is always told the time; leave it out")
+    timed = bool(beside.time_conditioning if config.time_conditioning is None else config.time_conditioning)
+    network = to_denoiser(weights, layout, _denoiser_config(config, weights, layout, vocabulary, beside, timed, where), where)
+    if layout == "mdlm" and not timed:
+        without_time(network)
+    record = ImportRecord(imported=Origin(
+        layout=layout, weights=taken, sha256=sha256_file(file), others=sorted(set(sets) - {taken}), config=config))
+    return Imported(network.eval().requires_grad_(False), vocabulary, record)
+
+
+def _vocabulary(config: ImportConfig, file: Path) -> Vocabulary:
+    if config.tokenizer is None and not (file.parent / TOKENIZER_FILE).is_file():
+        raise InputError(f"{file}: no {TOKENIZER_FILE} beside it; give --tokenizer (both layouts' published models: GPT-2's)")
+    path = Path(config.tokenizer) if config.tokenizer else file.parent
+    vocabulary = Vocabulary.load(path)
+    return vocabulary if config.eos is None else vocabulary.ending_with(config.eos, str(path))
+
+
+def _beside(file: Path, layout: Layout) -> MdlmFile:
+    """What MDLM's config.json beside the weights says; nothing where there is none."""
+    path = file.parent / CONFIG_FILE
+    if layout != "mdlm" or not path.is_file():
+        return MdlmFile()
+    try:
+        return MdlmFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise explain(error, str(path)) from None
+
+
+def _source(config: ImportConfig, rows: int, layout: Layout, vocabulary: Vocabulary, where: str) -> Source:
+    """Mask with a row for [MASK], else uniform. Raises InputError if the rows are not the tokenizer's."""
+    by_rows: dict[int, Source] = {vocabulary.size: "mask", vocabulary.size - 1: "uniform"}
+    source = by_rows.get(rows)
+    if source is None or (layout == "mdlm" and source == "uniform"):
+        known = str(vocabulary.size) if layout == "mdlm" else f"{vocabulary.size - 1} (uniform) or {vocabulary.size} (mask)"
+        raise InputError(f"{where}: has a vocabulary of {rows}, its tokenizer gives {known}, {MASK} as the last id; "
+                         "give the tokenizer it was trained with (--tokenizer)")
+    if config.source not in (None, source):
+        raise InputError(f"{where}: {rows} rows over this tokenizer are the {source} source, not {config.source}; "
+                         "leave out --source, or give another --tokenizer")
+    return source
+
+
+def _denoiser_config(
+    config: ImportConfig, weights: Weights, layout: Layout, vocabulary: Vocabulary, beside: MdlmFile, timed: bool, where: str
+) -> DenoiserConfig:
+    shape, rows, cond_dim = shape_of(weights, layout, config.heads or beside.n_heads, where)
+    source, student = _source(config, rows, layout, vocabulary, where), "dt_embedding.mlp.0.weight" in weights
+    try:
+        return DenoiserConfig(
+            **shape.model_dump(), vocab_size=rows, length=config.length or beside.model_length or LENGTH, cond_dim=cond_dim,
+            source=source, mask_id=vocabulary.mask_id if source == "mask" else None, kappa_exponent=config.kappa_exponent,
+            step_size=student, conditioning="fused" if student else "sigma" if layout == "mdlm" and timed else "t",
+        )
+    except ValidationError as error:
+        raise explain(error, where) from None

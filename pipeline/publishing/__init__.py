@@ -1,0 +1,1 @@
+"""Datasets and students on the Hugging Face Hub."""

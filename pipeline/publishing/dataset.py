@@ -1,0 +1,125 @@
+"""Publish a dataset: a dataset repository of the Hub that `datasets`, its viewer, and `distill --data hf://...` all read.
+
+    README.md  manifest.json  tokenizer.json  energies.png
+    data/train-00000-of-00008.parquet ...      the shards, byte for byte: config `default`, split `train`
+    arms/shaped-00000-of-00008.parquet ...     of a dataset of both arms: its rows again, an arm a file
+
+The manifest names shards by checksum, so they travel as they are, and they hold both arms. A split, though, is a set of files:
+`datasets` could filter rows by a config's `filters`, but the Hub's viewer and every other reader show the files that the card
+names, whole. So that config `arms` has the splits `shaped` and `blind` everywhere, each shard's rows are written once more,
+arm by arm, which about doubles the bytes (`arm_splits: false` leaves them out). A dataset of one arm needs no copies: its split
+is `data/`.
+
+The manifest's hint of where the teacher was is left out if it is a folder of this machine.
+"""
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tsdfm.pipeline.dataset import shards
+from tsdfm.pipeline.dataset.manifest import CARD_FILE, MANIFEST_FILE, digest, read_shard_bytes
+from tsdfm.pipeline.dataset.summary import summarise
+from tsdfm.pipeline.dataset.verify import verify
+from tsdfm.pipeline.publishing.dataset_card import PLOT_FILE, published_card
+from tsdfm.pipeline.publishing.energy_plot import draw_energies
+from tsdfm.pipeline.publishing.receipt import leave_receipt
+from tsdfm.pipeline.publishing.upload import Upload
+from tsdfm.pipeline.storage.hub_client import check_login
+from tsdfm.pipeline.storage.store import Store
+from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.manifest import DatasetManifest, Identity
+from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.publish import PublishConfig, Receipt
+from tsdfm.schemas.terms import Arm
+
+_OWNED = re.compile(r"(data|arms)/[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
+
+
+def publish_dataset(store: Store, config: PublishConfig, progress: Progress = unheard) -> Receipt:
+    """Bring a repository up to date with a dataset, and leave the receipt in it.
+
+    Raises InputError (the dataset is faulty, the login, name or repository not fit: nothing was sent), or WorkError (what
+    arrived is kept, the same call goes on).
+    """
+    check_login(config.repo)
+    manifest, faults = verify(store, progress)
+    if faults:
+        raise InputError(f"{store.uri}: {len(faults)} faults, the first {faults[0]}; run verify to list all, and generate to "
+                         "remake what it names; nothing was published")
+    summary = summarise(store, progress)
+    identity = manifest.identity
+    upload = Upload(config.repo, "dataset", f"{manifest.totals.rows} trajectories, identity {digest(identity)[:16]}")
+    upload.open(config.private, MANIFEST_FILE, _paths(manifest, config))
+    energies: dict[Arm, list[npt.NDArray[np.float32]]] = {arm: [] for arm in identity.arms}
+    for done, record in enumerate(manifest.shards):
+        data = read_shard_bytes(store, record)
+        upload.add(record.path, data)
+        table = shards.decode(data, record.path)[0]
+        for arm in identity.arms:
+            part = table.filter(pc.equal(table.column("arm"), arm))
+            energies[arm].append(_final_energies(part))
+            if _copies_arms(identity, config):
+                upload.add(_arm_path(record.path, arm), shards.encode(part, digest(identity)))
+        progress("uploading", done + 1, len(manifest.shards))
+    plot = _plot({arm: np.concatenate(parts) for arm, parts in energies.items()})
+    card = published_card(manifest, summary, _splits(identity, config), config)
+    last = {TOKENIZER_FILE: _must_read(store, TOKENIZER_FILE), **plot, CARD_FILE: card.encode(),
+            MANIFEST_FILE: _portable(manifest)}
+    revision = upload.finish(last, _owned)
+    return leave_receipt(store, upload, revision)
+
+
+def _owned(path: str) -> bool:
+    """Whether a file of the repository is of the kind that this module writes, and deletes when it is no longer part."""
+    return _OWNED.fullmatch(path) is not None
+
+
+def _paths(manifest: DatasetManifest, config: PublishConfig) -> set[str]:
+    """Every file that the repository may come to hold."""
+    paths = {record.path for record in manifest.shards}
+    if _copies_arms(manifest.identity, config):
+        paths |= {_arm_path(path, arm) for path in paths for arm in manifest.identity.arms}
+    return paths | {TOKENIZER_FILE, PLOT_FILE, CARD_FILE, MANIFEST_FILE}
+
+
+def _copies_arms(identity: Identity, config: PublishConfig) -> bool:
+    return config.arm_splits and len(identity.arms) > 1
+
+
+def _splits(identity: Identity, config: PublishConfig) -> dict[str, str]:
+    """Of config `arms`: each split and its files; {} if the arms share files."""
+    if len(identity.arms) == 1:
+        return {identity.arms[0]: "data/train-*.parquet"}
+    return {arm: _arm_path("data/train-*.parquet", arm) for arm in identity.arms} if config.arm_splits else {}
+
+
+def _arm_path(path: str, arm: str) -> str:
+    """data/train-X.parquet -> arms/ARM-X.parquet."""
+    return f"arms/{arm}{path.removeprefix('data/train')}"
+
+
+def _final_energies(table: pa.Table) -> npt.NDArray[np.float32]:
+    """Those of all rows that have one."""
+    values: npt.NDArray[np.float32] = table.column("final_energy").drop_null().to_numpy()
+    return values
+
+
+def _plot(energies: dict[Arm, npt.NDArray[np.float32]]) -> dict[str, bytes]:
+    return {PLOT_FILE: draw_energies(energies)} if all(len(values) for values in energies.values()) else {}
+
+
+def _portable(manifest: DatasetManifest) -> bytes:
+    teacher = manifest.teacher if manifest.teacher == "embedded" else None
+    return (manifest.model_copy(update={"teacher": teacher}).model_dump_json(indent=2) + "\n").encode()
+
+
+def _must_read(store: Store, path: str) -> bytes:
+    data = store.read(path)
+    if data is None:
+        raise InputError(f"{store.uri}/{path}: missing; restore it, or run generate again")
+    return data

@@ -1,0 +1,91 @@
+"""Publish a student: a model repository of the Hub with the model folder's files, and a card with the results of `evaluate`.
+
+`training.json` and the card name datasets and models by where they were on this machine; of such a path only the last part is
+published. The weights, config and tokenizer travel as they are, so the fingerprint is that of the folder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tsdfm.pipeline.models.folder import CARD_FILE, CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE, load_denoiser
+from tsdfm.pipeline.publishing.receipt import leave_receipt
+from tsdfm.pipeline.publishing.student_card import Published, published_student_card
+from tsdfm.pipeline.publishing.upload import Upload
+from tsdfm.pipeline.storage.hub_client import check_login
+from tsdfm.pipeline.storage.store import LocalStore
+from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
+from tsdfm.schemas.base import InputError, parse_json, to_json
+from tsdfm.schemas.evaluate import Results
+from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.publish import PublishConfig, Receipt
+from tsdfm.schemas.training_record import StudentRecord
+
+RESULTS_FILE, FRONTIER_FILE = "results.json", "frontier.png"
+_OWNED = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TRAINING_FILE, FRONTIER_FILE}
+
+
+def publish_student(folder: Path, config: PublishConfig, progress: Progress = unheard) -> Receipt:
+    """Bring a repository up to date with a student, and leave the receipt in its folder.
+
+    Raises InputError (not a student, an evaluation of something else, the login, name or repository not fit: nothing was sent),
+    or WorkError (what arrived is kept, the same call goes on).
+    """
+    check_login(config.repo)
+    opened = load_denoiser(folder)
+    network = opened.network
+    if not network.config.step_size:
+        raise InputError(f"{folder}: holds a teacher; publish takes finished datasets and students")
+    record = without_folders(_record(folder))
+    results, frontier = _evaluation(config.evaluation, opened.fingerprint)
+    card = published_student_card(
+        Published(network.config, record, opened.fingerprint, config, results, frontier=bool(frontier)))
+    files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)}
+    upload = Upload(config.repo, "model", f"Student {opened.fingerprint[:16]}")
+    upload.open(config.private, TRAINING_FILE, _OWNED)
+    progress("uploading", 0, 1)
+    revision = upload.finish({
+        **files, TRAINING_FILE: to_json(record).encode(), **frontier,
+        CARD_FILE: card.encode()}, _OWNED.__contains__)
+    progress("uploading", 1, 1)
+    return leave_receipt(LocalStore(folder), upload, revision)
+
+
+def without_folders(record: StudentRecord) -> StudentRecord:
+    """The same in which every absolute path or file: URI has become its last part."""
+    return StudentRecord.model_validate(_bare(record.model_dump(mode="json")))
+
+
+def _bare(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _bare(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_bare(each) for each in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "file:")):
+        return Path(value).name
+    return value
+
+
+def _record(folder: Path) -> StudentRecord:
+    try:
+        return parse_json(StudentRecord, (folder / TRAINING_FILE).read_bytes(), str(folder / TRAINING_FILE))
+    except (OSError, InputError):
+        raise InputError(f"{folder}/{TRAINING_FILE}: not the record of a distillation; "
+                         "give the folder that distill wrote") from None
+
+
+def _evaluation(folder: str | None, fingerprint: str) -> tuple[Results | None, dict[str, bytes]]:
+    """The results of an evaluation, which must have a row of this student, and its frontier if it drew one."""
+    if folder is None:
+        return None, {}
+    path = Path(folder)
+    try:
+        text = (path / RESULTS_FILE).read_bytes()
+    except OSError:
+        raise InputError(f"{folder}: no {RESULTS_FILE} there; give the folder that 'evaluate --out' wrote") from None
+    results = parse_json(Results, text, f"{folder}/{RESULTS_FILE}")
+    if all(row.fingerprint != fingerprint for row in results.rows):
+        raise InputError(f"{folder}/{RESULTS_FILE}: has no row of this student ({fingerprint[:16]}); "
+                         "run evaluate with --model and its folder")
+    frontier = path / FRONTIER_FILE
+    drawn = results.settings.frontier and frontier.is_file()
+    return results, {FRONTIER_FILE: frontier.read_bytes()} if drawn else {}

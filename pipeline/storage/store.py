@@ -1,0 +1,171 @@
+"""Where a dataset lives: a local folder, or any filesystem that pyarrow or fsspec can name by URI.
+
+A file appears whole or not at all: locally by temporary name, fsync and rename; on an object store by one put.
+`open_store.open_store` finds the store of a name.
+"""
+
+import contextlib
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.pipeline.storage.locks import flock, lease
+from tsdfm.schemas.base import InputError, WorkError, first_line
+
+
+class Store(ABC):
+    """A dataset's folder. Paths are POSIX and relative to it."""
+
+    uri: str  # of the folder, as people may type it
+    local: Path | None = None  # where it is on this machine's disk, if it is
+    cached = True  # whether a file that was read once is on this machine from then on
+
+    @abstractmethod
+    def read(self, path: str) -> bytes | None:
+        """The file's bytes, or None if there is no such file. Raises WorkError if it is there and can't be read."""
+
+    @abstractmethod
+    def write(self, path: str, data: bytes) -> None:
+        """Put a file, whole or not at all. Raises InputError or WorkError."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Delete a file if it exists."""
+
+    @abstractmethod
+    def names(self, folder: str = "") -> list[str]:
+        """Names of the files and folders directly in `folder`, sorted; [] if it does not exist."""
+
+    @abstractmethod
+    def owned(self) -> AbstractContextManager[None]:
+        """Hold the dataset for one run. Raises InputError, naming the owner, if another run holds it."""
+
+
+@contextlib.contextmanager
+def explained(what: str, uri: str) -> Iterator[None]:
+    """Turn an OSError into one line: InputError where another folder would do, else WorkError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "No space left" in str(error):
+            raise WorkError(f"{uri}: the disk is full; free some space and run the same command to resume") from None
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+            raise InputError(f"{uri}: cannot {what} ({error.strerror or error}); give a folder you can write to") from None
+        raise WorkError(f"{uri}: cannot {what} ({error.strerror or error})") from None
+
+
+class LocalStore(Store):
+    """A folder of this machine, or of a disk that it shares."""
+
+    local: Path
+
+    def __init__(self, folder: Path, uri: str | None = None) -> None:
+        self.local = folder.absolute()
+        self.uri = str(folder) if uri is None else uri
+
+    def _at(self, path: str) -> Path:
+        return self.local / path
+
+    def read(self, path: str) -> bytes | None:
+        """See `Store.read`."""
+        with explained("read it", f"{self.uri}/{path}"):
+            try:
+                return self._at(path).read_bytes()
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+
+    def write(self, path: str, data: bytes) -> None:
+        """See `Store.write`."""
+        with explained("write there", f"{self.uri}/{path}"):
+            self._at(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._at(path), data)
+
+    def remove(self, path: str) -> None:
+        """See `Store.remove`."""
+        with explained("delete it", f"{self.uri}/{path}"):
+            self._at(path).unlink(missing_ok=True)
+
+    def names(self, folder: str = "") -> list[str]:
+        """See `Store.names`."""
+        with explained("list it", f"{self.uri}/{folder}"):
+            try:
+                return sorted(entry.name for entry in self._at(folder).iterdir())
+            except FileNotFoundError:
+                return []
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """See `Store.owned`. Temporary files that a killed run left behind are removed."""
+        with explained("write there", self.uri):
+            self.local.mkdir(parents=True, exist_ok=True)
+            held = contextlib.ExitStack()
+            held.enter_context(flock(self.local, self.uri))
+        with held:
+            for folder in (self.local, self.local / "data"):
+                for leftover in folder.glob(".*.tmp"):
+                    leftover.unlink(missing_ok=True)
+            yield
+
+
+class UriStore(Store):
+    """A folder on a filesystem that pyarrow or fsspec knows by URI, e.g. an object store."""
+
+    cached = False
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.filesystem, self.root = _filesystem(uri)
+
+    def _full(self, path: str) -> str:
+        return f"{self.root.rstrip('/')}/{path}" if path else self.root
+
+    def read(self, path: str) -> bytes | None:
+        """See `Store.read`."""
+        with explained("read it", f"{self.uri}/{path}"):
+            try:
+                with self.filesystem.open_input_stream(self._full(path)) as stream:
+                    return bytes(stream.read())
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+
+    def write(self, path: str, data: bytes) -> None:
+        """See `Store.write`."""
+        with explained("write there", f"{self.uri}/{path}"):
+            self.filesystem.create_dir(self._full(path).rpartition("/")[0], recursive=True)
+            with self.filesystem.open_output_stream(self._full(path)) as stream:
+                stream.write(data)
+
+    def remove(self, path: str) -> None:
+        """See `Store.remove`."""
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.delete_file(self._full(path))
+
+    def names(self, folder: str = "") -> list[str]:
+        """See `Store.names`."""
+        with explained("list it", f"{self.uri}/{folder}"):
+            selector = pafs.FileSelector(self._full(folder), allow_not_found=True)
+            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def owned(self) -> AbstractContextManager[None]:
+        """See `Store.owned`."""
+        return lease(self)
+
+
+def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(uri)
+        return filesystem, str(root)
+    except Exception:  # pyarrow raises several kinds for a scheme it does not know
+        import fsspec
+
+        try:
+            inner, root = fsspec.core.url_to_fs(uri)
+        except Exception as error:
+            raise InputError(f"{uri}: no such filesystem ({first_line(error)}); "
+                             "give a path or a URI that pyarrow or fsspec knows") from None
+        return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), root

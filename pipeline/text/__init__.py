@@ -1,0 +1,1 @@
+"""Documents, the vocabulary, and what text looks like by counting."""

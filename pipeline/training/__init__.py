@@ -1,0 +1,1 @@
+"""One loop, and what is fitted with it: teachers, compasses, students."""

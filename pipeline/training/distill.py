@@ -1,0 +1,177 @@
+"""Distil a student from frozen shards: no teacher process, no compass.
+
+The student is its teacher's copy with a step embedding (`student.student_of`), fitted by `objectives.StudentLoss` to the
+batches of `batches.Reader`; `student_trainer` makes its updates.
+"""
+
+import time
+from contextlib import AbstractContextManager, ExitStack, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tsdfm.pipeline.dataset.manifest import digest
+from tsdfm.pipeline.loader.batches import Reader
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import (
+    EMBEDDED,
+    ModelFolder,
+    check_target,
+    load,
+    load_denoiser,
+    save,
+    state_folder,
+    teacher_folder,
+)
+from tsdfm.pipeline.storage.store import LocalStore
+from tsdfm.pipeline.training.student_card import student_card
+from tsdfm.pipeline.training.student_trainer import Place, Start, train_student
+from tsdfm.pipeline.training.trainer import Report
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.manifest import DatasetManifest
+from tsdfm.schemas.reports import DistillReport
+from tsdfm.schemas.training_record import StudentRecord
+
+# What may differ between a run and its resumption: where things lie, and how the work is divided.
+MOVABLE: dict[str, Any] = {"data": {"paths", "loader_workers"}, "init": True, "workers": True, "address": True}
+LIBRARIES = ("tsdfm-pipeline", "torch", "ray")
+LOCK_SECONDS = 20.0  # to wait for the training folder: processes of a killed run may outlive it by a few
+POLL_SECONDS = 0.5
+
+
+def distill(config: DistillConfig, out: Path | str, report: Report = lambda step, scalars: False) -> DistillReport | None:
+    """Train, or go on training, a student into the folder `out`, in this process, without Ray.
+
+    Training state and TensorBoard logs stand beside it, in OUT.training, from which a rerun of the same call goes on. torch
+    computes with the threads that it has: `optim.threads`, `workers` and `address` are not looked at.
+
+    Args:
+        config: what to train on and how.
+        out: folder of the student.
+        report: called every `optim.log_every` updates with (update, scalars); returning True saves and stops.
+
+    Returns:
+        What was made; None if `report` asked to stop.
+
+    Raises:
+        InputError: data, weights, objective or `out` don't fit; nothing was changed.
+        WorkError: the loss is not finite, say; the last checkpoint is kept.
+    """
+    folder, last, started = Path(out), dict[str, float](), time.monotonic()
+    start = check(config, folder)
+
+    def heard(step: int, scalars: dict[str, float]) -> bool:
+        last.update(scalars)
+        return bool(report(step, scalars))
+
+    if not train_at(Place.alone(), config, folder, heard):
+        return None
+    return DistillReport(out=str(folder), fingerprint=load(folder).fingerprint, init=start.weights.fingerprint,
+                         updates=config.optim.steps, seconds=round(time.monotonic() - started, 2), scalars=last)
+
+
+def check(config: DistillConfig, out: Path) -> Start:
+    """Open all that a distillation needs, and refuse what could not end well. Raises InputError."""
+    start = open_start(config)
+    if out.resolve() == start.weights.path.resolve():
+        raise InputError(f"{out}: holds the weights to start from, which the student would replace; give another --out")
+    check_target(out)
+    return start
+
+
+def train_at(place: Place, config: DistillConfig, out: Path, report: Report) -> bool:
+    """One process's part of a distillation; the first process writes the student to `out`.
+
+    Returns False if `report` asked to stop. Raises InputError or WorkError.
+    """
+    with ExitStack() as stack:
+        if place.rank == 0:
+            stack.enter_context(_owned(LocalStore(state_folder(out))))
+        start = open_start(config)
+        student = train_student(start, state_folder(out), place, report)
+        if student is not None and place.rank == 0:
+            record = record_of(start)
+            save(out, student, start.weights.vocabulary, record, card=student_card(student.config, record))
+    return student is not None
+
+
+def _owned(store: LocalStore) -> AbstractContextManager[object, bool | None]:
+    """Hold the training folder, which another process may be about to let go. Raises InputError if it doesn't."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(store.owned())
+            except InputError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return stack.pop_all()
+        time.sleep(POLL_SECONDS)
+
+
+def open_start(config: DistillConfig) -> Start:
+    """Open a config's datasets and the weights to start from. Raises InputError if they don't fit together."""
+    reader = open_reader(config)
+    weights = open_init(config, reader.manifests[0])
+    return Start(config, reader, weights, identity_of(config, reader, weights))
+
+
+def open_reader(config: DistillConfig) -> Reader:
+    """The reader of a config's datasets. Raises InputError."""
+    if not config.data.paths:
+        raise InputError("--data: no dataset given; give --data OUT (a folder that generate wrote), or data.paths")
+    return Reader.open(config.data, objective=config.objective, beta=config.beta, budgets=config.budgets,
+                       batch_size=config.optim.batch_size, seed=config.optim.seed)
+
+
+def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[Denoiser]:
+    """The denoiser to start from: `init`, or the manifest's teacher. Raises InputError if it doesn't fit the data."""
+    identity = manifest.identity
+    if config.init is not None:
+        opened = load_denoiser(teacher_folder(config.init, identity.teacher.source))
+    else:
+        opened = _teacher_of(manifest)
+    folder = opened.path
+    facts, mine = identity.teacher, opened.network.config
+    pairs = [("source", mine.source, facts.source), ("vocab_size", mine.vocab_size, facts.vocab_size),
+             ("mask_id", mine.mask_id, facts.mask_id), ("kappa_exponent", mine.kappa_exponent, facts.kappa_exponent),
+             ("tokenizer", opened.vocabulary.fingerprint, identity.tokenizer)]
+    for name, found, wanted in pairs:
+        if found != wanted:
+            raise InputError(f"--init {folder}: its {name} ({found!s:.16}) is not the dataset's ({wanted!s:.16}); "
+                             "give the dataset's teacher, or a student of it")
+    if config.init_blocks is not None and config.init_blocks > mine.n_blocks:
+        raise InputError(f"init_blocks: {config.init_blocks} is more than the {mine.n_blocks} blocks of {folder}; "
+                         "give at most that")
+    if identity.rollout.length is not None and mine.length < identity.rollout.length:
+        raise InputError(f"--init {folder}: takes {mine.length} tokens, the dataset has {identity.rollout.length}; "
+                         "give a longer one")
+    return opened
+
+
+def _teacher_of(manifest: DatasetManifest) -> ModelFolder[Denoiser]:
+    wanted = manifest.identity.teacher
+    named = manifest.teacher
+    for folder in [teacher_folder(name, wanted.source) for name in dict.fromkeys([EMBEDDED, named or EMBEDDED])]:
+        with suppress(InputError):  # what else may lie there by now is not asked for
+            opened = load_denoiser(folder)
+            if opened.fingerprint == wanted.fingerprint:
+                return opened
+    raise InputError(f"--init: the dataset's teacher ({named or 'unnamed'}, fingerprint {wanted.fingerprint[:12]}) is not on "
+                     "this machine any more; give --init FOLDER with a copy of it")
+
+
+def identity_of(config: DistillConfig, reader: Reader, start: ModelFolder[Denoiser]) -> dict[str, Any]:
+    """All that a student's bits depend on, but for real text and libraries; plain JSON."""
+    datasets = [digest(manifest.identity) for manifest in reader.manifests]
+    settings = config.model_copy(update={"budgets": reader.budget_shares}).model_dump(mode="json", exclude=MOVABLE)
+    return {**settings, "init": start.fingerprint, "datasets": datasets}
+
+
+def record_of(start: Start) -> StudentRecord:
+    """How a student was made, for its training.json."""
+    resolved = start.config.model_copy(update={"budgets": start.reader.budget_shares})
+    return StudentRecord(config=resolved, data=start.reader.facts(), init=start.weights.fingerprint,
+                         versions={name: version(name) for name in LIBRARIES})

@@ -1,0 +1,81 @@
+"""What a student is fitted to, at the positions that carry a target.
+
+A target position of the window (t, t + dt] holds the kept token c of its last event, the K candidates of that event with
+weights w = softmax(-beta E), and maybe the teacher's top-k p at that moment. With q = p_theta(. | x_t, t, dt) of that position:
+
+    event, endpoint   -log q(c)                        (endpoint: the window reaches to t = 1, see `windows.py`)
+    candidates        -sum_k w_k log q(c_k)            cross entropy to the mixture of DESIGN's jump log
+    forward_kl        KL(p || q)                       over the top-k and one bucket for the rest
+    reverse_kl        KL(q || p)                       likewise
+
+The first three carry the compass's selection; the KL objectives are baselines that fit the proposal and forget it.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from tsdfm.kernels.linear_buckets import linear_buckets
+from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs, normalised
+from tsdfm.pipeline.loader.windows import Batch
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.schemas.terms import Objective
+
+TAIL_FLOOR = 1e-4  # the least mass of the bucket for the rest; stored log-probabilities are rounded to 1/128 nat
+LOWEST = -1e4  # the least log-probability of that bucket under the student: a vocabulary that all lies in the top-k has none
+
+
+class StudentLoss(nn.Module):
+    """The loss of a batch; a module, so that data-parallel wrappers see its forward pass."""
+
+    def __init__(self, student: Denoiser, objective: Objective) -> None:
+        super().__init__()
+        self.student, self.objective = student, objective
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Nats of every target position, 0 at the others: [B, L] float32."""
+        has_target = batch.target >= 0
+        hidden = self.student.hidden(batch.x_t, batch.t, batch.dt)[has_target]
+        head, mask_id = self.student.head, self.student.config.mask_id
+        bias: Tensor = head.bias
+        if mask_id is not None:  # [MASK] is never written, so it has no mass
+            excluded = torch.arange(len(bias), device=bias.device) == mask_id
+            bias = bias.masked_fill(excluded, -torch.inf)
+        of_rows = self._of_rows(hidden, head.weight, bias, batch, has_target)
+        return torch.zeros(batch.target.shape, device=of_rows.device).masked_scatter(has_target, of_rows)
+
+    def _of_rows(self, hidden: Tensor, weight: Tensor, bias: Tensor, batch: Batch, has_target: Tensor) -> Tensor:
+        """Nats of the rows that have a target: hidden [R, D] -> [R]; logits are held a block at a time (kernels)."""
+        # Real text has tokens alone, whatever the objective.
+        if batch.candidates is not None and batch.weights is not None:
+            log_q = linear_logprobs(hidden, weight, batch.candidates[has_target], bias)
+            return mixture_cross_entropy(log_q, batch.weights[has_target])
+        if batch.topk_ids is not None and batch.topk_logprobs is not None:
+            ids = batch.topk_ids[has_target]
+            log_q, log_q_tail = normalised(linear_buckets(hidden, weight, ids, bias), ids)
+            divergence = forward_kl if self.objective == "forward_kl" else reverse_kl
+            return divergence(log_q, log_q_tail.clamp_min(LOWEST), batch.topk_logprobs[has_target])
+        return -linear_logprob(hidden, weight, batch.target[has_target], bias)
+
+
+def mixture_cross_entropy(log_q: Tensor, weights: Tensor) -> Tensor:
+    """-sum_k w_k log q(c_k); log q of the candidates and weights [R, K] -> [R]."""
+    return -(weights * log_q).sum(-1)
+
+
+def forward_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:
+    """KL(p || q) over k tokens and one bucket for the rest; log q [R, k] and [R], log p of the tokens [R, k] -> [R]."""
+    p, tail = _proposal(logprobs)
+    inside = torch.xlogy(p, p) - torch.where(p > 0, p * log_q, 0.0)
+    return inside.sum(-1) + tail * (tail.log() - log_q_tail)
+
+
+def reverse_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:
+    """KL(q || p), likewise."""
+    _, tail = _proposal(logprobs)
+    return (log_q.exp() * (log_q - logprobs)).sum(-1) + log_q_tail.exp() * (log_q_tail - tail.log())
+
+
+def _proposal(logprobs: Tensor) -> tuple[Tensor, Tensor]:
+    """p of the given tokens [R, k], and what is left [R], at least TAIL_FLOOR."""
+    p = logprobs.exp()
+    return p, (1 - p.sum(-1)).clamp_min(TAIL_FLOOR)

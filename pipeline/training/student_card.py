@@ -1,0 +1,47 @@
+"""The model card, README.md of a student's folder: what it was distilled from, how, and how to use it."""
+
+import json
+
+from tsdfm.pipeline.dataset.card import front_matter
+from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.training_record import StudentRecord
+
+FIELDS = {"pipeline_tag": "text-generation", "tags": ["discrete-flow-matching", "distillation", "tsdfm"]}
+
+
+def student_card(config: DenoiserConfig, record: StudentRecord) -> str:
+    """The card's text; a function of the model's config and how it was made."""
+    return front_matter(FIELDS) + card_body(config, record, "FOLDER")
+
+
+def card_body(config: DenoiserConfig, record: StudentRecord, folder: str, get: str = "") -> str:
+    """The card below its YAML head; `folder` is how its commands name the student, `get` the command that brings it there."""
+    settings = record.config
+    budgets = settings.budgets or {}
+    datasets = "\n".join(f"| `{entry.identity[:16]}` | {entry.rows} | {settings.data.arm} |" for entry in record.data.datasets)
+    return f"""
+# A few-step student of a discrete flow matching teacher
+
+Writes {config.length} tokens over a vocabulary of {config.vocab_size} ids ({config.source} source) in 1 to
+{max(budgets)} steps. Distilled by tsdfm-pipeline with the objective
+`{settings.objective}` for the step budgets {', '.join(map(str, budgets))}, {settings.optim.steps} updates of
+{settings.optim.batch_size} trajectories, from frozen trajectories:
+
+| dataset (identity, sha256) | trajectories | arm |
+|---|---|---|
+{datasets}
+
+Started from the weights `{record.init[:16]}` (fingerprint, sha256).
+
+```sh
+{get}{chr(10) if get else ""}tsdfm-pipeline sample --model {folder} --steps 8 -n 4
+tsdfm-pipeline evaluate --model {folder} --steps 1,2,4,8,16
+tsdfm-pipeline generate --teacher {folder} --steps 16 --out ROUND2
+```
+
+The whole config:
+
+```json
+{json.dumps(settings.model_dump(mode="json"), indent=2, sort_keys=True)}
+```
+"""

@@ -1,0 +1,236 @@
+"""The one training loop: AdamW, warm-up and cosine, clipping, EMA, exact resume.
+
+Every random number of update s comes from a generator seeded with (seed, s), so an interrupted run that resumes takes the
+same updates as one that never stopped. A training checkpoint is tensors in one safetensors file plus a JSON header.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.schemas.base import InputError, WorkError, differences
+from tsdfm.schemas.optim import OptimConfig
+
+STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
+
+# torch's CPU generator uses only the low 32 bits of its seed; an odd stride spreads all seeds over them.
+SEED_STRIDE = 0x9E3779B1
+DROPOUT_STREAM = 0x2EED0000  # keeps the generators of updates apart from those of dropout, which draws from torch's global one
+
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an update's batch: how to compute its loss, and under what its gradient is taken.
+
+    `loss` is called once, and its result differentiated, inside `sync`: data-parallel processes exchange gradients at the
+    last part only. The sum of the parts' losses is the update's.
+    """
+
+    loss: Callable[[], Tensor]
+    sync: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+Parts = Callable[[int, torch.Generator], Iterable[Part]]  # (update, its generator) -> the parts of its batch
+Mean = Callable[[float], float]  # a process's mean loss -> that over all processes
+Gauges = Callable[[], dict[str, float]]
+Report = Callable[[int, dict[str, float]], bool | None]  # (update, scalars); True: save and stop here
+
+
+def whole(loss_at: Callable[[int, torch.Generator], Tensor]) -> Parts:
+    """The parts of batches that are computed whole: a function of (update, its generator) that gives the scalar loss."""
+    return lambda step, generator: [Part(lambda: loss_at(step, generator))]
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """The generator of one update: a function of (seed, step) alone."""
+    return torch.Generator().manual_seed(_mixed(seed, step))
+
+
+def _mixed(seed: int, step: int) -> int:
+    return (step + SEED_STRIDE * seed) % 2**32
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """torch's global generator (and the GPU's) seeded, and afterwards as it was before."""
+    devices = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def learning_rate(config: OptimConfig, step: int) -> float:
+    """Linear warm-up to the peak, then cosine decay to final_lr_ratio of it."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Trainer:
+    """Trains `model` in place of `steps` updates; afterwards `model` holds the EMA weights.
+
+    `identity` is what must not change between a run and its resumption (the whole config); a mismatch is refused. Of the
+    data-parallel processes of one run only the first `writes` checkpoints and logs.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: OptimConfig, folder: Path, identity: dict[str, object], *, writes: bool = True
+    ) -> None:
+        self.model, self.config, self.folder, self.identity, self.writes = model, config, folder, identity, writes
+        matrices = [p for p in model.parameters() if p.ndim >= 2]
+        vectors = [p for p in model.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.lr, betas=(0.9, config.beta2), fused=True,
+        )
+        self.parameters: list[Tensor] = [*matrices, *vectors]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.step = 0
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for index, parameter in enumerate(self.parameters):
+            state = self.optimizer.state[parameter]
+            tensors |= {f"{index}.weight": parameter.detach(), f"{index}.ema": self.average[index],
+                        f"{index}.exp_avg": state["exp_avg"], f"{index}.exp_avg_sq": state["exp_avg_sq"]}
+        return tensors
+
+    def save(self) -> None:
+        """Write the training checkpoint; the header, written last, names the update it belongs to.
+
+        Raises WorkError, and leaves the last checkpoint, if a weight is not finite.
+        """
+        for parameter in self.parameters:
+            self._check_finite("largest weight", float(parameter.detach().abs().max()))
+        if not self.writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        header = {"step": self.step, "identity": self.identity}
+        data = save(self._tensors(), metadata={"step": str(self.step)})
+        write_atomic(self.folder / STATE_FILE, data)
+        write_atomic(self.folder / HEADER_FILE, json.dumps(header, indent=2, sort_keys=True).encode())
+
+    def resume(self) -> bool:
+        """Load the training checkpoint if there is one. Raises InputError if it belongs to another config."""
+        state_file, header_file = self.folder / STATE_FILE, self.folder / HEADER_FILE
+        if not (state_file.is_file() and header_file.is_file()):
+            return False
+        try:
+            old = json.loads(header_file.read_text())["identity"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{header_file}: unreadable training checkpoint; remove the folder") from None
+        differing = differences(old, json.loads(json.dumps(self.identity)))
+        if differing:
+            raise InputError(f"{self.folder}: holds a run of another config; give another --out, remove the folder, "
+                             "or make these equal: " + "; ".join(differing))
+        try:
+            tensors = load_file(state_file)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{state_file}: unreadable training checkpoint ({error}); remove the folder") from None
+        with torch.no_grad():
+            for index, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"{index}.weight"])
+                self.average[index].copy_(tensors[f"{index}.ema"])
+                device = parameter.device
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(0.0, device=device), "exp_avg": tensors[f"{index}.exp_avg"].to(device),
+                    "exp_avg_sq": tensors[f"{index}.exp_avg_sq"].to(device),
+                }
+            # The tensors' own step rules: a crash between the two files leaves newer tensors under an older header.
+            self.step = _state_step(state_file)
+            for state in self.optimizer.state.values():
+                state["step"].fill_(float(self.step))
+        return True
+
+    def update(self, parts: Parts) -> tuple[float, float]:
+        """One update. Returns this process's loss and the gradient norm. Raises WorkError on a loss that is not finite."""
+        rate = learning_rate(self.config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_mixed(self.config.seed, DROPOUT_STREAM + self.step))
+        self.optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for part in parts(self.step, generator_of(self.config.seed, self.step)):
+            with part.sync():
+                loss = part.loss()
+                loss.backward()  # also of a loss that is not finite: data-parallel processes wait for each other's gradients
+            value += loss.item()
+        self._check_finite("loss", value)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.config.clip))
+        self._check_finite("gradient norm", norm)
+        self.optimizer.step()
+        # Early on the average follows the weights closely, so that it forgets the initialisation.
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        self.step += 1
+        return value, norm
+
+    def _check_finite(self, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise WorkError(f"the {name} is {value} at update {self.step}; the last checkpoint in {self.folder} is kept; "
+                            "lower optim.lr or optim.clip and start a new --out")
+
+    def run(self, parts: Parts, report: Report, gauges: Gauges = dict, mean: Mean = float) -> bool:
+        """Train from the current update to the last, with checkpoints, log lines and TensorBoard scalars.
+
+        Args:
+            parts: of every update's batch.
+            report: called whenever a line is due, with `loss` (the mean since the last line), `gradient_norm`, `lr` and the
+                gauges' scalars.
+            gauges: further scalars, asked for whenever a line is due.
+            mean: this process's mean loss to that of all.
+
+        Returns False if `report` asked to stop before the last update: then a checkpoint was written, and `model` holds the
+        weights as they are.
+        """
+        with seeded(self.config.seed, self.parameters[0].device):
+            return self._run(parts, report, gauges, mean)
+
+    def _run(self, parts: Parts, report: Report, gauges: Gauges, mean: Mean) -> bool:
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.writes else None
+        window: list[float] = []
+        self.model.train()
+        stop = False
+        while self.step < self.config.steps and not stop:
+            value, norm = self.update(parts)
+            window.append(value)
+            last = self.step == self.config.steps
+            if last or self.step % self.config.log_every == 0:
+                scalars = {"loss": mean(sum(window) / len(window)), "gradient_norm": norm,
+                           "lr": learning_rate(self.config, self.step - 1), **gauges()}
+                window.clear()
+                if writer:
+                    for name, scalar in scalars.items():
+                        writer.add_scalar(name, scalar, self.step)
+                stop = bool(report(self.step, scalars))
+            if last or stop or self.step % self.config.checkpoint_every == 0:
+                self.save()
+        if writer:
+            writer.close()
+        if self.step < self.config.steps:
+            return False
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+        self.model.eval()
+        return True
+
+
+def _state_step(path: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(os.fspath(path), framework="pt") as file:
+        return int(file.metadata()["step"])

@@ -1,0 +1,15 @@
+"""The config of `tsdfm-pipeline demo`."""
+
+from pydantic import Field
+
+from tsdfm.schemas.base import Frozen
+
+
+class DemoConfig(Frozen):
+    """`tsdfm-pipeline demo`: trajectories, two students, their evaluation, and one page."""
+
+    out: str = Field("out/demo", min_length=1, description="Local folder of all that the demo makes")
+    trajectories: int = Field(640, ge=2, lt=2**31, description=(
+        "Pairs of trajectories: each written once with the compass choosing (shaped) and once without (blind)"))
+    updates: int = Field(500, ge=1, description="Optimiser updates of each of the two students")
+    samples: int = Field(256, ge=2, lt=2**31, description="Texts that each row of the evaluation measures")

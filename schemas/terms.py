@@ -1,0 +1,15 @@
+"""The closed choices of the field, each spelled once: configs, records and flags all take them from here."""
+
+from typing import Literal
+
+Source = Literal["mask", "uniform"]  # what x_0 is: all [MASK], or independent uniform tokens
+Arm = Literal["shaped", "blind"]  # whether a compass chose a trajectory's jumps
+Arms = Literal["shaped", "blind", "both"]  # of a dataset; both: each trajectory twice, paired
+Select = Literal["argmin", "resample"]  # how one candidate is chosen by the energies
+Form = Literal["plain", "residual"]  # of an energy; residual: less the proposal's own log-probability
+Solver = Literal["euler", "rk4", "rk4_chained"]  # how the posterior of one step is computed
+Layout = Literal["fs-dfm", "mdlm"]  # of another project's checkpoint
+Objective = Literal["event", "candidates", "endpoint", "forward_kl", "reverse_kl"]  # what a student is fitted to
+CorpusPart = Literal["all", "first", "second"]  # of a corpus's training documents
+CompassKind = Literal["nce", "ar", "denoiser", "custom"]  # custom: a user's own, through the Python API
+DeviceKind = Literal["cpu", "cuda"]

@@ -1,0 +1,106 @@
+"""`training.json` of a model folder: how the model was made, one record per command that makes one."""
+
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from tsdfm.schemas.base import Frozen, Sha256
+from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.import_teacher import ImportConfig
+from tsdfm.schemas.terms import Arm, Layout
+from tsdfm.schemas.train import CompassConfig, PretrainConfig
+
+
+class CorpusFacts(Frozen):
+    """What text it was."""
+
+    documents: int
+    training_documents: int = Field(description="of the part that was trained on")
+    training_tokens: int
+    held_out_tokens: int
+    sha256: Sha256 = Field(description="of all documents, split or not")
+    python: str | None = Field(None, description="of the built-in corpus: the version of Python whose text it is")
+    distributions: list[str] | None = Field(None, description="of the built-in corpus: the packages it was read from")
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value is not None}
+
+
+class PretrainRecord(Frozen):
+    """A teacher of `pretrain`."""
+
+    config: PretrainConfig
+    corpus: CorpusFacts
+    held_out_cross_entropy: float = Field(description="nats per noised token")
+    held_out_negative_elbo: float = Field(description="nats per token")
+
+
+class CausalRecord(Frozen):
+    """A causal LM of `fit-compass`: a compass of kind `ar`, or a judge."""
+
+    config: CompassConfig
+    corpus: CorpusFacts
+    tokenizer: Sha256 = Field(description="fingerprint of its tokenizer")
+    held_out_perplexity: float = Field(description="per token")
+
+
+class Separation(Frozen):
+    """How well an encoder tells real from teacher states in one bin of t."""
+
+    t_from: float
+    t_to: float
+    auc: float = Field(description="area under the ROC curve: 0.5 is chance")
+
+
+class NceRecord(Frozen):
+    """An encoder of `fit-compass`: a compass of kind `nce`."""
+
+    config: CompassConfig
+    corpus: CorpusFacts
+    teacher: Sha256 = Field(description="fingerprint of the teacher whose states it was fitted against")
+    rollouts: int
+    held_out_auc: list[Separation]
+
+
+class DatasetFacts(Frozen):
+    """One dataset that a student was distilled from."""
+
+    path: str = Field(description="as configured")
+    uri: str = Field(description="where it was found; of the Hub, at which commit")
+    identity: Sha256 = Field(description="digest of all that its bytes depend on")
+    rows: int = Field(description="rows of it that were read")
+    share: int = Field(description="its share of every batch, relative to the others'")
+
+
+class DataFacts(Frozen):
+    """All that a student was distilled from."""
+
+    datasets: list[DatasetFacts]
+    arm: Arm
+    seed: int
+
+
+class StudentRecord(Frozen):
+    """A student of `distill`."""
+
+    config: DistillConfig = Field(description="with its budgets resolved")
+    data: DataFacts
+    init: Sha256 = Field(description="fingerprint of the weights it started from")
+    versions: dict[str, str] = Field(default_factory=dict, description="library versions")
+
+
+class Origin(Frozen):
+    """Where another project's weights came from."""
+
+    layout: Layout
+    weights: str = Field(description="which of the file's sets of weights; '' where it holds one")
+    sha256: Sha256 = Field(description="of the file")
+    others: list[str] = Field(description="the other sets that the file holds")
+    config: ImportConfig
+
+
+class ImportRecord(Frozen):
+    """A model of `import-teacher`."""
+
+    imported: Origin

@@ -1,0 +1,202 @@
+"""`evaluate` as a user meets it: rows, real text, the frontier, a rerun that resumes, and every wrong input in one line."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.support import LENGTH
+from tsdfm.pipeline.evaluation import run as module
+from tsdfm.pipeline.evaluation import samples as evaluation
+from tsdfm.pipeline.evaluation.judge import Judge
+from tsdfm.pipeline.evaluation.run import evaluate
+from tsdfm.schemas.evaluate import EvaluateConfig, Results
+
+WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
+         "masks fall in turn while the lazy fox keeps quick"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n\n".join(f"{WORDS[i % 3]} {i}, {WORDS[(i + 1) % 3]} {7 * i}" for i in range(3000)))
+    return path
+
+
+@pytest.fixture
+def arguments(tmp_path, tiny_models, corpus):
+    return ["evaluate", "--model", tiny_models.mask, "--model", tiny_models.uniform, "--steps", "1,4", "--evaluator", tiny_models.ar,
+            "--number", "6", "--corpus", corpus, "--batch-size", "4", "--threads", "1", "--out", tmp_path / "out"]
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """How often texts were sampled (rollouts of more than warming up), judged, and the corpus read."""
+    found = {"rollouts": 0, "judged": 0, "corpora": 0}
+    roll_out, score, load = evaluation.roll_out, Judge.score, module.load_documents
+
+    def rolled(model, compass, rollout, shaping, ids, arm):
+        found["rollouts"] += 1
+        assert (compass, shaping.candidates, arm) == (None, 1, "blind")
+        return roll_out(model, compass, rollout, shaping, ids, arm)
+
+    def scored(self, tokens, texts, vocabulary):
+        found["judged"] += 1
+        return score(self, tokens, texts, vocabulary)
+
+    def loaded(config):
+        found["corpora"] += 1
+        return load(config)
+
+    monkeypatch.setattr(evaluation, "roll_out", rolled)
+    monkeypatch.setattr(Judge, "score", scored)
+    monkeypatch.setattr(module, "load_documents", loaded)
+    return found
+
+
+def run(cli, arguments, *more):
+    outcome = cli(*arguments, *more, "--json")
+    assert outcome.code == 0, outcome.stderr
+    return json.loads(outcome.stdout), outcome
+
+
+def test_rows_real_text_and_files(cli, arguments, tmp_path, tiny_models):
+    report, outcome = run(cli, arguments)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == report
+    found = Results.model_validate(report)
+    assert [(row.model, row.steps) for row in found.rows] == [
+        (str(m), n) for m in (tiny_models.mask, tiny_models.uniform) for n in (1, 4)]
+    for row in found.rows:
+        assert 1 <= row.nfe <= row.steps
+        assert row.samples == 6
+        judged = row.judges[str(tiny_models.ar)]
+        assert judged.low < judged.perplexity < judged.high
+        assert judged.tokens == 6 * LENGTH
+    assert len(found.reference) == 1  # both models have one vocabulary and one length
+    assert found.reference[0].steps is None
+    assert "real text" in outcome.stderr
+    table = pq.read_table(tmp_path / "out" / "samples").to_pylist()
+    assert len(table) == 5 * 6
+    mine = [r for r in table if r["model"] == str(tiny_models.mask) and r["steps"] == 4]
+    assert [r["index"] for r in mine] == list(range(6))
+    assert np.mean([r["nfe"] for r in mine]) == found.rows[1].nfe
+
+
+def test_a_rerun_makes_nothing_and_says_the_same(cli, arguments, counts):
+    first, _ = run(cli, arguments)
+    assert counts == {"rollouts": 4 * (1 + 2), "judged": 5, "corpora": 1}
+    again, _ = run(cli, arguments)
+    assert counts == {"rollouts": 4 * (1 + 2), "judged": 5, "corpora": 1}
+    assert (again["rows"], again["reference"]) == (first["rows"], first["reference"])
+
+
+def test_only_what_is_new_is_made(cli, arguments, counts, tiny_models, tmp_path):
+    run(cli, arguments)
+    run(cli, arguments, "--steps", "1,4,8")
+    assert counts["rollouts"] == 6 * 3
+    assert counts["judged"] == 7
+    run(cli, arguments, "--steps", "1,4,8", "--evaluator", "embedded")
+    assert counts["rollouts"] == 6 * 3
+    assert counts["judged"] == 7 + 7
+    assert counts["corpora"] == 1
+
+
+def test_an_interrupted_run_goes_on(cli, arguments, counts, monkeypatch):
+    sample, calls = module.sample_texts, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(*args, **kwargs)
+
+    monkeypatch.setattr(module, "sample_texts", interrupted)
+    outcome = cli(*arguments)
+    assert outcome.code == 130
+    assert "goes on with it" in outcome.stderr
+    run(cli, arguments)
+    assert counts == {"rollouts": 4 * 3, "judged": 5, "corpora": 1}
+
+
+def test_a_changed_corpus_is_read_anew(cli, arguments, counts, tmp_path, corpus):
+    copy = tmp_path / "copy.txt"
+    copy.write_text(corpus.read_text())
+    first, _ = run(cli, arguments, "--corpus", copy)
+    copy.write_text(corpus.read_text()[::-1])
+    second, _ = run(cli, arguments, "--corpus", copy)
+    assert counts["corpora"] == 2
+    assert first["reference"][0]["judges"] != second["reference"][0]["judges"]
+
+
+def test_the_frontier_is_written(cli, arguments, tmp_path, tiny_models):
+    report, outcome = run(cli, arguments, "--frontier", "--temperatures", "0.5,0.8")
+    assert len(report["rows"]) == 4 * 3  # 1.0, the temperature of the rows, is on the curves, too
+    data = json.loads((tmp_path / "out" / "frontier.json").read_text())
+    curves = data["judges"][str(tiny_models.ar)]["curves"]
+    assert [[p["temperature"] for p in curve["points"]] for curve in curves] == [[0.5, 0.8, 1.0]] * 4
+    assert (tmp_path / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert "frontier.png" in outcome.stderr
+
+
+def test_a_file_of_settings_and_flags_over_it(cli, tmp_path, tiny_models):
+    file = tmp_path / "evaluate.yaml"
+    file.write_text(yaml.safe_dump({"model": str(tiny_models.mask), "evaluator": [str(tiny_models.ar)], "steps": [2, 4],
+                                    "samples": 3, "reference": False, "out": str(tmp_path / "out")}))
+    report, _ = run(cli, ["evaluate", file, "--steps", "3"])
+    assert [row["steps"] for row in report["rows"]] == [3]
+    assert report["reference"] == []
+
+
+def test_nothing_is_kept_without_out(tmp_path, tiny_models, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    evaluate(EvaluateConfig(model=str(tiny_models.mask), evaluator=str(tiny_models.ar), steps=2, samples=3, reference=False))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_needs_no_torch():
+    code = ("import sys; from click.testing import CliRunner; from tsdfm.jobs.evaluate.command import evaluate_command as c; "
+            "r = CliRunner().invoke(c, ['--help']); sys.exit(r.exit_code or 'torch' in sys.modules or '--frontier' not in r.output)")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (["--model", "/nowhere/model"], ["/nowhere/model", "no such model folder"]),
+    (["--model", "embedded:gaussian"], ["embedded:gaussian", "embedded:uniform"]),
+    (["--model", "AR"], ["causal", "denoiser"]),
+    (["--evaluator", "MASK"], ["kind 'denoiser'", "causal LM"]),
+    (["--evaluator", "/nowhere/judge"], ["/nowhere/judge", "no such model folder"]),
+    (["--evaluator", "/nowhere/judge.gguf"], ["/nowhere/judge.gguf", "no such file"]),
+    (["--steps", "0"], ["steps.0", "greater than or equal to 1"]),
+    (["--steps", "1,two"], ["steps.1", "two"]),
+    (["--steps", ""], ["steps", "at least 1 item"]),
+    (["--temperature", "0"], ["temperature", "greater than 0"]),
+    (["--temperatures", "0.5,-1"], ["temperatures.1", "greater than 0"]),
+    (["--number", "1"], ["samples", "greater than or equal to 2"]),
+    (["--corpus", "/nowhere/corpus.txt"], ["/nowhere/corpus.txt", "no such file"]),
+    (["--seed", "-1"], ["seed"]),
+    (["--out", "TAKEN"], ["cannot write there"]),
+])
+def test_wrong_input_is_one_line(cli, arguments, flags, words, tmp_path, tiny_models):
+    (tmp_path / "taken").write_text("a file")
+    names = {"AR": tiny_models.ar, "MASK": tiny_models.mask, "TAKEN": tmp_path / "taken"}
+    outcome = cli(*arguments, *(names.get(flag, flag) for flag in flags))
+    assert outcome.code == 2, outcome
+    assert outcome.stdout == ""
+    errors = [line for line in outcome.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert outcome.stderr.strip().splitlines()[-1] == errors[0]
+    for word in words:
+        assert word in errors[0]
+    assert not list((tmp_path / "out").rglob("*.parquet"))  # found before anything was sampled
+
+
+def test_a_frontier_without_a_folder_is_refused(cli):
+    outcome = cli("evaluate", "--frontier")
+    assert outcome.code == 2
+    assert "--out" in outcome.stderr

@@ -1,0 +1,238 @@
+"""The job on Ray: one dataset whatever the workers, the kills and the interruptions."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.support import TinyModels, make_dataset, tiny_config
+
+COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
+SHARDS = 12
+
+
+def bytes_of(out: Path) -> dict[str, bytes]:
+    """Every file of a dataset; its data must be identical bytes, and so must all else."""
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def config_file(folder: Path, out: Path, models: TinyModels, **changes: object) -> Path:
+    config = tiny_config(out, models) | {"trajectories": SHARDS, "shard_size": 1} | changes
+    config["rollout"] = {"steps": 256, "batch_size": 4}
+    file = folder / f"{out.name}.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+@contextlib.contextmanager
+def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """The command line in a process group of its own; nothing of it outlives the test."""
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    try:
+        yield process
+    finally:
+        family = [process.pid, *(p.pid for p in _family(process.pid))]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def workers_of(pid: int) -> list[psutil.Process]:
+    """The Ray actor processes of a driver."""
+    found = []
+    for process in _family(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ShardWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def wait_for(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def shards_in(out: Path) -> int:
+    return len(list(out.glob("data/*.parquet")))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, tiny_models) -> dict[str, bytes]:
+    """The dataset as made without Ray, in one process."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    make_dataset(out, tiny_models, trajectories=SHARDS, shard_size=1, rollout={"steps": 256, "batch_size": 4})
+    return bytes_of(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_same_bytes(workers, tmp_path, tiny_models, reference):
+    file = config_file(tmp_path, tmp_path / "out", tiny_models, workers=workers)
+    with running("generate", file, "--json") as process:
+        stdout, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    report = json.loads(stdout)
+    assert (report["shards"], report["made"], report["kept"], report["rows"]) == (SHARDS, SHARDS, 0, 2 * SHARDS)
+    assert bytes_of(tmp_path / "out") == reference
+    with running("generate", file, "--json") as again:
+        stdout, stderr = again.communicate(timeout=200)
+    assert json.loads(stdout)["kept"] == SHARDS, stderr
+    assert bytes_of(tmp_path / "out") == reference
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_nothing_shows(tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    with running("generate", config_file(tmp_path, out, tiny_models, workers=2)) as process:
+        wait_for(lambda: shards_in(out) >= 2)
+        victims = workers_of(process.pid)
+        assert victims
+        victims[0].kill()
+        _, stderr = process.communicate(timeout=250)
+    assert process.returncode == 0, stderr
+    assert bytes_of(out) == reference
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [0, 3, 9])
+def test_a_killed_driver_resumes_to_the_same_bytes(after, tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    file = config_file(tmp_path, out, tiny_models, workers=2)
+    with running("generate", file) as process:
+        wait_for(lambda: (out / ".run.json").exists() and shards_in(out) >= after)
+        process.kill()
+        process.wait()
+    assert not (out / "manifest.json").exists()
+    with running("generate", file, "--json") as again:
+        stdout, stderr = again.communicate(timeout=250)
+    assert again.returncode == 0, stderr
+    assert json.loads(stdout)["kept"] >= after
+    assert bytes_of(out) == reference
+
+
+@pytest.mark.slow
+def test_one_interrupt_finishes_the_shard_in_hand_and_prints_how_to_resume(tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    file = config_file(tmp_path, out, tiny_models, workers=1)
+    with running("generate", file) as process:
+        wait_for(lambda: shards_in(out) >= 2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group gets it
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert f"resume with: tsdfm-pipeline generate {file}" in stderr.strip().splitlines()[-1]
+    assert "Traceback" not in stderr
+    left = shards_in(out)
+    assert 2 <= left < SHARDS
+    with running("generate", file, "--json") as again:
+        stdout, stderr = again.communicate(timeout=200)
+    assert json.loads(stdout)["kept"] == left
+    assert bytes_of(out) == reference
+
+
+@pytest.mark.slow
+def test_a_running_cluster_serves_through_auto(tmp_path, tiny_models, reference, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets below it allow 107 bytes
+    ray = Path(sys.executable).with_name("ray")
+    head = subprocess.Popen([ray, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block",
+                             f"--temp-dir={folder}"],
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    try:
+        address = ""
+        deadline = time.monotonic() + 120
+        while "address" not in address and time.monotonic() < deadline:
+            line = head.stdout.readline()
+            if "--address=" in line:
+                address = line.split("--address='")[1].split("'")[0]
+                break
+        assert address, "the head did not start"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        out = tmp_path / "out"
+        with running("generate", config_file(tmp_path, out, tiny_models, workers=2), "--address", "auto") as process:
+            _, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+        assert bytes_of(out) == reference
+    finally:
+        for child in [*_family(head.pid), psutil.Process(head.pid)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        head.wait()
+
+
+def test_a_spoiled_shard_of_an_earlier_run_is_made_again(tmp_path, tiny_models):
+    from tsdfm.pipeline.dataset.manifest import existing_shard, plan, read_manifest
+    from tsdfm.pipeline.storage.open_store import open_store
+
+    out = tmp_path / "out"
+    make_dataset(out, tiny_models)
+    store = open_store(str(out))
+    identity = read_manifest(store).identity
+    items = plan(identity)
+    assert all(existing_shard(store, item, identity) for item in items)
+    victim = out / items[1].path
+    victim.write_bytes((out / items[0].path).read_bytes())
+    assert existing_shard(store, items[1], identity) is None
+    victim.write_bytes(b"PAR1")
+    assert existing_shard(store, items[1], identity) is None
+    assert existing_shard(store, items[2], identity) is not None
+
+
+def test_the_last_partial_shard_and_the_pairing_of_arms(tmp_path, tiny_models):
+    import pyarrow.parquet as pq
+
+    make_dataset(tmp_path / "out", tiny_models)
+    tables = [pq.read_table(p) for p in sorted((tmp_path / "out" / "data").iterdir())]
+    assert [t.num_rows for t in tables] == [8, 8, 4]
+    assert tables[2].column("trajectory_id").to_pylist() == [8, 8, 9, 9]
+    assert tables[2].column("arm").to_pylist() == ["shaped", "blind"] * 2
+
+
+def test_a_dataset_does_not_depend_on_how_it_is_sharded(tmp_path, tiny_models):
+    """Rows are a function of (config, id): other shard borders with the same batches give the same rows."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = []
+    for size in (4, 8):
+        out = tmp_path / str(size)
+        make_dataset(out, tiny_models, shard_size=size, trajectories=8)
+        tables.append(pa.concat_tables(pq.read_table(p) for p in sorted((out / "data").iterdir())))
+    assert repr(tables[0].to_pylist()) == repr(tables[1].to_pylist())  # repr, for NaN is not equal to itself
+
+
+def test_datasets_duckdb_and_polars_read_it_without_our_code(tmp_path, tiny_models, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    import datasets
+    import duckdb
+    import polars as pl
+
+    out = tmp_path / "out"
+    manifest = make_dataset(out, tiny_models)
+    rows = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.num_rows == manifest.totals.rows == 20
+    streamed = next(iter(datasets.load_dataset(str(out), split="train", streaming=True)))
+    assert streamed["tokens"] == rows[0]["tokens"]
+    pattern = str(out / "data" / "*.parquet")
+    assert duckdb.sql(f"select count(*), sum(len(event_step)) from '{pattern}'").fetchall() == [(20, manifest.totals.events)]
+    assert pl.read_parquet(pattern)["final_energy"].null_count() == 0

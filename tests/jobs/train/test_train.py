@@ -1,0 +1,131 @@
+"""`pretrain` and `fit-compass`, from text to a dataset made with what they trained."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.support import make_dataset
+from tsdfm.pipeline.flow.mixture_path import MixturePath
+from tsdfm.pipeline.models.folder import load
+from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.training.fit_compass import auc, auc_per_bin
+
+SUBJECTS = ["the cat", "a dog", "one bird", "my friend", "this river", "every child", "an old tree", "the night"]
+VERBS = ["sees", "follows", "remembers", "covers", "likes", "carries", "leaves", "finds"]
+SHAPE = {"hidden_size": 32, "n_blocks": 1, "n_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    file = tmp_path_factory.mktemp("corpus") / "texts.jsonl"
+    lines = [f"{a} {v} {b}, and then {b} {w} {a} again near place number {i}."
+             for i, (a, v, b, w) in enumerate((a, v, b, w) for a in SUBJECTS for v in VERBS for b in SUBJECTS for w in VERBS[:2])]
+    file.write_text("".join(json.dumps({"text": f"{line} {line}"}) + "\n" for line in lines))
+    return file
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("configs")
+    optim = {"steps": 60, "batch_size": 16, "warmup": 5, "lr": 3e-3, "checkpoint_every": 20, "ema": 0.9}
+    teacher = {"corpus": {"path": str(corpus)}, "vocab_size": 300, "length": 16, "shape": SHAPE, "cond_dim": 16, "optim": optim}
+    compass = {"corpus": {"path": str(corpus), "part": "first"}, "shape": SHAPE, "rollouts": 64, "rollout_steps": 8, "optim": optim}
+    for name, config in (("teacher", teacher), ("compass", compass)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_from_text_to_a_dataset(cli, configs, tmp_path, tiny_models):
+    teacher = tmp_path / "teacher"
+    outcome = cli("pretrain", configs / "teacher.yaml", "--out", teacher, "--json")
+    assert outcome.code == 0, outcome.stderr
+    facts = json.loads(outcome.stdout)
+    assert facts["held_out_cross_entropy"] < np.log(300)  # better than a uniform guess
+    assert facts["held_out_negative_elbo"] > 0
+    assert any((tmp_path / "teacher.training" / "tensorboard").iterdir())
+    folders = {}
+    for kind in ("ar", "nce"):
+        folders[kind] = tmp_path / kind
+        outcome = cli("fit-compass", configs / "compass.yaml", "--kind", kind, "--teacher", teacher, "--out", folders[kind], "--json")
+        assert outcome.code == 0, outcome.stderr
+        fitted = json.loads(outcome.stdout)
+        if kind == "ar":
+            assert fitted["held_out_perplexity"] < 300
+        else:
+            assert len(fitted["held_out_auc"]) == 8
+        manifest = make_dataset(tmp_path / f"out-{kind}", tiny_models, teacher=str(teacher), compass=str(folders[kind]))
+        assert manifest.identity.compass.kind == kind
+        assert manifest.identity.compass.fingerprint == load(folders[kind]).fingerprint
+    both = cli("fit-compass", configs / "compass.yaml", "--part", "second", "--teacher", teacher, "--out", tmp_path / "judge", "--json")
+    assert both.code == 0
+    assert load(tmp_path / "judge").fingerprint != load(folders["ar"]).fingerprint
+
+
+def test_a_uniform_teacher_trains_with_the_generalized_kl(cli, configs, tmp_path):
+    config = yaml.safe_load((configs / "teacher.yaml").read_text()) | {"source": "uniform", "objective": "generalized_kl"}
+    file = tmp_path / "uniform.yaml"
+    file.write_text(yaml.safe_dump(config))
+    outcome = cli("pretrain", file, "--out", tmp_path / "teacher", "--json")
+    assert outcome.code == 0, outcome.stderr
+    assert load(tmp_path / "teacher").network.config.mask_id is None
+    assert cli("sample", "--model", tmp_path / "teacher", "--steps", 4, "-n", 2).code == 0
+
+
+def test_an_interrupted_training_resumes_to_the_same_weights(cli, configs, tmp_path, monkeypatch):
+    from tsdfm.pipeline.training.trainer import Trainer
+
+    assert cli("pretrain", configs / "teacher.yaml", "--out", tmp_path / "whole").code == 0
+    update = Trainer.update
+
+    def dies_at_30(self, loss_at):
+        if self.step == 30:
+            raise KeyboardInterrupt
+        return update(self, loss_at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", dies_at_30)
+        assert cli("pretrain", configs / "teacher.yaml", "--out", tmp_path / "cut").code == 130
+    assert not (tmp_path / "cut").exists()
+    assert cli("pretrain", configs / "teacher.yaml", "--out", tmp_path / "cut").code == 0
+    assert load(tmp_path / "cut").fingerprint == load(tmp_path / "whole").fingerprint
+
+
+def test_training_into_the_folder_of_another_config_is_refused(cli, configs, tmp_path):
+    out = tmp_path / "teacher"
+    assert cli("pretrain", configs / "teacher.yaml", "--out", out).code == 0
+    before = load(out).fingerprint
+    outcome = cli("pretrain", configs / "teacher.yaml", "--out", out, "--seed", 5)
+    assert outcome.code == 2
+    assert "optim" in outcome.stderr.splitlines()[-1]
+    assert load(out).fingerprint == before
+
+
+def test_auc_is_the_share_of_ordered_pairs():
+    assert auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
+    assert auc(np.array([1.0]), np.array([1.0])) == 0.5
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=40), rng.normal(size=30)
+    assert auc(a, b) == pytest.approx(np.mean([[x > y for y in b] for x in a]))
+
+
+def test_an_encoder_that_counts_a_token_separates_texts_by_it(tiny_models):
+    """AUC per bin of a hand-made scorer: real text holds token 5, noise token 6; the scorer sees which."""
+
+    class Counter(torch.nn.Module):
+        def forward(self, x, t):
+            return (x == 5).sum(-1).float() - (x == 6).sum(-1).float()
+
+    text, states = torch.full((50, 4), 5), torch.full((20, 8, 4), 6)
+    bins = auc_per_bin(Counter(), text, states, MixturePath(1.0, 10, None))
+    assert len(bins) == 8
+    assert bins[-1].auc == 1.0
+    assert bins[0].t_from == pytest.approx(1 / 8)
+
+
+def test_the_nce_encoder_starts_from_the_teachers_trunk(tiny_models):
+    network = load(tiny_models.nce).network
+    assert isinstance(network, NceEncoder)
+    assert set(network.trunk.state_dict()) == set(load(tiny_models.mask).network.trunk.state_dict())

@@ -1,0 +1,111 @@
+"""Perplexity under a judge against full logits; intervals that cover; texts that can't be scored."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support import vocabulary
+from tsdfm.pipeline.evaluation import judge as module
+from tsdfm.pipeline.evaluation.judge import Likelihood
+from tsdfm.pipeline.evaluation.open_judge import open_judge
+from tsdfm.pipeline.models.folder import load
+from tsdfm.schemas.base import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def judge(tiny_models):
+    return open_judge(str(tiny_models.ar), CPU)
+
+
+@pytest.fixture(scope="module")
+def direct(tiny_models):
+    """Nats of one sequence from all its logits."""
+    network = load(tiny_models.ar).network
+
+    def nats(tokens):
+        ids = torch.tensor([list(tokens)])
+        return -float(network(ids).double().log_softmax(-1).gather(-1, ids[..., None]).sum())
+    return nats
+
+
+def random_tokens(rows, length, vocab=299, seed=0):
+    return np.random.default_rng(seed).integers(vocab, size=(rows, length))
+
+
+def test_scores_are_those_of_full_logits(judge, direct):
+    tokens = random_tokens(9, 16)
+    found = judge.score_tokens(tokens)
+    np.testing.assert_allclose(found.nats, [direct(row) for row in tokens], rtol=1e-5)
+    assert found.tokens.tolist() == [16] * 9
+    assert found.perplexity == pytest.approx(np.exp(sum(direct(row) for row in tokens) / (9 * 16)), rel=1e-5)
+
+
+def test_ragged_texts_come_back_in_order_whatever_the_batches(judge, direct, monkeypatch):
+    rng = np.random.default_rng(1)
+    sequences = [rng.integers(299, size=length).tolist() for length in (3, 16, 0, 1, 7, 16, 2, 30)]
+    expected = [direct(row) if row else 0.0 for row in sequences]
+    for batch_tokens in (1, 20, 4096):
+        monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
+        found = judge.score_tokens(sequences)
+        np.testing.assert_allclose(found.nats, expected, rtol=1e-5)
+        assert found.tokens.tolist() == [len(row) for row in sequences]
+
+
+def test_tokens_of_the_judges_vocabulary_are_not_read_as_text(judge):
+    tokens = random_tokens(4, 16)
+    by_tokens = judge.score(tokens, ["never read"] * 4, vocabulary().fingerprint)
+    np.testing.assert_array_equal(by_tokens.nats, judge.score_tokens(tokens).nats)
+
+
+def test_texts_of_another_vocabulary_are_read(judge, direct):
+    texts = ["the quick brown fox 7", "masks fall in turn 12 [MASK]"]
+    found = judge.score(random_tokens(2, 16), texts, "another fingerprint")
+    words = vocabulary()
+    encoded = [words.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    assert words.mask_id not in encoded[1]  # a literal [MASK] is plain text
+    np.testing.assert_allclose(found.nats, [direct(ids) for ids in encoded], rtol=1e-5)
+    assert found.tokens.tolist() == [len(ids) for ids in encoded]
+
+
+def test_texts_without_a_token_are_refused(judge):
+    with pytest.raises(InputError, match="none of the 2 texts has a token"):
+        judge.score_tokens([[], []])
+
+
+def test_texts_beyond_the_judges_positions_are_refused(judge):
+    with pytest.raises(InputError, match="16 of its tokens, more than its 15 positions"):
+        replace(judge, longest=15).score_tokens(random_tokens(2, 16))
+
+
+def test_the_interval_covers_the_truth_about_95_times_in_100():
+    rng = np.random.default_rng(3)
+    inside = 0
+    for trial in range(200):
+        nats = rng.gamma(4.0, 0.5, size=(60, 20)).sum(1)  # mean 2 nats a token
+        low, high = Likelihood(nats, np.full(60, 20.0)).interval(seed=trial)
+        inside += low <= np.exp(2.0) <= high
+    assert 0.88 <= inside / 200 <= 0.99
+
+
+def test_the_interval_holds_the_perplexity_and_narrows_with_texts():
+    nats = np.random.default_rng(4).gamma(4.0, 0.5, size=(400, 20)).sum(1)
+    widths = []
+    for rows in (25, 400):
+        found = Likelihood(nats[:rows], np.full(rows, 20.0))
+        low, high = found.interval()
+        assert low < found.perplexity < high
+        widths.append(np.log(high / low))
+    assert widths[1] < widths[0] / 2.5
+    assert Likelihood(nats, np.full(400, 20.0)).interval() == Likelihood(nats, np.full(400, 20.0)).interval()
+
+
+def test_empty_texts_do_not_move_the_interval():
+    nats = np.random.default_rng(5).gamma(4.0, 0.5, size=50)
+    found = Likelihood(nats, np.ones(50))
+    padded = Likelihood(np.append(nats, 0.0), np.append(np.ones(50), 0.0))
+    assert padded.interval() == found.interval()
+    assert padded.perplexity == found.perplexity

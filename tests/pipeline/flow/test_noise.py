@@ -1,0 +1,50 @@
+"""The numbers of a rollout: a pure function of (seed, id, step, candidate, position, purpose), each used once."""
+
+import pytest
+import torch
+
+from tsdfm.pipeline.flow.noise import Noise, Purpose
+
+IDS = torch.tensor([0, 1, 7, 2**31 - 1])
+ROWS, STEPS, POSITIONS = torch.tensor([2, 0, 2]), torch.tensor([5, 0, 65535]), torch.tensor([0, 9, 3])
+
+
+def streams(noise):
+    """Everything a rollout may ask for, as one flat tensor per kind."""
+    out = {"source": noise.source(10).flatten()}
+    for stage in range(4):
+        out[f"rings {stage}"] = noise.rings(ROWS, STEPS, 10, stage).flatten()
+        out[f"tokens {stage}"] = noise.tokens(ROWS, STEPS, POSITIONS, 6, stage).flatten()
+        out[f"choice {stage}"] = noise.choice(ROWS, STEPS, stage)
+    return out
+
+
+def test_no_number_is_used_twice():
+    every = torch.cat(list(streams(Noise(3, IDS)).values()))
+    assert every.unique().numel() == every.numel()
+    assert ((every >= 0) & (every < 1)).all()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_seeds_have_nothing_in_common(seed):
+    one, other = (torch.cat(list(streams(Noise(s, IDS)).values())) for s in (seed, 12345))
+    assert not torch.isin(one, other).any()
+
+
+def test_a_number_depends_on_its_own_coordinates_only():
+    """Another batch, other rows beside it, more candidates, a longer sequence: the same number."""
+    wide, narrow = Noise(3, IDS), Noise(3, IDS[2:3])
+    row, step = torch.tensor([2]), torch.tensor([5])
+    only = torch.tensor([0])
+    assert torch.equal(wide.source(10)[2, :4], narrow.source(4)[0])
+    assert torch.equal(wide.rings(ROWS, STEPS, 10, 1)[0, :4], narrow.rings(only, step, 4, 1)[0])
+    assert torch.equal(wide.tokens(ROWS, STEPS, POSITIONS, 6)[0, :2], narrow.tokens(only, step, torch.tensor([0]), 2)[0])
+    assert torch.equal(wide.choice(row, step, 2), narrow.choice(only, step, 2))
+    assert wide.rings(ROWS, STEPS, 10).shape == (3, 10)
+    assert wide.tokens(ROWS, STEPS, POSITIONS, 6).shape == (3, 6)
+    assert wide.choice(ROWS, STEPS).shape == (3,)
+
+
+def test_purposes_leave_room_for_stages():
+    assert max(Purpose) < 16
+    assert len(set(Purpose)) == 4

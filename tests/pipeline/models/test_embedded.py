@@ -1,0 +1,84 @@
+"""The embedded models: small, whole, made by the recipes that stand beside them, and fit for their job."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tsdfm.pipeline.evaluation.judge import Likelihood
+from tsdfm.pipeline.evaluation.open_judge import open_judge
+from tsdfm.pipeline.flow.opening import open_models
+from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.models.folder import embedded, load
+from tsdfm.pipeline.text.metrics import unigram_entropy
+from tsdfm.schemas.base import parse
+from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
+from tsdfm.schemas.train import CompassConfig, PretrainConfig
+
+NAMES = ["teacher-mask", "teacher-uniform", "compass", "judge"]
+MODELS = {"teacher-mask": PretrainConfig, "teacher-uniform": PretrainConfig, "compass": CompassConfig, "judge": CompassConfig}
+FINGERPRINTS = {  # datasets and students made with these models name them
+    "teacher-mask": "2f0ea4fea8a921a4c06ac1a55c3a8946495da30a37bdeaa4cfc62ebae1d8d53a",
+    "teacher-uniform": "1618758f0ab6a30b77592a82e872250be0dd933a3a6d7d181a0b55aacdefba51",
+    "compass": "82f052f56bc25cc3736c5278c0a46f92d6ce5a040897b67c1d7391518ce7dd6a",
+    "judge": "f76f30591be9d40c22d113346333fb0b6583b3132d964b5f8f0b34740267c2fc",
+}
+
+
+def training(name: str) -> dict:
+    return json.loads((embedded(name) / "training.json").read_text())
+
+
+def test_together_they_are_at_most_25_megabytes():
+    root = embedded("")
+    assert sum(p.stat().st_size for p in root.rglob("*") if p.is_file()) <= 25e6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_what_its_recipe_makes(name):
+    recipe = yaml.safe_load((embedded(name) / "recipe.yaml").read_text())
+    assert parse(MODELS[name], recipe, name).model_dump(mode="json") == training(name)["config"]
+    assert f" {name}" in re.search(r"^MODELS :=.*$", (Path(__file__).parents[3] / "Makefile").read_text(), re.MULTILINE)[0]
+    assert load(embedded(name)).fingerprint == FINGERPRINTS[name]
+
+
+def test_they_share_one_tokenizer_and_the_judge_is_independent_of_the_compass():
+    opened = {name: load(embedded(name)) for name in NAMES}
+    assert len({c.vocabulary.fingerprint for c in opened.values()}) == 1
+    assert len({c.fingerprint for c in opened.values()}) == len(NAMES)
+    assert training("compass")["config"]["corpus"]["part"] == "first"
+    assert training("judge")["config"]["corpus"]["part"] == "second"
+
+
+def test_a_likelihood_is_perplexity_with_an_interval_around_it():
+    likelihood = Likelihood(np.array([2.0, 4.0, 6.0]), np.array([2.0, 2.0, 2.0]))
+    assert likelihood.perplexity == pytest.approx(np.exp(2))
+    low, high = likelihood.interval()
+    assert np.exp(1) <= low < likelihood.perplexity < high <= np.exp(3)
+
+
+def test_the_judge_scores_a_text_as_its_own_softmax_does():
+    network = load(embedded("judge")).network
+    tokens = torch.randint(2047, (3, 64), generator=torch.Generator().manual_seed(0))
+    likelihood = open_judge("embedded", torch.device("cpu")).score_tokens(tokens.numpy())
+    logprob = network(tokens).log_softmax(-1).gather(-1, tokens[..., None])[..., 0].sum(-1)
+    assert likelihood.nats == pytest.approx(-logprob.numpy(), rel=1e-4)
+    assert likelihood.tokens.tolist() == [64.0] * 3
+
+
+@pytest.mark.slow
+def test_shaping_halves_the_judges_perplexity_and_keeps_entropy():
+    models = open_models(GenerateConfig(out="unused"), torch.device("cpu"))
+    judge = open_judge("embedded", torch.device("cpu"))
+    rollout = RolloutConfig(steps=32)
+    tokens = {
+        arm: np.stack([log.tokens for log in roll_out(models.teacher, models.compass, rollout, ShapingConfig(), range(24), arm)])
+        for arm in ("shaped", "blind")
+    }
+    perplexity = {arm: judge.score_tokens(t.astype(np.int64)).perplexity for arm, t in tokens.items()}
+    assert perplexity["shaped"] < perplexity["blind"] / 2
+    assert unigram_entropy(tokens["shaped"]).mean() > 5.0

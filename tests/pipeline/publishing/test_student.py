@@ -1,0 +1,148 @@
+"""Students published to a loopback Hub as model repositories: files, card, results table, and what is refused."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.support import make_dataset
+from tsdfm.pipeline.evaluation.judge import Likelihood
+from tsdfm.pipeline.evaluation.samples import of_tokens, summarise
+from tsdfm.pipeline.models import folder as checkpoint
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.publishing.student import publish_student, without_folders
+from tsdfm.pipeline.training.distill import open_start, record_of
+from tsdfm.pipeline.training.student_card import student_card
+from tsdfm.schemas.base import InputError, parse_json
+from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Results, Row
+from tsdfm.schemas.publish import PublishConfig
+from tsdfm.schemas.training_record import StudentRecord
+
+KEY = ("model", "team/student")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_models):
+    """A student folder as `distill` writes it, its weights those of its teacher."""
+    root = tmp_path_factory.mktemp("student")
+    make_dataset(root / "data", tiny_models)
+    config = DistillConfig.model_validate({"data": {"paths": [str(root / "data")]}, "budgets": {1: 1, 8: 1}})
+    start = open_start(config)
+    student = Denoiser(start.weights.network.config.model_copy(update={"step_size": True}))
+    record = record_of(start).model_copy(update={"versions": {}})
+    checkpoint.save(root / "student", student, start.weights.vocabulary, record, card=student_card(student.config, record))
+    return root / "student"
+
+
+@pytest.fixture
+def student(made, tmp_path):
+    shutil.copytree(made, tmp_path / "student")
+    return tmp_path / "student"
+
+
+def publish(folder, **changes):
+    config = PublishConfig.model_validate({"out": str(folder), "repo": "team/student", "license": "apache-2.0"} | changes)
+    return publish_student(folder, config, lambda *_: None)
+
+
+@pytest.fixture
+def evaluation(tmp_path, student):
+    """What `evaluate --out` leaves of this student and of its teacher."""
+    import numpy as np
+
+    opened = checkpoint.load(student)
+    samples = of_tokens(np.arange(64).reshape(4, 16) % 50, opened.vocabulary)
+    likelihood = Likelihood(np.full(4, 40.0), np.full(4, 16))
+    measures = dict(summarise(samples, {"embedded": likelihood})) | {"nfe": 7.5, "seconds": 1.0, "tokens_per_second": 64.0}
+    rows = [Row(**measures, model=name, fingerprint=fingerprint, vocabulary="v", steps=8, temperature=1.0)
+            for name, fingerprint in (("/home/me/teacher", "f" * 64), (str(student), opened.fingerprint))]
+    results = Results(
+        command="secret command", settings=EvaluateConfig(model=["/home/me/teacher", str(student)], samples=4, frontier=True, out=str(tmp_path)),
+        versions={}, device="cpu", threads=1, judges={"embedded": JudgeFacts(fingerprint="0" * 64, vocabulary=None)}, rows=rows, reference=[])
+    (tmp_path / "results.json").write_text(results.model_dump_json())
+    (tmp_path / "frontier.png").write_bytes(b"\x89PNG picture")
+    return tmp_path
+
+
+def test_a_student_is_a_model_repository(hub, student):
+    receipt = publish(student)
+    files = hub.repos[KEY].files
+    assert sorted(files) == [".gitattributes", "README.md", "config.json", "model.safetensors", "tokenizer.json", "training.json"]
+    assert receipt.uri == f"hf://team/student@{hub.repos[KEY].head}"
+    assert json.loads((student / "published.json").read_text())["kind"] == "model"
+    again = publish(student)
+    assert (again.revision, again.sent_anything) == (receipt.revision, False)
+
+
+def test_what_was_published_is_the_same_model(hub, student, tmp_path):
+    publish(student)
+    (tmp_path / "copy").mkdir()
+    for path, data in hub.repos[KEY].files.items():
+        (tmp_path / "copy" / path).write_bytes(data)
+    assert checkpoint.load(tmp_path / "copy").fingerprint == checkpoint.load(student).fingerprint
+
+
+def test_no_path_of_this_machine_is_published(hub, student, tmp_path_factory):
+    publish(student)
+    for name, data in hub.repos[KEY].files.items():
+        assert str(tmp_path_factory.getbasetemp()).encode() not in data, name
+    facts = json.loads(hub.repos[KEY].files["training.json"])
+    assert facts["data"]["datasets"][0]["path"] == "data"
+
+
+def test_folders_become_their_last_part(made):
+    record = parse_json(StudentRecord, (made / "training.json").read_bytes(), "training.json")
+    paths = ["/x/y", "hf://datasets/u/n@1", "~/z", "file:///a/b"]
+    data = record.config.data.model_copy(update={"paths": paths})
+    moved = record.model_copy(update={"config": record.config.model_copy(update={"data": data, "init": "/m/teacher"})})
+    bare = without_folders(moved).config
+    assert (bare.data.paths, bare.init, bare.real.corpus.path) == (["y", "hf://datasets/u/n@1", "z", "b"], "teacher", "python")
+
+
+def test_the_model_card_and_its_table(hub, student, evaluation):
+    from huggingface_hub import ModelCard
+
+    publish(student, evaluation=str(evaluation))
+    files = hub.repos[KEY].files
+    text = files["README.md"].decode()
+    card = ModelCard(text)
+    assert card.data.license == "apache-2.0"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "| **this student** | 8 | 1 | 12.2 (12.2-12.2) |" in text
+    assert "| teacher | 8 |" in text
+    assert "/home/me" not in text
+    assert "secret command" not in text
+    assert files["frontier.png"] == b"\x89PNG picture"
+    assert "eprint = {2605.07924}" in text
+    assert "hf download team/student --local-dir STUDENT" in text
+    publish(student)
+    assert "frontier.png" not in hub.repos[KEY].files
+
+
+def test_a_student_of_a_published_dataset_names_it(hub, student):
+    facts = json.loads((student / "training.json").read_text())
+    facts["data"]["datasets"][0]["uri"] = f"hf://datasets/team/runs@{'1' * 40}"
+    (student / "training.json").write_text(json.dumps(facts))
+    publish(student)
+    from huggingface_hub import ModelCard
+
+    assert ModelCard(hub.repos[KEY].files["README.md"].decode()).data.datasets == ["team/runs"]
+
+
+def test_what_is_no_student_or_no_evaluation_of_it(hub, student, tiny_models, evaluation, tmp_path):
+    def line(*arguments, **changes):
+        with pytest.raises(InputError) as caught:
+            publish(*arguments, **changes)
+        assert not hub.repos
+        return str(caught.value)
+
+    assert "holds a teacher" in line(tiny_models.mask)
+    assert "holds a causal model" in line(tiny_models.ar)
+    assert "no results.json there" in line(student, evaluation=str(student))
+    other = json.loads((evaluation / "results.json").read_text())
+    other["rows"] = other["rows"][:1]
+    (evaluation / "results.json").write_text(json.dumps(other))
+    assert "has no row of this student" in line(student, evaluation=str(evaluation))
+    (student / "training.json").write_text("{}")
+    assert "not the record of a distillation" in line(student)

@@ -1,0 +1,199 @@
+"""Every objective against its optimum in closed form: a teacher of two words, one position, a compass that prefers word 0.
+
+The log is a real rollout of the toy: at step s of N the clock rings first with probability 1/N, K draws come from the teacher's
+p_s, and argmin keeps word 0 if any draw is it. So everything a student can be asked for is a sum of N terms.
+"""
+
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.support import vocabulary
+from tsdfm.kernels.linear_buckets import linear_buckets
+from tsdfm.kernels.linear_logprob import normalised
+from tsdfm.pipeline.dataset.shards import to_table
+from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.loader.windows import Trajectories
+from tsdfm.pipeline.training.objectives import LOWEST, StudentLoss, forward_kl, mixture_cross_entropy, reverse_kl
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.trajectory import Grid
+
+N, K, MASK, ROWS = 4, 3, 2, 12_000
+P = np.array([0.15, 0.3, 0.45, 0.6])  # the teacher's probability of word 0 at step s
+ENERGY = (0.0, 0.25)  # of the states that hold word 0 and word 1
+BETA = 4.0
+
+
+class Table(nn.Module):
+    """One free pair of logits per start step and window length: the most expressive student there is."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.cells = nn.Parameter(torch.zeros(N, N + 1, 3))
+        self.head = nn.Linear(3, 3)
+        self.head.requires_grad_(False)
+        nn.init.eye_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def hidden(self, x, t, dt):
+        return self.cells[(t * N).round().long(), (dt * N).round().long()][:, None].expand(-1, x.shape[1], -1)
+
+
+@pytest.fixture(scope="module")
+def logs(toys):
+    """Blind and shaped trajectories of the toy, with the teacher's whole posterior stored."""
+    denoiser_class, compass_class = toys
+    # states of one position: word 0, word 1, [MASK]; times 0, 1/N, ..., 1
+    table = torch.zeros(N + 1, 3, 1, 3)
+    table[:N, :, 0, 0] = torch.tensor(np.log(P))[:, None]
+    table[:N, :, 0, 1] = torch.tensor(np.log(1 - P))[:, None]
+    table[..., 2] = -30.0
+    teacher = denoiser_class(table, mask_id=MASK)
+    energies = torch.tensor([[*ENERGY, 9.0]]).expand(N + 1, 3)
+    compass = compass_class(energies, 3, 1)
+    rollout, shaping = RolloutConfig(steps=N, length=1, top_k=2, seed=3), ShapingConfig(candidates=K)
+    grid = Grid(length=1, steps=N, vocab_size=3, mask_id=MASK, candidates=K, top_k=2,
+                shaped_steps=shaping.steps_of(rollout), select="argmin", compass=True)
+    words = vocabulary()
+    read = {}
+    for arm in ("blind", "shaped"):
+        made = roll_out(teacher, compass, rollout, shaping, range(ROWS), arm)
+        read[arm] = Trajectories.of(to_table(made, words), grid, arm)
+    return teacher, read
+
+
+def fitted(logs, arm, objective, start, stop):
+    """p(word 0) of a table student fitted to all rows of an arm, for one window."""
+    teacher, read = logs
+    rows = np.arange(ROWS)
+    batch = read[arm].window(rows, np.full(ROWS, start), np.full(ROWS, stop), objective, BETA)
+    student = Table(teacher.config)
+    loss = StudentLoss(student, objective)
+    optimizer = torch.optim.LBFGS([student.cells], lr=1.0, max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        total = loss(batch).sum() / (batch.target >= 0).sum()
+        total.backward()
+        return total
+
+    optimizer.step(closure)
+    logits = student.cells[start, stop - start, :2].detach()
+    assert not bool(student.cells.grad[start, stop - start, MASK])  # [MASK] is no token to write
+    return float(logits.softmax(-1)[0])
+
+
+def kept(s):
+    """Probability that argmin keeps word 0 at step s."""
+    return 1 - (1 - P[s]) ** K
+
+
+def soft(s):
+    """Expected weight of word 0 among K draws, softmax(-BETA E)."""
+    low, high = (np.exp(-BETA * e) for e in ENERGY)
+    return sum(comb(K, m) * P[s] ** m * (1 - P[s]) ** (K - m) * m * low / (m * low + (K - m) * high) for m in range(K + 1))
+
+
+WINDOWS = [(0, 1), (0, 2), (0, 4), (2, 4), (3, 4)]
+NOISE = 4 * np.sqrt(0.25 / (ROWS / N))  # four standard errors of a share among the rows that ring at one step
+
+
+@pytest.mark.parametrize(("start", "stop"), WINDOWS)
+@pytest.mark.parametrize("objective", ["event", "candidates"])
+def test_blind_students_match_the_teacher_averaged_over_the_window(logs, objective, start, stop):
+    """The martingale: one step of the grid gives back the teacher's own posterior."""
+    assert fitted(logs, "blind", objective, start, stop) == pytest.approx(P[start:stop].mean(), abs=NOISE)
+
+
+@pytest.mark.parametrize(("start", "stop"), WINDOWS)
+def test_event_students_learn_what_the_compass_kept(logs, start, stop):
+    wanted = np.mean([kept(s) for s in range(start, stop)])
+    assert fitted(logs, "shaped", "event", start, stop) == pytest.approx(wanted, abs=NOISE)
+    assert abs(wanted - P[start:stop].mean()) > 2 * NOISE  # far from the blind optimum: the test can tell
+
+
+@pytest.mark.parametrize(("start", "stop"), WINDOWS)
+def test_candidates_students_learn_the_mixture(logs, start, stop):
+    wanted = np.mean([soft(s) for s in range(start, stop)])
+    assert fitted(logs, "shaped", "candidates", start, stop) == pytest.approx(wanted, abs=NOISE)
+
+
+@pytest.mark.parametrize(("start", "stop"), WINDOWS)
+def test_endpoint_students_learn_the_final_token(logs, start, stop):
+    wanted = np.mean([kept(s) for s in range(start, N)])
+    assert fitted(logs, "shaped", "endpoint", start, stop) == pytest.approx(wanted, abs=NOISE)
+
+
+@pytest.mark.parametrize(("start", "stop"), WINDOWS)
+def test_kl_students_forget_the_selection(logs, start, stop):
+    """forward_kl: the arithmetic mean of the proposals; reverse_kl: the geometric mean. Neither sees the compass."""
+    part = P[start:stop]
+    geometric = np.exp(np.log(part).mean()) / (np.exp(np.log(part).mean()) + np.exp(np.log(1 - part).mean()))
+    for arm in ("shaped", "blind"):
+        assert fitted(logs, arm, "forward_kl", start, stop) == pytest.approx(part.mean(), abs=0.015)
+        assert fitted(logs, arm, "reverse_kl", start, stop) == pytest.approx(geometric, abs=0.015)
+
+
+def log_q_of(logits, ids):
+    """What the losses take, by the kernel: the logits themselves are the hidden states of an identity head."""
+    return normalised(linear_buckets(logits, torch.eye(logits.shape[1], dtype=logits.dtype), ids), ids)
+
+
+def dense(logits, ids, logprobs):
+    """Bucketed log q and log p in float64, by loops: [R, k + 1] each."""
+    q = F.softmax(logits.double(), -1)
+    p = logprobs.double().exp()
+    bucket_q, bucket_p = [], []
+    for row in range(len(q)):
+        rest = [v for v in range(q.shape[1]) if v not in ids[row].tolist()]
+        bucket_q.append(torch.cat([q[row, ids[row]], q[row, rest].sum()[None]]).log())
+        bucket_p.append(torch.cat([p[row], (1 - p[row].sum())[None]]).log())
+    return torch.stack(bucket_q), torch.stack(bucket_p)
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
+def test_divergences_are_their_definitions(spread):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 9, generator=generator) * spread
+    top = (torch.randn(20, 9, generator=generator)).log_softmax(-1).topk(4, -1)
+    log_q, log_p = dense(logits, top.indices, top.values)
+    forward = (log_p.exp() * (log_p - log_q)).sum(-1)
+    reverse = (log_q.exp() * (log_q - log_p)).sum(-1)
+    assert torch.allclose(forward_kl(*log_q_of(logits, top.indices), top.values).double(), forward, atol=1e-4)
+    assert torch.allclose(reverse_kl(*log_q_of(logits, top.indices), top.values).double(), reverse, atol=1e-4)
+    assert (forward >= -1e-9).all()
+
+
+def test_a_top_k_that_holds_everything_stays_finite():
+    logits = torch.randn(3, 4, requires_grad=True)
+    logprobs = torch.tensor([[0.0, -65504.0, -65504.0, -65504.0]] * 3)
+    ids = torch.arange(4).expand(3, 4)
+    for divergence in (forward_kl, reverse_kl):
+        log_q, tail = log_q_of(logits, ids)
+        loss = divergence(log_q, tail.clamp_min(LOWEST), logprobs).sum()
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert torch.isfinite(logits.grad).all()
+
+
+def test_the_mixture_merges_equal_candidates():
+    logits = torch.randn(5, 7, requires_grad=True)
+    candidates, weights = torch.randint(7, (5, 6)), torch.rand(5, 6).softmax(-1)
+    merged = torch.zeros(5, 7).scatter_add(1, candidates, weights)
+    wanted = -(merged * logits.log_softmax(-1)).sum(-1)
+    assert torch.allclose(mixture_cross_entropy(log_q_of(logits, candidates)[0], weights), wanted, atol=1e-6)
+    assert torch.autograd.gradcheck(lambda x: mixture_cross_entropy(log_q_of(x, candidates)[0], weights.double()), logits.detach().double().requires_grad_())
+
+
+def test_positions_without_target_cost_nothing(logs):
+    teacher, read = logs
+    batch = read["shaped"].window(np.arange(50), np.full(50, 0), np.full(50, 1), "event", BETA)
+    nats = StudentLoss(Table(teacher.config), "event")(batch)
+    assert ((nats > 0) == (batch.target >= 0)).all()
+    assert (batch.target < 0).any()
+    assert torch.allclose(nats[batch.target >= 0], torch.tensor(2.0).log())
