@@ -69,6 +69,15 @@ class Perplexity(Frozen):
     tokens: int = Field(description="tokens scored, of the judge's own")
 
 
+class TextScore(Perplexity):
+    """What one judge says of some texts, and how diverse their tokens are, the judge's own."""
+
+    texts: int
+    entropy_bits: float = Field(description="mean per-text unigram entropy")
+    distinct_2: float | None = Field(description="null where no text has two tokens")
+    distinct_4: float | None = Field(description="null where no text has four tokens")
+
+
 class Measures(Frozen):
     """Figures of one set of texts."""
 

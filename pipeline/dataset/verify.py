@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, read_front_matter
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, check_bytes, plan, read_manifest, read_vocabulary
+from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.manifest import DatasetManifest
@@ -25,11 +26,14 @@ class DatasetFault:
         return f"{where}: {self.what}"
 
 
-def verify(store: Store, progress: Progress = unheard) -> tuple[DatasetManifest, list[DatasetFault]]:
-    """Check a finished dataset: every file against the manifest, every row against the invariants. Faults are in no order.
+def verify(dataset: Store | str, progress: Progress = unheard) -> tuple[DatasetManifest, list[DatasetFault]]:
+    """Check a finished dataset, by name or opened: every file against the manifest, every row against the invariants.
+
+    Returns the manifest and all faults, none for a sound dataset.
 
     Raises InputError if there is no dataset, or its manifest can't be read.
     """
+    store = open_store(dataset) if isinstance(dataset, str) else dataset
     manifest = read_manifest(store)
     faults = list(_manifest_faults(store, manifest))
     by_path = {record.path: record for record in manifest.shards}

@@ -25,7 +25,7 @@ from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
 from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sample_texts, summarise
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import ModelFolder, load_denoiser, teacher_folder
+from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.pipeline.text.corpus import held_out, load_documents, windows_of
 from tsdfm.pipeline.text.documents import TEXT_SUFFIXES
 from tsdfm.schemas.base import InputError, WorkError
@@ -186,7 +186,7 @@ def _folder(out: str | None) -> Iterator[Path]:
 
 
 def _open(name: str, device: torch.device) -> Subject:
-    opened = load_denoiser(teacher_folder(name))
+    opened = load_model(name)
     opened.network.to(device)
     return Subject(name, opened)
 

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import torch
 
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
+from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import load_denoiser, teacher_folder
+from tsdfm.pipeline.models.folder import load_model
 from tsdfm.pipeline.text.metrics import BLEU_ORDER, distinct_n, self_bleu, unigram_entropy
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.evaluate import Measures, Perplexity
+from tsdfm.schemas.evaluate import Measures, Perplexity, TextScore
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.sample import SampleConfig
 
@@ -74,7 +75,7 @@ def sample_texts(
 
 def sample(config: SampleConfig) -> list[str]:
     """Texts of a model by name, decoded; on a GPU if there is one. Raises InputError: no such model, or none so long."""
-    opened = load_denoiser(teacher_folder(config.model))
+    opened = load_model(config.model)
     rollout, longest = config.rollout, opened.network.config.length
     if rollout.length is not None and rollout.length > longest:
         raise InputError(f"length: {rollout.length} is longer than the model's {longest}; give a length up to that")
@@ -95,6 +96,31 @@ def of_tokens(tokens: Int64, vocabulary: Vocabulary, nfe: Int64 | None = None, s
 def measure(samples: Samples, judges: Sequence[Judge]) -> Measures:
     """All figures of some texts. Raises InputError: too few or too short, or unfit for a judge."""
     return summarise(samples, {judge.name: likelihood(samples, judge) for judge in judges})
+
+
+def score(texts: Sequence[str], judges: Sequence[str] = ("embedded",)) -> dict[str, TextScore]:
+    """What judges say of any texts: perplexity, never without the entropy and diversity of the tokens that it was taken over.
+
+    Args:
+        texts: at least one; of any lengths, up to the judge's positions.
+        judges: 'embedded', folders (of this project or of transformers), .gguf files, or hub:USER/NAME[@REVISION].
+
+    Returns:
+        By judge. All figures are over the judge's own tokens, so they compare with its others alone.
+
+    Raises:
+        InputError: no such judge, or texts that it can't score.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {name: _scored(list(texts), open_judge(name, device)) for name in judges}
+
+
+def _scored(texts: list[str], judge: Judge) -> TextScore:
+    tokens = [np.asarray(each, dtype=np.int64) for each in judge.encode(texts)]
+    found = _perplexity(judge.score_tokens(tokens))
+    entropies = [float(unigram_entropy(each)) for each in tokens if len(each)]
+    distinct = {f"distinct_{n}": distinct_n(tokens, n) if max(map(len, tokens)) >= n else None for n in (2, 4)}
+    return TextScore(**dict(found), texts=len(texts), entropy_bits=float(np.mean(entropies)), **distinct)
 
 
 def likelihood(samples: Samples, judge: Judge) -> Likelihood:

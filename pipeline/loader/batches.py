@@ -11,6 +11,7 @@ inference with n steps meets, both stratified over the batch.
 
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
 
@@ -33,38 +34,43 @@ from tsdfm.schemas.training_record import DataFacts, DatasetFacts
 LARGEST_BUDGET = 64  # of those trained when none are named
 
 
+@dataclass(frozen=True)
+class ReaderSettings:
+    """What windows a reader makes of rows."""
+
+    objective: Objective = "event"
+    beta: float = 64.0  # of 'candidates'
+    budgets: dict[int, float] | None = None  # None: the powers of two that divide the steps of every dataset
+    batch_size: int = 32
+    seed: int = 0
+
+
 class Reader:
     """Batches of one run. A process (a rank, or a loader worker) holds at most two decoded groups of each dataset."""
 
-    def __init__(
-        self, sources: list[OpenDataset], data: DataConfig, *, objective: Objective, beta: float, budgets: dict[int, float],
-        batch_size: int, seed: int,
-    ) -> None:
-        self.data, self.objective, self.beta, self.batch_size, self.seed = data, objective, beta, batch_size, seed
-        self.budget_shares = budgets
+    def __init__(self, sources: list[OpenDataset], data: DataConfig, settings: ReaderSettings) -> None:
+        self.data, self.objective, self.beta = data, settings.objective, settings.beta
+        self.batch_size, self.seed = settings.batch_size, settings.seed
+        self.budget_shares = budgets = settings.budgets or _common_budgets(sources)
         self.budgets: Int = np.array(sorted(budgets))
         self.chances = np.cumsum([budgets[n] for n in sorted(budgets)]) / sum(budgets.values())
         self.sources = sources
-        self.streams = [Stream(source, number, data.group, seed) for number, source in enumerate(sources)]
+        self.streams = [Stream(source, number, data.group, self.seed) for number, source in enumerate(sources)]
         self.mix = Mix(shares_of(data.weights or [stream.rows for stream in self.streams]))
 
     @classmethod
-    def open(
-        cls, data: DataConfig, *, objective: Objective, beta: float, budgets: dict[int, float] | None, batch_size: int,
-        seed: int,
-    ) -> "Reader":
+    def open(cls, data: DataConfig, settings: ReaderSettings) -> "Reader":
         """Open the datasets and check that they can be mixed and serve this objective and these budgets.
 
         Raises InputError, naming the dataset and the field, if not. Shards are read when their turn comes.
         """
         if not data.paths:
             raise InputError("data.paths: no dataset given; name at least one (--data)")
-        sources = [OpenDataset.open(path, data) for path in data.paths]
-        budgets = budgets or _common_budgets(sources)
-        for source in sources:
-            _check_serves(source, objective, budgets)
-            _check_agrees(source, sources[0], objective)
-        return cls(sources, data, objective=objective, beta=beta, budgets=budgets, batch_size=batch_size, seed=seed)
+        reader = cls([OpenDataset.open(path, data) for path in data.paths], data, settings)
+        for source in reader.sources:
+            _check_serves(source, reader.objective, reader.budget_shares)
+            _check_agrees(source, reader.sources[0], reader.objective)
+        return reader
 
     @property
     def manifests(self) -> list[DatasetManifest]:

@@ -140,7 +140,8 @@ def _fill(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> N
         if expected.get(name) != found.get(name):
             raise InputError(f"{where}: tensor {name} is {found.get(name, 'absent')}, the config wants "
                              f"{expected.get(name, 'none')}; weights and config don't belong together")
-    network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    # Tensors of their own: those of a file's bytes need not be aligned.
+    network.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}, assign=True)
 
 
 def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabulary, folder: Path) -> None:
@@ -162,7 +163,8 @@ def load(folder: Path) -> ModelFolder[Network]:
     config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
     vocabulary = Vocabulary.load(folder)
     _check_vocabulary(config.trunk if isinstance(config, NceConfig) else config, vocabulary, folder)
-    network = build(config)
+    with torch.device("meta"):  # no weights are drawn, and torch's generator stands where it stood
+        network = build(config)
     try:
         _fill(network, load_safetensors(weight_bytes), str(folder / WEIGHTS_FILE))
     except SafetensorError as error:
@@ -170,6 +172,14 @@ def load(folder: Path) -> ModelFolder[Network]:
     digest = hashlib.sha256(b"\0".join([config_bytes, weight_bytes, vocabulary.to_json().encode()])).hexdigest()
     network.eval().requires_grad_(False)
     return ModelFolder(network, vocabulary, digest, folder)
+
+
+def load_model(name: str) -> ModelFolder[Denoiser]:
+    """Open a teacher or student by name: 'embedded', 'embedded:uniform', or a folder. Raises InputError.
+
+    It is in float32, in eval mode, without gradients, on the CPU; move `network` where you want it.
+    """
+    return load_denoiser(teacher_folder(name))
 
 
 def load_denoiser(folder: Path) -> ModelFolder[Denoiser]:

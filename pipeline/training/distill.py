@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tsdfm.pipeline.dataset.manifest import digest
-from tsdfm.pipeline.loader.batches import Reader
+from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import (
     EMBEDDED,
@@ -122,8 +122,9 @@ def open_reader(config: DistillConfig) -> Reader:
     """The reader of a config's datasets. Raises InputError."""
     if not config.data.paths:
         raise InputError("--data: no dataset given; give --data OUT (a folder that generate wrote), or data.paths")
-    return Reader.open(config.data, objective=config.objective, beta=config.beta, budgets=config.budgets,
-                       batch_size=config.optim.batch_size, seed=config.optim.seed)
+    return Reader.open(config.data, ReaderSettings(
+        objective=config.objective, beta=config.beta, budgets=config.budgets, batch_size=config.optim.batch_size,
+        seed=config.optim.seed))
 
 
 def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[Denoiser]:

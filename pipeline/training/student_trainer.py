@@ -71,7 +71,8 @@ def train_student(start: Start, folder: Path, place: Place, report: Report) -> D
     """
     config, reader, teacher = start.config, start.reader, start.weights.network
     if config.init_blocks is not None:
-        teacher = with_blocks(teacher, config.init_blocks)
+        with seeded(config.optim.seed):  # which draws weights that are then replaced
+            teacher = with_blocks(teacher, config.init_blocks)
     with seeded(config.optim.seed):  # weights that only a student has
         student = student_of(teacher).to(place.device)
     real = _RealText(start, place) if config.real.weight else None

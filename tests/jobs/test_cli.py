@@ -1,10 +1,12 @@
 """The command line itself: help, version, JSON on standard output, people on standard error."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from tests.support import make_dataset
+from tests.support import assert_refused, make_dataset
 from tsdfm.jobs.cli import PLACES
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.shell.options import build
@@ -61,6 +63,27 @@ def test_a_defect_is_one_line_too(cli, monkeypatch, tmp_path, tiny_models):
     monkeypatch.setenv("TSDFM_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         cli("verify", tmp_path / "out")
+
+
+def test_one_opener_of_models_for_every_command(cli, tmp_path, tiny_models):
+    make_dataset(tmp_path / "out", tiny_models)
+    assert cli("sample", "--model", "embedded:uniform", "--steps", 2, "-n", 1).code == 0
+    for arguments in (["sample", "--model"], ["evaluate", "--model"], ["generate", "--out", tmp_path / "o", "--teacher"],
+                      ["fit-compass", "--out", tmp_path / "c", "--teacher"], ["distill", "--data", tmp_path / "out", "--out", tmp_path / "s", "--init"]):
+        assert_refused(cli(*arguments, "embedded:gaussian"), "embedded:gaussian", "no such embedded model")
+        assert_refused(cli(*arguments, "/nowhere/model"), "/nowhere/model", "no such model folder")
+    assert_refused(cli("generate", "--teacher", "embedded:uniform", "--source", "mask", "--out", tmp_path / "o"), "uniform", "mask")
+
+
+def test_one_opener_of_datasets_for_every_command(cli, hub):
+    """hf:// names are pinned and read for all of them; here nobody has published anything."""
+    for arguments in (["verify"], ["inspect"], ["publish", "--repo", "team/copy"], ["distill", "--out", "s", "--data"]):
+        assert_refused(cli(*arguments, "hf://datasets/team/nothing"), "hf://datasets/team/nothing", "no such repository")
+
+
+def test_python_m_runs_it():
+    done = subprocess.run([sys.executable, "-m", "tsdfm.jobs", "--version"], capture_output=True, text=True, check=True)
+    assert "0.1.0" in done.stdout
 
 
 def test_samples_are_a_function_of_the_seed(cli, tiny_models):

@@ -236,3 +236,31 @@ def test_datasets_duckdb_and_polars_read_it_without_our_code(tmp_path, tiny_mode
     pattern = str(out / "data" / "*.parquet")
     assert duckdb.sql(f"select count(*), sum(len(event_step)) from '{pattern}'").fetchall() == [(20, manifest.totals.events)]
     assert pl.read_parquet(pattern)["final_energy"].null_count() == 0
+
+
+RUNNING = """
+import sys, ray
+from pathlib import Path
+from tsdfm.jobs.distill.run import distill
+from tsdfm.jobs.generate.run import generate
+from tsdfm.jobs.shell.options import build
+from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.generate import GenerateConfig
+ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+marked = ray.put("still here")
+report = generate(build(GenerateConfig, Path(sys.argv[1]), {}))
+assert (report.made, ray.is_initialized(), ray.get(marked)) == (report.shards, True, "still here")
+settings = {"data": {"paths": [report.out]}, "budgets": {8: 1}, "optim": {"steps": 2, "batch_size": 4}}
+distill(DistillConfig.model_validate(settings), Path(sys.argv[2]))
+assert (ray.is_initialized(), ray.get(marked)) == (True, "still here")
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_that_runs_in_the_process_is_used_and_left_running(tmp_path, tiny_models):
+    file = config_file(tmp_path, tmp_path / "out", tiny_models, trajectories=4)
+    done = subprocess.run([sys.executable, "-c", RUNNING, str(file), str(tmp_path / "student")], capture_output=True, text=True, check=False,
+                          timeout=250)
+    assert done.stdout.strip().endswith("done"), done.stderr
+    assert (tmp_path / "student" / "model.safetensors").is_file()

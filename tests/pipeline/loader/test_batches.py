@@ -20,7 +20,7 @@ import tsdfm.pipeline.loader.streams as streams
 from tests.support import make_dataset
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.manifest import digest, read_manifest, read_shard
-from tsdfm.pipeline.loader.batches import Reader
+from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.loader.mixing import LONGEST_PERIOD, Mix, shares_of
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.base import InputError, WorkError
@@ -55,8 +55,8 @@ def copy(made, tmp_path):
 
 def open_reader(*paths, objective="endpoint", budgets=None, batch_size=4, seed=0, **data):
     config = DataConfig(paths=list(map(str, paths)), **{"group": 2} | data)
-    return Reader.open(config, objective=objective, beta=8.0, budgets=budgets or {1: 1.0, 2: 1.0, 8: 2.0},
-                       batch_size=batch_size, seed=seed)
+    return Reader.open(config, ReaderSettings(objective=objective, beta=8.0, budgets=budgets or {1: 1.0, 2: 1.0, 8: 2.0},
+                       batch_size=batch_size, seed=seed))
 
 
 def whole(*paths, **options):
@@ -568,6 +568,6 @@ def test_budgets_that_are_not_named_are_the_powers_of_two_that_divide_every_data
     for n in steps:
         make_dataset(tmp_path / str(n), tiny_models, arm="blind", trajectories=2, shard_size=2, rollout={"steps": n, "batch_size": 2})
         paths.append(str(tmp_path / str(n)))
-    reader = Reader.open(DataConfig(paths=paths, arm="blind"), objective="event", beta=1.0, budgets=None, batch_size=4, seed=0)
+    reader = Reader.open(DataConfig(paths=paths, arm="blind"), ReaderSettings(objective="event", beta=1.0, budgets=None, batch_size=4, seed=0))
     assert reader.budget_shares == dict.fromkeys(wanted, 1.0)
     assert set((1 / reader.batch(0).dt).round().int().tolist()) <= set(wanted)

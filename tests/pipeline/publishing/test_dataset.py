@@ -18,7 +18,7 @@ from tests.loopback_hub import TOKEN, environment, folder_files
 from tests.support import make_dataset, tree
 from tsdfm.pipeline.dataset.card import read_front_matter
 from tsdfm.pipeline.dataset.verify import verify
-from tsdfm.pipeline.loader.batches import Reader
+from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.publishing import upload as hub_upload
 from tsdfm.pipeline.publishing.dataset import publish_dataset
 from tsdfm.pipeline.publishing.receipt import RECEIPT_FILE
@@ -100,7 +100,7 @@ def test_a_published_dataset_is_sound_and_trains_like_the_folder(hub, out):
 
     def batches(path):
         data = DataConfig(paths=[path])
-        return list(Reader.open(data, objective="candidates", beta=1.0, budgets={1: 1.0, 4: 1.0}, batch_size=4, seed=0).batches(0, 6))
+        return list(Reader.open(data, ReaderSettings(objective="candidates", beta=1.0, budgets={1: 1.0, 4: 1.0}, batch_size=4, seed=0)).batches(0, 6))
 
     for one, other in zip(batches(receipt.uri), batches(str(out)), strict=True):
         assert torch.equal(one.x_t, other.x_t)

@@ -12,7 +12,7 @@ from tests.loopback_hub import TOKEN, LoopbackHub, Repo, folder_files, use
 from tests.support import make_dataset
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.dataset.verify import verify
-from tsdfm.pipeline.loader.batches import Reader
+from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import LocalStore, UriStore
 from tsdfm.schemas.base import InputError, WorkError
@@ -64,8 +64,8 @@ def test_a_revision_is_pinned_to_its_commit(hub, folders, suffix, commit):
 
 def test_a_hub_dataset_reads_like_the_folder(hub, folders):
     def batches(path):
-        reader = Reader.open(DataConfig(paths=[path]), objective="candidates", beta=1.0, budgets={1: 1.0, 4: 1.0}, batch_size=4,
-                             seed=0)
+        reader = Reader.open(DataConfig(paths=[path]), ReaderSettings(objective="candidates", beta=1.0, budgets={1: 1.0, 4: 1.0}, batch_size=4,
+                             seed=0))
         return reader, list(reader.batches(0, 6))
 
     reader, ours = batches("hf://datasets/team/runs@v1")

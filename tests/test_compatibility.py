@@ -1,0 +1,99 @@
+"""What the version before the rooms wrote (tests/fixtures/v1, commit 0bf3877) opens, verifies and resumes, byte for byte."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import tree
+from tsdfm.pipeline.dataset.manifest import read_manifest
+from tsdfm.pipeline.dataset.verify import verify
+from tsdfm.pipeline.evaluation import run as evaluation
+from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
+from tsdfm.pipeline.models.folder import load
+from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.training.distill import train_at
+from tsdfm.pipeline.training.student_card import student_card
+from tsdfm.pipeline.training.student_trainer import Place
+from tsdfm.schemas.base import parse_json, to_json
+from tsdfm.schemas.evaluate import Frontier, Results
+from tsdfm.schemas.generate import GenerateConfig
+from tsdfm.schemas.training_record import StudentRecord
+
+FIXTURES = Path(__file__).parent / "fixtures" / "v1"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """A copy, whose paths are relative to the working directory."""
+    shutil.copytree(FIXTURES, tmp_path / "v1")
+    monkeypatch.chdir(tmp_path / "v1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path / "v1"
+    torch.set_num_threads(threads)
+
+
+def config_of(out: str, name: str, compass: str = "models/ar") -> GenerateConfig:
+    """The config of an old dataset, from its manifest."""
+    identity = read_manifest(open_store(name)).identity
+    return GenerateConfig(out=out, teacher=f"models/{name}", compass=compass, arm=identity.arm, trajectories=identity.trajectories,
+                          shard_size=identity.shard_size, rollout=identity.rollout, shaping=identity.shaping)
+
+
+@pytest.mark.parametrize("name", ["mask", "uniform"])
+def test_datasets_are_sound_and_their_manifests_are_written_the_same(old, name):
+    before = tree(old / name)
+    manifest, faults = verify(open_store(name))
+    assert faults == []
+    assert (old / name / "manifest.json").read_text() == manifest.model_dump_json(indent=2) + "\n"
+    report = generate_dataset(config_of(name, name), maker=InThisProcess(CPU))
+    assert (report.made, report.kept) == (0, 2)
+    after = tree(old / name)
+    assert {path: after[path] for path in before if path != "manifest.json"} == {path: before[path] for path in before if path != "manifest.json"}
+    assert read_manifest(open_store(name)).model_copy(update={"versions": manifest.versions, "teacher": manifest.teacher}) == manifest
+
+
+@pytest.mark.parametrize("name", ["mask", "uniform"])
+def test_the_same_config_gives_the_same_bytes(old, name):
+    generate_dataset(config_of("anew", name), maker=InThisProcess(CPU))
+    assert tree(old / "anew" / "data") == tree(old / name / "data")
+    assert (old / "anew" / "tokenizer.json").read_bytes() == (old / name / "tokenizer.json").read_bytes()
+
+
+def test_an_unfinished_dataset_is_finished(old):
+    report = generate_dataset(config_of("unfinished", "mask"), maker=InThisProcess(CPU))
+    assert (report.made, report.kept) == (1, 1)
+    assert tree(old / "unfinished" / "data") == tree(old / "mask" / "data")
+
+
+def test_a_student_opens_and_its_record_and_card_are_written_the_same(old):
+    opened = load(old / "student")
+    record = parse_json(StudentRecord, (old / "student" / "training.json").read_bytes(), "training.json")
+    assert to_json(record) == (old / "student" / "training.json").read_text()
+    assert student_card(opened.network.config, record) == (old / "student" / "README.md").read_text()
+    results = parse_json(Results, (old / "evaluation" / "results.json").read_bytes(), "results.json")
+    assert {row.fingerprint for row in results.rows} == {opened.fingerprint}
+
+
+def test_training_that_was_cut_goes_on_to_the_same_bits(old):
+    record = parse_json(StudentRecord, (old / "student" / "training.json").read_bytes(), "training.json")
+    assert train_at(Place(0, 1, CPU), record.config, Path("cut"), lambda step, scalars: False)
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "README.md"):
+        assert (old / "cut" / name).read_bytes() == (old / "student" / name).read_bytes(), name
+
+
+def test_an_evaluation_is_taken_up_and_nothing_is_sampled_again(old, monkeypatch):
+    results = parse_json(Results, (old / "evaluation" / "results.json").read_bytes(), "results.json")
+    frontier = (old / "evaluation" / "frontier.json").read_text()
+    assert parse_json(Frontier, frontier, "frontier.json").model_dump_json(indent=2) + "\n" == frontier
+
+    def never(*arguments):
+        raise AssertionError("sampled again")
+
+    monkeypatch.setattr(evaluation, "sample_texts", never)
+    again = evaluation.evaluate(results.settings)
+    assert again.rows == results.rows
+    assert (old / "evaluation" / "frontier.json").read_text() == frontier
