@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, first_line
-from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, TrajectoryRow, check_shard
+from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, check_shard
 
 ZSTD_LEVEL = 15
 IDENTITY_KEY = b"tsdfm.identity"
@@ -36,12 +36,6 @@ def columns_of(log: JumpLog, vocabulary: Vocabulary) -> dict[str, object]:
         "event_topk_logprobs": log.event_topk_logprobs.ravel(), "step_energy": log.step_energy.ravel(),
         "step_choice": log.step_choice, "final_energy": log.final_energy,
     }
-
-
-def to_row(log: JumpLog, vocabulary: Vocabulary) -> TrajectoryRow:
-    """The validated pydantic model of one log."""
-    plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in columns_of(log, vocabulary).items()}
-    return TrajectoryRow.model_validate(plain)
 
 
 def to_table(logs: Sequence[JumpLog], vocabulary: Vocabulary) -> pa.Table:

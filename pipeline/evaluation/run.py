@@ -101,7 +101,7 @@ class _Run:
         identity = identity_of_texts(config, opened.fingerprint, steps, temperature)
         rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size)
         samples = self.cache.samples(identity, labels, lambda: sample_texts(
-            opened.network, opened.vocabulary, rollout, config.samples, tell))
+            opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
         found = {}
         for number, judge in enumerate(self.judges, 2):
             found[judge.name] = self._likelihood(identity, samples, judge)

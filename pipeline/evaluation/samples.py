@@ -6,7 +6,7 @@ fair comparison of two generators is at equal entropy, along the frontier that a
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.evaluate import Measures, Perplexity, TextScore
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.sample import SampleConfig
 
 Int64 = npt.NDArray[np.int64]
@@ -41,7 +42,7 @@ class Samples:
 
 def sample_texts(
     model: Denoiser, vocabulary: Vocabulary, rollout: RolloutConfig, number: int,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Progress = unheard,
 ) -> Samples:
     """Sample trajectories 0..number-1 of a model without a compass, in batches of `rollout.batch_size`.
 
@@ -54,7 +55,7 @@ def sample_texts(
         vocabulary: the model's.
         rollout: steps, temperature, seed; the solver is `euler`, whose steps take one forward pass.
         number: R >= 1.
-        progress: called with the number of texts done.
+        progress: called after each batch.
     """
     if rollout.solver != "euler":
         raise ValueError(f"forward passes are counted for solver 'euler' only, not '{rollout.solver}'")
@@ -69,7 +70,7 @@ def sample_texts(
         seconds += time.perf_counter() - began
         tokens += [log.tokens.astype(np.int64) for log in logs]
         nfe += [len(np.unique(log.event_step)) for log in logs]
-        progress(len(tokens))
+        progress("sampling texts", len(tokens), number)
     return of_tokens(np.stack(tokens), vocabulary, np.array(nfe, dtype=np.int64), seconds)
 
 

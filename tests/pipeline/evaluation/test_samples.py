@@ -76,7 +76,7 @@ def test_the_clock_leaves_out_warming_up_and_decoding(model, monkeypatch):
 
     monkeypatch.setattr(module, "roll_out", rolled)
     done = []
-    samples = sample_texts(model.network, model.vocabulary, RolloutConfig(steps=2, batch_size=4), 10, done.append)
+    samples = sample_texts(model.network, model.vocabulary, RolloutConfig(steps=2, batch_size=4), 10, lambda stage, made, total, note="": done.append(made))
     assert samples.seconds == 3 * 2.0
     assert done == [4, 8, 10]
 
