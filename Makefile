@@ -33,8 +33,8 @@ lint: setup
 	cd .namespace && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p tsdfm.schemas -p tsdfm.kernels -p tsdfm.pipeline -p tsdfm.jobs
 	$(BIN)/yamllint -s docker
 
-claims: setup  ## Test the paper's claim on real text and write the README's table (resumes; CLAIMS passes options on).
-	$(BIN)/python tests/benchmarks/claims.py --readme $(CLAIMS)
+claims: setup  ## Test the paper's claim on real text and write tests/benchmarks/README.md (resumes; CLAIMS passes options on).
+	$(BIN)/python tests/benchmarks/claims.py --write $(CLAIMS)
 
 assets: setup $(MODELS:%=build/assets/%)  ## Train the embedded models anew from their recipes (about two hours on two cores; resumes).
 

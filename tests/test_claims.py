@@ -1,20 +1,29 @@
-"""The arithmetic behind the README's claims: from results of `evaluate` to rows, verdicts, figure and section."""
+"""The arithmetic behind the claims: from results of `evaluate` to rows, verdicts, figure and section; and the page they stand on."""
 
-import importlib.util
+import importlib
+import json
 import math
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parent / "benchmarks" / "claims_table.py"
+from tsdfm.jobs.cli import cli
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
 @pytest.fixture
-def table():
-    spec = importlib.util.spec_from_file_location("claims_table", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def table(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("claims_table")
+
+
+@pytest.fixture
+def claims(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("claims")
 
 
 def row(model, steps, temperature, perplexity, entropy):
@@ -84,6 +93,40 @@ def test_frontiers_are_read_at_equal_entropy(table, results):
     assert concluded(table, results)["judges"]["embedded"]["frontier"]["at_100"]["shaped-8"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize(("ratios", "verdict", "words"), [
+    ([0.7, 0.9], "met", "10 to 30 % below"),
+    ([0.7, 0.96], "not met", "4 to 30 % below"),
+    ([0.97, 1.04], "a tie", "3 % below to 4 % above"),
+    ([1.06, 1.2], "not met", "6 to 20 % above"),
+    ([1.6, 2.1], "not met", "at 1.6 to 2.1 times the perplexity of"),
+])
+def test_what_equal_entropy_says(table, ratios, verdict, words):
+    assert table._at_equal_entropy(ratios) == verdict
+    assert table._beside(ratios) == words
+
+
+def test_without_curves_equal_entropy_says_nothing(table):
+    assert table._at_equal_entropy([]) == "not measured"
+
+
+def test_the_answer_names_what_was_asked(table, results):
+    found, figures = concluded(table, results), table.collect(results, (0, 1, 2), ("mask",))
+    answer = table._answer(figures, "mask", found)
+    assert answer.startswith("- **mask source: (i) met, (ii) met, (iii) met.**")
+    assert "below its teacher in 1,024 by 45 % (embedded), 45 % (SmolLM2), where 32 % was asked under each" in answer
+    assert "4.900 bits of entropy against 5.200" in answer
+    found["judges"]["embedded"]["frontier"]["at_97"]["shaped-8"] = found["judges"]["embedded"]["frontier"]["at_97"]["teacher-8"]
+    assert "(ii) not met" in table._answer(figures, "mask", found)
+
+
+def test_ratios_below_the_floor_of_entropy_do_not_count(table, results):
+    found = concluded(table, results)
+    before = len(table._ratios(found, "teacher-8"))
+    for judge in found["judges"].values():
+        judge["frontier"]["at_97"]["entropy"] = found["entropy_floor"] - 0.01
+    assert len(table._ratios(found, "teacher-8")) == before - len(found["judges"])
+
+
 def test_the_section_replaces_itself_and_nothing_else(table, results, tmp_path, monkeypatch):
     page = tmp_path / "README.md"
     page.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
@@ -91,7 +134,7 @@ def test_the_section_replaces_itself_and_nothing_else(table, results, tmp_path, 
     monkeypatch.setattr(table, "FIGURE", tmp_path / "beside.png")
     figures = table.collect(results, (0, 1, 2), ("mask",))
     settings = {"samples": 9, "trajectories": 5, "rollout_steps": 8, "candidates": 8, "objective": "event", "updates": 7,
-                "batch_size": 2, "seeds": (0, 1, 2)}
+                "batch_size": 2, "seeds": (0, 1, 2), "judge_updates": 3}
     result = {"rows": figures, "settings": settings, "conclusion": table.conclude(figures, SPEED)}
     table.draw(figures, tmp_path / "claims.png")
     table.publish(table.markdown(result), tmp_path / "claims.png", result)
@@ -106,6 +149,63 @@ def test_the_section_replaces_itself_and_nothing_else(table, results, tmp_path, 
     assert (tmp_path / "beside.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_has_the_marks(table):
-    text = table.README.read_text()
-    assert text.count(table.BEGIN) == text.count(table.END) == 1
+def page_of(table):
+    return table.README.read_text()
+
+
+def test_the_page_says_what_the_recorded_results_say(table):
+    page = page_of(table)
+    assert page.count(table.BEGIN) == page.count(table.END) == 1
+    recorded = json.loads(table.FIGURE.with_suffix(".json").read_text())
+    section = page[page.index(table.BEGIN):page.index(table.END) + len(table.END)]
+    assert section == table.markdown(recorded), "tests/benchmarks/README.md was edited between the marks, or claims_table.py changed"
+    assert recorded["conclusion"] == table.conclude(recorded["rows"], recorded["speeds"])
+
+
+def test_criteria_stand_before_they_are_used(table):
+    page = page_of(table)
+    for criterion in ("(i)", "(ii)", "(iii)"):
+        assert page.index(criterion) == page.index(f"- **{criterion}** ") + len("- **")
+
+
+def test_the_page_names_files_and_options_that_exist(table):
+    page = page_of(table)
+    for link in re.findall(r"\]\(([^)#]+)\)", page):
+        assert (BENCHMARKS / link).exists(), link
+    for script, options in re.findall(r"`python\s+(tests/[a-z_/]+\.py)([^`]*)`", page):
+        source = (BENCHMARKS.parents[1] / script).read_text()
+        for option in re.findall(r"--[a-z-]+", options):
+            assert f'"{option}"' in source, (script, option)
+
+
+def options_of(command):
+    return {option for parameter in cli.get_command(None, command).params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+def test_the_commands_of_the_page_use_options_that_exist(table):
+    lines = [line.split("#")[0].split() for block in re.findall(r"```sh\n(.*?)```", page_of(table), re.DOTALL) for line in block.splitlines()]
+    assert lines
+    for _, command, *words in lines:
+        assert {word for word in words if word.startswith("-")} <= options_of(command), command
+
+
+def test_the_claims_commands_use_options_that_exist(claims, tmp_path, monkeypatch):
+    class Planner(claims.Runner):
+        def run(self, *arguments):
+            self.commands.append(shlex.join(map(str, arguments)))
+            return {}
+
+    monkeypatch.setattr(claims, "fetch", lambda folder: folder / "judge.gguf")
+    runner, settings = Planner(tmp_path), claims.Settings()
+    claims.make_data(runner, settings)
+    claims.make_models(runner, settings)
+    runner.together(list(claims.evaluations(runner, settings).values()))
+    assert len(runner.commands) == 2 + 1 + 2 * 2 * 3 + 2 * 5
+    for line in runner.commands:
+        command, *words = shlex.split(line)
+        assert {word for word in words if word.startswith("-")} <= options_of(command), line
+
+
+def test_the_small_judge_is_the_one_that_the_page_describes(table, claims):
+    shape = claims.small_judge(claims.Settings())["shape"]
+    assert f"{shape['n_blocks']} blocks, {shape['hidden_size']} wide" in table.JUDGES["small"]

@@ -1,19 +1,20 @@
-"""The paper's claim on real text: `make claims`, or `python tests/benchmarks/claims.py [--quick] [--work DIR] [--readme]`.
+"""The paper's claim on real text: `make claims`, or `python tests/benchmarks/claims.py [--quick] [--work DIR] [--write]`.
 
 Teachers at 8, 64 and 1,024 steps; students distilled with equal budgets from blind and from shaped trajectories of the same
 teacher, for both sources and several training seeds; three judges of increasing size that had no part in making anything
-(a small causal LM, the embedded one, SmolLM2-135M); real held-out text beside them. Targets, all at a unigram entropy of at
-least 97 % of real text's:
+(a small causal LM, the embedded one, SmolLM2-135M-Instruct in 4 bits); real held-out text beside them. Targets, all at a
+unigram entropy of at least 97 % of real text's:
 
 (i)   the 8-step student at least 32 % below its teacher at 1,024 steps under every judge and for both sources, and shaped
       below blind with non-overlapping intervals;
 (ii)  over sampling temperatures, the 8-step student's perplexity-entropy curve below the teacher's own 8-step curve, and (the
-      moonshot) below its 1,024-step curve;
+      further hope) below its 1,024-step curve;
 (iii) 8 steps at least 100 times faster than 1,024, by wall clock.
 
 Every stage is a `tsdfm-pipeline` command whose output stays in DIR, so a run that was killed goes on where it was. Seeds of
 sampling, data and judges are fixed: spread over training seeds is given as least and greatest, sampling error as bootstrap
-intervals. `--readme` writes the table, settings and commands into the README, and the figure beside this file.
+intervals. `--write` writes the section of the README beside this file, and figure, settings, commands and all numbers into
+results/.
 """
 
 import argparse
@@ -125,7 +126,7 @@ def evaluations(runner: Runner, settings: Settings) -> dict[str, list[object]]:
     judges: list[object] = ["--evaluator", work / "judge-small", "--evaluator", "embedded"]
     if settings.smollm2:
         judges += ["--evaluator", fetch(work / "smollm2")]
-    common = [*judges, "--samples", settings.samples, "--seed", 7, "--threads", 1]
+    common = [*judges, "--number", settings.samples, "--seed", 7, "--threads", 1]
     sweep, sweep_long = (["--frontier", "--temperatures", ",".join(map(str, temperatures))]
                          for temperatures in (settings.temperatures, settings.temperatures_long))
     commands: dict[str, list[object]] = {}
@@ -150,9 +151,9 @@ def evaluations(runner: Runner, settings: Settings) -> dict[str, list[object]]:
 def main() -> None:
     """Make, distil, evaluate, conclude."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small numbers, two judges, one seed; never into the README")
+    parser.add_argument("--quick", action="store_true", help="small numbers, two judges, one seed; never written into the README")
     parser.add_argument("--work", type=Path, help="where everything is kept  [out/claims, or out/claims-quick]")
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md and the figure beside this file")
+    parser.add_argument("--write", action="store_true", help="write the section of the README beside this file, and results/")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     arguments = parser.parse_args()
     settings = QUICK if arguments.quick else Settings()
@@ -174,7 +175,7 @@ def main() -> None:
     text = claims_table.markdown(result)
     say(text)
     claims_table.draw(figures, work / "claims.png")
-    if arguments.readme and not arguments.quick:
+    if arguments.write and not arguments.quick:
         claims_table.publish(text, work / "claims.png", result)
     report(result, arguments.json or work / "claims.json")
 

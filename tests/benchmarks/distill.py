@@ -53,19 +53,20 @@ from measure import MIB, Builder, Piece, Ratio, Sample, interleave, machine, rep
 from rollout import draw, randomise
 from torch import Tensor, nn
 
-from tsdfm.pipeline.dataset.manifest import MANIFEST_FILE, claim, commit, plan, read_manifest
+from tsdfm.pipeline.dataset.manifest import read_manifest
+from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
-from tsdfm.pipeline.flow.opening import identity_of, open_models
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.loader.windows import Batch
-from tsdfm.pipeline.models import folder as checkpoint
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import embedded, load, save
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.objectives import StudentLoss
-from tsdfm.pipeline.training.trainer import TokenWindows, Trainer
+from tsdfm.pipeline.training.token_windows import TokenWindows
+from tsdfm.pipeline.training.trainer import Trainer, whole
 from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.model import DenoiserConfig, NceConfig
@@ -139,32 +140,22 @@ def denoiser_config(source: Source, vocabulary: Vocabulary, **shape: int) -> Den
 
 
 def make_data(setting: Setting) -> None:
-    """The dataset of a setting, unless it is there: random rollouts of small models, by the worker's own code without Ray."""
-    vocabulary = checkpoint.load(checkpoint.embedded("teacher-mask")).vocabulary
+    """The dataset of a setting, unless it is there: random rollouts of small models, in this process."""
+    vocabulary = load(embedded("teacher-mask")).vocabulary
     torch.manual_seed(SEED)
     teacher, compass = (WORK / f"{setting.source}-{role}" for role in ("teacher", "compass"))
     trunk = denoiser_config(setting.source, vocabulary, **MAKER)
     networks: dict[Path, nn.Module] = {teacher: Denoiser(trunk), compass: NceEncoder(NceConfig(trunk=trunk))}
     for folder, network in networks.items():
         randomise(network)
-        checkpoint.save(folder, network, vocabulary, None)
+        save(folder, network, vocabulary, None)
     config = GenerateConfig.model_validate({
         "out": str(setting.data), "teacher": str(teacher), "compass": str(compass), "arm": "both",
         "trajectories": setting.trajectories, "shard_size": min(SHARD, setting.trajectories // 2),
         "rollout": {"steps": STEPS, "top_k": TOP_K, "seed": SEED}, "shaping": {"candidates": CANDIDATES},
     })
-    opened = open_models(config, torch.device("cpu"))
-    identity, store = identity_of(config, opened, torch.device("cpu")), open_store(str(setting.data))
-    with store.owned():
-        claim(store, identity)  # refuses a dataset of other constants
-        if store.read(MANIFEST_FILE) is not None:
-            return
-        from tsdfm.jobs.generate.worker import ShardWorker  # imports ray
-
-        say(f"generate {setting.data} ...")
-        worker = ShardWorker(config, identity, str(setting.data))
-        done = [worker.make(index, item).done for index, item in enumerate(plan(identity))]
-        commit(store, identity, done, vocabulary, config.teacher)
+    say(f"generate {setting.data}, unless it is there ...")
+    generate_dataset(config, maker=InThisProcess(torch.device("cpu")))  # refuses a dataset of other constants
 
 
 def open_reader(setting: Setting, group: int = GROUP, seed: int = SEED) -> Reader:
@@ -177,7 +168,7 @@ def open_reader(setting: Setting, group: int = GROUP, seed: int = SEED) -> Reade
 def make_teacher(setting: Setting) -> Denoiser:
     """The random teacher of a setting; equal settings give equal weights."""
     torch.manual_seed(SEED)
-    config = denoiser_config(setting.source, checkpoint.load(checkpoint.embedded("teacher-mask")).vocabulary)
+    config = denoiser_config(setting.source, load(embedded("teacher-mask")).vocabulary)
     teacher = Denoiser(config.model_copy(update={"vocab_size": setting.vocab or config.vocab_size}))
     randomise(teacher)
     return teacher.eval().requires_grad_(False)
@@ -229,7 +220,7 @@ def build_update(setting: Setting) -> Piece:
 
     def piece() -> dict[str, float]:
         for batch in batches:
-            trainer.update(lambda step, generator, batch=batch: update_of(loss, batch))
+            trainer.update(whole(lambda step, generator, batch=batch: update_of(loss, batch)))
         targets = sum(int((batch.target >= 0).sum()) for batch in batches)
         return {"tokens": setting.updates * setting.tokens, "targets": targets / len(batches) / setting.tokens}
 
@@ -246,7 +237,7 @@ def build_shards(setting: Setting) -> Piece:
 
     def piece() -> dict[str, float]:
         for _ in range(setting.updates):
-            trainer.update(lambda step, generator: update_of(loss, next(stream)))
+            trainer.update(whole(lambda step, generator: update_of(loss, next(stream))))
         return {"tokens": setting.updates * setting.tokens, "weights_mib": 2 * weights_mib(student)}
 
     return piece
@@ -286,7 +277,7 @@ def build_online(setting: Setting, kind: Kind) -> Piece:
 
     def piece() -> dict[str, float]:
         for _ in range(setting.updates):
-            trainer.update(lambda step, generator: loss_of(networks, next(draws)))
+            trainer.update(whole(lambda step, generator: loss_of(networks, next(draws))))
         return {"tokens": setting.updates * setting.tokens, "weights_mib": weights_mib(*vars(networks).values())}
 
     return piece
