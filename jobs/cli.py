@@ -2,11 +2,14 @@
 
 import importlib
 import os
+import signal
 import sys
+from types import FrameType
 
 import click
 
 from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.interrupts import Interrupted
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 # Group -> command -> (where it is, what it does in a few words)
@@ -73,6 +76,22 @@ def cli(context: click.Context) -> None:
 
 def main() -> None:
     """Entry point: exit codes as in the help; one line, never a traceback."""
+    # Threads that wait must not spin: beside other work, two that do are many times slower than one. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        _run()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does: a closed terminal, Slurm and Kubernetes ask so."""
+    raise KeyboardInterrupt
+
+
+def _run() -> None:
     try:
         cli.main(prog_name="tsdfm-pipeline", standalone_mode=False)
     except click.exceptions.Exit as leave:
@@ -82,7 +101,7 @@ def main() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except WorkError as error:
-        _fail(str(error), 1)
+        _fail(str(error), 130 if isinstance(error, Interrupted) else 1)
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted; finished work is kept, the same command goes on with it", 130)
     except BrokenPipeError:

@@ -34,4 +34,5 @@ def verify_command(out: str, as_json: bool) -> None:
                           faults=[FaultReport(path=each.path, row=each.row, what=each.what) for each in faults]))
     if faults:
         raise WorkError(f"{out}: {len(faults)} faults; restore the files named above, or run generate again to remake them")
-    say(f"{out}: sound: {manifest.totals.rows} trajectories in {len(manifest.shards)} shards")
+    shards = len(manifest.shards)
+    say(f"{out}: sound: {manifest.totals.rows} trajectories in {shards} shard{'' if shards == 1 else 's'}")

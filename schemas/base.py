@@ -31,7 +31,8 @@ class Frozen(BaseModel):
     are in the default, not as they are in the default's class.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    # Infinity and NaN are refused everywhere: JSON has neither, so they would be lost when the record is written.
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
     _nested: ClassVar[dict[str, dict[str, Any]]] = {}  # field -> what its default record says, where it says anything
 
@@ -62,7 +63,9 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
 
 
 def _problem(error: dict[str, Any]) -> str:
-    field = ".".join(str(part) for part in error["loc"]) or "(whole)"
+    field = ".".join(str(part) for part in error["loc"])
+    if not field:
+        return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"{field}: no such field; remove it or mend its spelling"
     if error["type"] == "missing":

@@ -3,13 +3,14 @@
 from pydantic import Field
 
 from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import CorpusPart
 
 
 class CorpusConfig(Frozen):
     """What text to read."""
 
-    path: str = Field("python", min_length=1, description=(
+    path: PathName = Field("python", description=(
         "Where the text is: 'python' (the English that comes with Python and the installed packages), a .txt/.md, .jsonl, "
         ".jsonl.zst or .parquet file, a folder of them, or hub:NAME[:SPLIT] for a Hub dataset"))
     text_field: str = Field("text", min_length=1, description="Name of the field that holds the text, in records and columns")

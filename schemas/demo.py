@@ -3,12 +3,13 @@
 from pydantic import Field
 
 from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.paths import PathName
 
 
 class DemoConfig(Frozen):
     """`tsdfm-pipeline demo`: trajectories, two students, their evaluation, and one page."""
 
-    out: str = Field("out/demo", min_length=1, description="Local folder of all that the demo makes")
+    out: PathName = Field("out/demo", description="Local folder of all that the demo makes")
     trajectories: int = Field(640, ge=2, lt=2**31, description=(
         "Pairs of trajectories: each written once with the compass choosing (shaped) and once without (blind)"))
     updates: int = Field(500, ge=1, description="Optimiser updates of each of the two students")

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Arm, Objective
 
 KL_OBJECTIVES = ("forward_kl", "reverse_kl")
@@ -27,24 +28,24 @@ def _budgets(value: Any) -> Any:
 
 
 Budgets = Annotated[
-    dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+    dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0)]],
     BeforeValidator(_budgets, json_schema_input_type=Any)]
 
 
 class DataConfig(Frozen):
     """Which frozen trajectories to read, and in what order."""
 
-    paths: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list, description=(
+    paths: list[PathName] = Field(default_factory=list, description=(
         "Dataset to learn from: a local folder, a filesystem URI, or hf://datasets/USER/NAME@REVISION; give several to "
         "mix them"))
-    weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(None, description=(
+    weights: list[Annotated[float, Field(gt=0)]] | None = Field(None, description=(
         "Share of each dataset in every batch, up to a common factor, one for each; null: by their numbers of trajectories"))
     arm: Arm = Field("shaped", description=(
         "Which trajectories: 'shaped' (the compass chose the jumps) or 'blind' (the teacher alone)"))
     trajectories: int | None = Field(None, ge=1, description="Read only trajectory ids below this; null: all")
     best: float | None = Field(None, gt=0, le=1, description=(
         "Keep only this fraction of each dataset's trajectories, those of the lowest final energy; null: all"))
-    energy_beta: float = Field(0.0, ge=0, allow_inf_nan=False, description=(
+    energy_beta: float = Field(0.0, ge=0, le=1e9, description=(
         "Weigh each trajectory's loss by exp(-this times its final energy in nats/token); 0 weighs all alike"))
     group: int = Field(8, ge=1, le=4096, description="Shards that are read and shuffled together; memory grows with it")
     loader_workers: int = Field(0, ge=0, le=256, description=(
@@ -60,7 +61,7 @@ class DataConfig(Frozen):
 class RealConfig(Frozen):
     """A denoising loss on real text, mixed in."""
 
-    weight: float = Field(0.0, ge=0, allow_inf_nan=False, description=(
+    weight: float = Field(0.0, ge=0, description=(
         "Weight of a denoising loss on real text that is added to the objective; 0 adds none"))
     corpus: CorpusConfig = CorpusConfig()
 
@@ -70,7 +71,7 @@ class DistillOptim(OptimConfig):
 
     steps: int = Field(2000, ge=1, description="Optimiser updates")
     batch_size: int = Field(32, ge=1, description="Trajectories per update, over all workers")
-    lr: float = Field(5e-4, gt=0, allow_inf_nan=False, description="Peak learning rate")
+    lr: float = Field(5e-4, gt=0, description="Peak learning rate")
     warmup: int = Field(50, ge=0, description="Updates over which the learning rate rises to its peak")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the matrices")
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights, which are what is saved")
@@ -80,7 +81,7 @@ class DistillConfig(Frozen):
     """`tsdfm-pipeline distill`: train a few-step student from frozen shards. Every field is also a flag."""
 
     data: DataConfig = DataConfig()
-    init: str | None = Field(None, min_length=1, description=(
+    init: PathName | None = Field(None, description=(
         "The weights to start from: 'embedded', 'embedded:uniform', or a folder; null: the teacher that the dataset names"))
     init_blocks: int | None = Field(None, ge=1, le=256, description=(
         "Start from only so many of those weights' blocks, evenly spaced: a smaller student; null: all of them"))
@@ -88,7 +89,7 @@ class DistillConfig(Frozen):
         "What the student is fitted to: 'event' the token that a window's last jump wrote, 'candidates' the mixture of the K "
         "candidates by their energies, 'endpoint' the final token; 'forward_kl' and 'reverse_kl' the teacher's stored top-k, "
         "which forgets what the compass chose"))
-    beta: float = Field(64.0, ge=0, allow_inf_nan=False, description=(
+    beta: float = Field(64.0, ge=0, le=1e9, description=(
         "Inverse temperature of 'candidates': weights are softmax(-beta E) of the energies E in nats/token"))
     budgets: Budgets | None = Field(None, min_length=1, description=(
         "Step budgets to train for, e.g. 1,2,4,8, or 8:2,16:1 with how often each is trained; each divides the dataset's "

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.corpus import CorpusConfig
+from tsdfm.schemas.paths import PathName
 
 
 def _several(value: Any) -> Any:
@@ -19,7 +20,7 @@ def _numbers(value: Any) -> Any:
     return _several([part for part in value.replace(" ", "").split(",") if part] if isinstance(value, str) else value)
 
 
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_several), Field(min_length=1)]
+Names = Annotated[tuple[PathName, ...], BeforeValidator(_several), Field(min_length=1)]
 Steps = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_numbers), Field(min_length=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
 Temperatures = Annotated[tuple[Temperature, ...], BeforeValidator(_numbers), Field(min_length=1)]
@@ -28,7 +29,7 @@ Temperatures = Annotated[tuple[Temperature, ...], BeforeValidator(_numbers), Fie
 class EvaluateConfig(Frozen):
     """`tsdfm-pipeline evaluate`: sample models at several step counts and measure the texts. Every field is also a flag."""
 
-    out: str | None = Field(None, min_length=1, description=(
+    out: PathName | None = Field(None, description=(
         "Folder that keeps samples, scores and results, from which a rerun goes on; null: nothing is kept"))
     model: Names = Field(("embedded",), description=(
         "Model to sample: 'embedded', 'embedded:uniform', or the folder of a teacher or student; may be repeated"))

@@ -3,6 +3,7 @@
 from pydantic import Field, model_validator
 
 from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Arms, Form, Select, Solver, Source
 
 
@@ -42,7 +43,7 @@ class ShapingConfig(Frozen):
     select: Select = Field("argmin", description=(
         "How a candidate is chosen by its energy E (lower is more coherent): 'argmin' keeps the lowest, 'resample' draws one "
         "with probability proportional to exp(-beta E)"))
-    beta: float = Field(1.0, ge=0, description=(
+    beta: float = Field(1.0, ge=0, le=1e9, description=(
         "Inverse temperature beta of 'resample', per nat/token of energy: the larger, the closer to 'argmin'"))
     form: Form | None = Field(None, description=(
         "Form of the energy: 'plain', or 'residual', which adds the teacher's own log-probability of the drawn tokens, so that "
@@ -62,14 +63,14 @@ class ShapingConfig(Frozen):
 class GenerateConfig(Frozen):
     """`tsdfm-pipeline generate`: a frozen dataset of trajectories. Every field is also a flag."""
 
-    out: str | None = Field(None, min_length=1, description="Folder of the dataset: a local path or a filesystem URI")
+    out: PathName | None = Field(None, description="Folder of the dataset: a local path or a filesystem URI")
     trajectories: int = Field(256, ge=1, lt=2**31, description="How many trajectories to make: each is one text being written")
-    teacher: str = Field("embedded", min_length=1, description=(
+    teacher: PathName = Field("embedded", description=(
         "The model that is rolled out: 'embedded' (a small one that ships with the package), 'embedded:uniform', or a folder"))
     source: Source | None = Field(None, description=(
         "What a text starts from: all [MASK] ('mask') or random tokens ('uniform'); chooses the embedded teacher, and must be "
         "any other's own; null: mask for 'embedded', else the teacher's own"))
-    compass: str = Field("embedded", min_length=1, description=(
+    compass: PathName = Field("embedded", description=(
         "The model that scores candidate jumps: 'embedded', 'none', 'denoiser' (the teacher's own pseudo-likelihood), or the "
         "folder of a compass or of any causal LM of the same vocabulary"))
     arm: Arms = Field("shaped", description=(

@@ -5,16 +5,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Source
 
 
 class ImportConfig(Frozen):
     """Which checkpoint, and what its tensors don't say. Null: read from the checkpoint, or the published models' value."""
 
-    checkpoint: str = Field(min_length=1, description="A .safetensors or torch file, or a folder that holds one")
+    checkpoint: PathName = Field(description="A .safetensors or torch file, or a folder that holds one")
     layout: Literal["auto", "fs-dfm", "mdlm"] = Field("auto", description=(
         "Whose checkpoint it is; 'auto' tells it by the names of the tensors"))
-    tokenizer: str | None = Field(None, description=(
+    tokenizer: PathName | None = Field(None, description=(
         "Its tokenizer.json, or a folder with one; null: the one beside the checkpoint"))
     eos: str | None = Field(None, min_length=1, description="Token that ends a text; null: as the tokenizer says")
     source: Source | None = Field(None, description=(
@@ -44,6 +45,7 @@ class MdlmFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
 
+    model_type: str | None = None
     n_heads: int | None = Field(None, ge=1)
     model_length: int | None = Field(None, ge=1)
     time_conditioning: bool | None = None

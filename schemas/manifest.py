@@ -102,6 +102,13 @@ class DatasetManifest(Frozen):
     def _adds_up(self) -> "DatasetManifest":
         if len({shard.path for shard in self.shards}) != len(self.shards):
             raise ValueError("shards: a path occurs twice; each shard is one file")
+        if len(self.shards) != -(-self.identity.trajectories // self.identity.shard_size):
+            raise ValueError(f"shards: {len(self.shards)} are not those of {self.identity.trajectories} trajectories, "
+                             f"{self.identity.shard_size} in each")
+        if sum(shard.bytes for shard in self.shards) != self.totals.bytes:
+            raise ValueError("totals.bytes is not the sum of the shards' bytes")
+        if self.totals.tokens != self.totals.rows * (self.identity.rollout.length or 0):
+            raise ValueError("totals.tokens is not rows times length")
         if sum(shard.rows for shard in self.shards) != self.totals.rows:
             raise ValueError("totals.rows is not the sum of the shards' rows")
         identity = self.identity

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.paths import PathName
 
 RepositoryName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", max_length=96)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -14,14 +15,14 @@ RepositoryKind = Literal["dataset", "model"]
 class PublishConfig(Frozen):
     """What to publish, and where. Every field is also a flag; the token is none: it is the Hub login's."""
 
-    out: str = Field(min_length=1, description="Folder or URI of a finished dataset, or folder of a student")
+    out: PathName = Field(description="Folder or URI of a finished dataset, or folder of a student")
     repo: RepositoryName = Field(description="Repository USER/NAME, made if it does not exist")
     private: bool = Field(False, description="Nobody else may see it; refused for a repository that is public already")
     license: str = Field("unknown", pattern=r"^[a-z0-9.-]+$", description=(
         "Licence for the card, by its id in the Hub's list: apache-2.0, cc-by-4.0, ..."))
     arm_splits: bool = Field(True, description=(
         "Of a dataset of both arms: add a copy of each arm's rows, so that an arm is a split; about doubles the bytes"))
-    evaluation: str | None = Field(None, min_length=1, description=(
+    evaluation: PathName | None = Field(None, description=(
         "Of a student: the folder that `evaluate --out` wrote, for the card's table; null: a card without figures"))
 
 

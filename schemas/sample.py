@@ -4,12 +4,13 @@ from pydantic import Field
 
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.generate import RolloutConfig
+from tsdfm.schemas.paths import PathName
 
 
 class SampleConfig(Frozen):
     """`tsdfm-pipeline sample`: texts of a model, blind, as inference makes them."""
 
-    model: str = Field("embedded", min_length=1, description=(
+    model: PathName = Field("embedded", description=(
         "The model that writes: 'embedded' (the small teacher that ships with the package), 'embedded:uniform', or the folder "
         "of a teacher or student"))
     number: int = Field(4, ge=1, lt=2**31, description="How many texts to write")

@@ -8,6 +8,7 @@ from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.model import TransformerShape
 from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Source
 
 
@@ -15,7 +16,7 @@ class PretrainConfig(Frozen):
     """`tsdfm-pipeline pretrain`: train a denoiser from text."""
 
     corpus: CorpusConfig = CorpusConfig()
-    tokenizer: str | None = Field(None, description=(
+    tokenizer: PathName | None = Field(None, description=(
         "Folder or file of a tokenizer.json to use; null: one is trained on the corpus"))
     vocab_size: int = Field(2048, ge=258, le=1 << 20, description="Size of a tokenizer that is trained here, [MASK] included")
     length: int = Field(64, ge=2, description="Tokens L of every sequence, which is also the length of the texts it will write")
@@ -30,6 +31,13 @@ class PretrainConfig(Frozen):
     cond_dim: int = Field(128, ge=8, description="Width of the embedding of the time")
     optim: OptimConfig = OptimConfig()
 
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> "PretrainConfig":
+        if self.tokenizer is not None and self.vocab_size != type(self).model_fields["vocab_size"].default:
+            raise ValueError("vocab_size: is of a tokenizer that is trained here, and one is given (tokenizer); leave one "
+                             "of them out")
+        return self
+
 
 class CompassConfig(Frozen):
     """`tsdfm-pipeline fit-compass`: fit an energy (`nce`), or a causal LM (`ar`; a judge is one, too)."""
@@ -37,7 +45,7 @@ class CompassConfig(Frozen):
     kind: Literal["ar", "nce"] = Field("ar", description=(
         "'ar' is a causal language model, whose energy is the negative log-likelihood of the text (a judge is one, too); 'nce' "
         "a network that tells real texts from the teacher's at every time"))
-    teacher: str = Field("embedded", min_length=1, description=(
+    teacher: PathName = Field("embedded", description=(
         "The teacher it is for, which gives tokenizer, length and source: 'embedded', 'embedded:uniform', or a folder"))
     corpus: CorpusConfig = CorpusConfig(part="first")
     shape: TransformerShape = TransformerShape(hidden_size=128, n_blocks=3, n_heads=4)

@@ -38,7 +38,8 @@ class TrajectoryRow(Frozen):
     event_candidates: list[Word] = Field(description="candidate tokens of each event (E*K); candidate 0 is the blind draw")
     event_topk_ids: list[Word] = Field(description="the teacher's likeliest tokens at the event (E*k)")
     event_topk_logprobs: list[float] = Field(description="their log-probabilities, nats (E*k)")
-    step_energy: list[float] = Field(description="energies of the candidates of each shaped step (S*K), nats per token")
+    step_energy: list[Annotated[float, Field(allow_inf_nan=True)]] = Field(
+        description="energies of the candidates of each shaped step (S*K), nats per token")
     step_choice: list[Annotated[int, Field(ge=0, le=127)]] = Field(description="chosen candidate of each shaped step (S)")
     final_energy: float | None = Field(description="energy of `tokens`; null without a compass")
 

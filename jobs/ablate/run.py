@@ -31,7 +31,7 @@ from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
 from tsdfm.jobs.distill.desk import Desk
 from tsdfm.jobs.evaluate.command import evaluated
-from tsdfm.jobs.shell.cluster import cluster
+from tsdfm.jobs.shell.cluster import cluster, cores_here
 from tsdfm.jobs.shell.console import say, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.pipeline.evaluation.effects import effects
@@ -118,7 +118,7 @@ def _write(store: Store, sweep: Sweep, rows: Sequence[TrialRow], found: Sequence
 def _workers(sweep: Sweep, trials: dict[str, Trial]) -> int:
     """Trials at a time: as many as there are cores for their threads."""
     threads = max(trial.config.optim.threads for trial in trials.values())
-    return sweep.workers or max(1, len(os.sched_getaffinity(0)) // threads)
+    return sweep.workers or max(1, cores_here() // threads)
 
 
 def _run(work: Work, keys: Sequence[str], workers: int) -> dict[str, str]:

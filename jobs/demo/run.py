@@ -10,7 +10,6 @@ beside the teacher and real text, and one page that tells the results. A rerun o
 """
 
 import json
-import os
 import shlex
 import shutil
 import time
@@ -29,6 +28,7 @@ from tsdfm.jobs.distill.run import distill
 from tsdfm.jobs.evaluate.command import evaluated
 from tsdfm.jobs.generate.run import generate
 from tsdfm.jobs.inspect.command import write_page
+from tsdfm.jobs.shell.cluster import cores_here
 from tsdfm.jobs.shell.console import Stages, people, say
 from tsdfm.pipeline.dataset.summary import summarise
 from tsdfm.pipeline.dataset.verify import verify
@@ -74,7 +74,7 @@ def plan(config: DemoConfig) -> Plan:
     if "://" in config.out:
         raise InputError(f"--out {config.out}: models and pages need a local folder; give one")
     folder, trajectories = Path(config.out), config.trajectories
-    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(MAX_THREADS, cores_here())
     data = GenerateConfig(
         out=str(folder / "data"), trajectories=trajectories, arm="both", shard_size=min(SHARD, -(-trajectories // 4)))
     students = {arm: DistillConfig(data=DataConfig(paths=[str(folder / "data")], arm=arm),

@@ -2,6 +2,7 @@
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.flags import config_command
+from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.reports import GenerateReport
 
@@ -20,6 +21,7 @@ def generate_command(config: GenerateConfig) -> GenerateReport:
     from tsdfm.jobs.generate.run import generate
 
     report = generate(config)
-    say(f"{report.out}: {report.rows} trajectories in {report.shards} shards ({report.made} made, {report.kept} kept), "
+    say(f"{report.out}: {report.rows} trajectories in {count(report.shards, 'shard')} "
+        f"({report.made} made, {report.kept} kept), "
         f"{report.bytes:,} bytes, {report.seconds} s")
     return report

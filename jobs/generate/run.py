@@ -7,7 +7,6 @@ Every shard is a pure function of the config, written by its worker and renamed 
 same command again keeps every sound shard and makes the rest. The manifest, written last, is the commit.
 """
 
-import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util import ActorPool
 
 from tsdfm.jobs.generate.worker import Receipt, as_actor
-from tsdfm.jobs.shell.cluster import anchored, cluster, gpus_at
+from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
 from tsdfm.jobs.shell.console import Stages, Ticker, say, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan
@@ -85,7 +84,7 @@ class _OnRay:
 def _cores(config: GenerateConfig) -> int:
     if config.address != "local" or ray.is_initialized():
         return int(ray.cluster_resources().get("CPU", 1))
-    return len(os.sched_getaffinity(0))
+    return cores_here()
 
 
 def _collect(pool: ActorPool, items: list[ShardPlan], missing: Sequence[int]) -> dict[int, Finished]:

@@ -5,12 +5,14 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from math import ceil
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import ray
 import torch
+from ray.job_config import JobConfig
 
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
@@ -47,6 +49,22 @@ def anchored(name: str) -> str:
     return str(Path(name).absolute())
 
 
+def cores_here(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may use: those it is bound to, or fewer where a container's quota (cgroup) says so."""
+    return max(1, min([len(os.sched_getaffinity(0)), *_quotas(cgroup)]))
+
+
+def _quotas(cgroup: Path) -> list[int]:
+    """Cores that the quota allows, by the files of either version of cgroups; none where there is no quota."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = map(int, (cgroup / "cpu.max").read_text().split())  # 'max 100000' where there is none
+        return [ceil(quota / period)]
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (int((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        return [ceil(quota / period)] if quota > 0 else []
+    return []
+
+
 def gpus_at(address: str) -> int:
     """GPUs that workers may use: this machine's, or those of the cluster that Ray is connected to."""
     if address == "local" and not ray.is_initialized():
@@ -65,11 +83,30 @@ def _connect(address: str, cpus: int | None) -> None:
         _check_listening(address)
         options = {}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_JobConfig(), **options)
     except ConnectionError:
         raise InputError(f"--address {address}: no Ray cluster found; {_NOT_FOUND}") from None
     except Exception as error:
         raise WorkError(f"--address {address}: Ray did not start ({first_line(error)})") from None
+
+
+class _Unchanged(list[str]):
+    """A list that `extend` leaves as it is."""
+
+    def extend(self, values: object) -> None:
+        """Nothing is added."""
+
+
+class _JobConfig(JobConfig):  # type: ignore[misc]
+    """A job whose workers import nothing from where the user happens to stand.
+
+    Ray puts the driver's working directory and script folder on its workers' path, so a `datasets.py` lying there would be run
+    in place of the library.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._py_driver_sys_path = _Unchanged()
 
 
 def _check_listening(address: str) -> None:

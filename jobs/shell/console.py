@@ -16,14 +16,16 @@ from rich.table import Table
 
 LINE_SECONDS = 5.0  # where there is no terminal: one line so often
 # Text from a dataset or a model may hold anything, and must not steer the terminal. Line breaks pass.
-CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 10} | dict.fromkeys(range(0x7F, 0xA0), "\ufffd")
+BIDI = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # marks that turn the direction of what follows
+CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 10} | dict.fromkeys(
+    [*range(0x7F, 0xA0), *BIDI], "\ufffd")
 
 people = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """One line for people, as it is."""
-    people.print(line, markup=False)
+    """One line for people; whatever it quotes, nothing in it steers the terminal."""
+    people.print(line.translate(CONTROLS), markup=False)
 
 
 def emit(report: BaseModel) -> None:

@@ -214,4 +214,4 @@ def required(value: T | None, name: str, what: str) -> T:
     """A parameter that has to be given, unless only the config is asked for. Raises InputError."""
     if value is None:
         raise InputError(f"{name}: not given; {what}")
-    return value
+    return value.expanduser() if isinstance(value, Path) else value

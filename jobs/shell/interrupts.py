@@ -26,7 +26,7 @@ class _Flag:
 
 @contextmanager
 def interruptible(first: str) -> Iterator[_Flag]:
-    """First SIGINT or SIGTERM: do what `first` says, then stop. Second: stop at once (nothing finished is lost)."""
+    """First SIGINT, SIGTERM or SIGHUP: do what `first` says, then stop. Second: stop at once (nothing finished is lost)."""
     flag = _Flag()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -35,7 +35,7 @@ def interruptible(first: str) -> Iterator[_Flag]:
         flag.raised = True
         say(f"{first}; interrupt again to stop at once")
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield flag
     finally:

@@ -14,10 +14,25 @@ from tsdfm.schemas.base import Frozen, InputError, parse
 C = TypeVar("C", bound=Frozen)
 
 
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key that stands twice, of which YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys are all different."""
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"'{name}' stands twice, in line {seen[name]}, too", key.start_mark)
+            seen[name] = line
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises InputError naming file and line."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -57,7 +72,7 @@ def build(model: type[C], file: Path | None, flags: Mapping[str, Any], settings:
 
 def _value(setting: str, text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError:
         raise InputError(f"--set {setting}: the value is not YAML; write a number, a word, or [a, b]") from None
 

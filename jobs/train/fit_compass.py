@@ -28,7 +28,7 @@ def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> 
     """
     import torch
 
-    from tsdfm.jobs.train.progress import training_progress
+    from tsdfm.jobs.train.progress import stopped, training_progress
     from tsdfm.pipeline.models.folder import check_target, load_denoiser, save, state_folder, teacher_folder
     from tsdfm.pipeline.training.fit_compass import fit_ar, fit_nce
 
@@ -36,11 +36,13 @@ def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> 
     check_target(folder)
     torch.set_num_threads(config.optim.threads)
     teacher = load_denoiser(teacher_folder(config.teacher))
-    with Stages() as progress, training_progress("fit-compass", config.optim) as report:
+    with Stages() as progress, training_progress("fit-compass", config.optim) as (report, stop):
         if config.kind == "ar":
-            fit = fit_ar(config, teacher, state_folder(folder), report)
+            fit = fit_ar(config, teacher, state_folder(folder), report, stop)
         else:
-            fit = fit_nce(config, teacher, state_folder(folder), report, progress)
+            fit = fit_nce(config, teacher, state_folder(folder), report, stop, progress)
+    if fit is None:
+        raise stopped(state_folder(folder))
     save(folder, fit.network, teacher.vocabulary, fit.record, half=half)
     if isinstance(fit.record, CausalRecord):
         say(f"{folder}: fitted; held-out perplexity {fit.record.held_out_perplexity:.2f} per token")

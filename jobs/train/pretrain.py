@@ -27,15 +27,17 @@ def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> Te
     """
     import torch
 
-    from tsdfm.jobs.train.progress import training_progress
+    from tsdfm.jobs.train.progress import stopped, training_progress
     from tsdfm.pipeline.models.folder import check_target, save, state_folder
     from tsdfm.pipeline.training.pretrain import pretrain
 
     folder = required(out, "--out", "give the folder of the teacher")
     check_target(folder)
     torch.set_num_threads(config.optim.threads)
-    with training_progress("pretrain", config.optim) as report:
-        made = pretrain(config, state_folder(folder), report)
+    with training_progress("pretrain", config.optim) as (report, stop):
+        made = pretrain(config, state_folder(folder), report, stop)
+    if made is None:
+        raise stopped(state_folder(folder))
     save(folder, made.network, made.vocabulary, made.record, half=half)
     record = made.record
     say(f"{folder}: trained; on held-out text {record.held_out_cross_entropy:.4f} nats per noised token, negative ELBO "

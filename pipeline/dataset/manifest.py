@@ -2,7 +2,8 @@
 
     OUT/README.md  manifest.json  tokenizer.json  data/train-00000-of-00008.parquet ...
 
-While it is made, `.run.json` holds the identity of the run; the manifest is written last and replaces it.
+While it is made, `.run.json` holds the identity of the run, and `.receipts/` a receipt for every finished shard; the manifest
+is written last and replaces both.
 """
 
 import hashlib
@@ -13,18 +14,20 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import dataset_card
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.base import InputError, differences, parse_json
+from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json
 from tsdfm.schemas.columns import values
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import check_shard
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
+RECEIPTS = ".receipts"  # folder of what is known of finished shards until the manifest is
 LIBRARIES = ("tsdfm-pipeline", "torch", "pyarrow", "tokenizers", "ray")
 
 
@@ -79,17 +82,27 @@ def claim(store: Store, identity: Identity) -> None:
 
 
 def check_bytes(data: bytes, item: ShardPlan, identity: Identity) -> tuple[pa.Table, list[tuple[int | None, str]]]:
-    """Decode one shard and list its faults as (row, what): foreign identity, ids and arms out of plan, broken rows."""
-    table, owner = shards.decode(data, item.path)
-    faults: list[tuple[int | None, str]] = []
-    if owner != digest(identity):
-        faults.append((None, "belongs to another dataset (its identity differs from the manifest's)"))
-    faults += [(fault.row, fault.what) for fault in check_shard(table, identity.grid)]
-    if all(row is not None for row, _ in faults):
-        wanted = [(number, arm) for number in range(item.start, item.stop) for arm in identity.arms]
-        found = list(zip(table.column("trajectory_id").to_pylist(), table.column("arm").to_pylist(), strict=True))
-        if found != wanted:
-            faults += list(_id_faults(found, wanted))
+    """Decode one shard and list its faults as (row, what): foreign identity, ids and arms out of plan, broken rows.
+
+    Raises InputError if the bytes can't be decoded, whatever is wrong with them, or would decode to more than the plan holds.
+    """
+    try:
+        shards.check_size(data, item.path, (item.stop - item.start) * len(identity.arms), identity.grid)
+        table, owner = shards.decode(data, item.path)
+        faults: list[tuple[int | None, str]] = []
+        if owner != digest(identity):
+            faults.append((None, "belongs to another dataset (its identity differs from the manifest's)"))
+        faults += [(fault.row, fault.what) for fault in check_shard(table, identity.grid)]
+        if all(row is not None for row, _ in faults):
+            wanted = [(number, arm) for number in range(item.start, item.stop) for arm in identity.arms]
+            found = list(zip(table.column("trajectory_id").to_pylist(), table.column("arm").to_pylist(), strict=True))
+            if found != wanted:
+                faults += list(_id_faults(found, wanted))
+    except InputError:
+        raise
+    except Exception as error:  # of bytes that were made to break a reader, anything may come
+        raise InputError(f"{item.path}: can't be decoded ({type(error).__name__}: {first_line(error, 100)}); restore or "
+                         "regenerate it") from None
     return table, faults
 
 
@@ -122,16 +135,47 @@ def finished(path: str, data: bytes, table: pa.Table) -> Finished:
     return Finished(record, len(values(table, "event_step")))
 
 
-def existing_shard(store: Store, item: ShardPlan, identity: Identity) -> Finished | None:
-    """A shard that is already there and sound in every row, or None if it must be made."""
+class ShardReceipt(Frozen):
+    """What is known of a shard of an unfinished dataset: the record that the manifest will take over, and its events."""
+
+    record: ShardRecord
+    events: int
+
+
+def leave_receipt(store: Store, done: Finished) -> None:
+    """Note a shard that has just been written. Only what is noted, here or in a manifest, is ever kept."""
+    receipt = ShardReceipt(record=done.record, events=done.events)
+    store.write(_receipt_path(done.record.path), receipt.model_dump_json().encode())
+
+
+def _receipt_path(path: str) -> str:
+    return f"{RECEIPTS}/{path.rpartition('/')[2]}.json"
+
+
+def existing_shard(store: Store, item: ShardPlan, manifest: DatasetManifest | None) -> Finished | None:
+    """A shard that is there, and whose bytes hash to what the manifest, or else its receipt, says; None if it must be made.
+
+    A shard is never kept for its looks: damage can leave it well-formed.
+    """
     data = store.read(item.path)
     if data is None:
         return None
+    if manifest is not None:
+        record = next((record for record in manifest.shards if record.path == item.path), None)
+        if record is None or hashlib.sha256(data).hexdigest() != record.sha256:
+            return None
+        try:
+            return finished(item.path, data, shards.decode(data, item.path)[0])
+        except InputError:
+            return None
+    noted = store.read(_receipt_path(item.path))
     try:
-        table, faults = check_bytes(data, item, identity)
-    except InputError:
+        receipt = None if noted is None else ShardReceipt.model_validate_json(noted)
+    except ValidationError:
         return None
-    return None if faults else finished(item.path, data, table)
+    if receipt is None or receipt.record.path != item.path or hashlib.sha256(data).hexdigest() != receipt.record.sha256:
+        return None
+    return Finished(receipt.record, receipt.events)
 
 
 def commit(
@@ -153,6 +197,8 @@ def commit(
     store.write(CARD_FILE, dataset_card(manifest).encode())
     store.write(MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
     store.remove(RUN_FILE)
+    for name in store.names(RECEIPTS):
+        store.remove(f"{RECEIPTS}/{name}")
     return manifest
 
 
@@ -190,12 +236,11 @@ def read_vocabulary(store: Store, manifest: DatasetManifest) -> Vocabulary:
     where = f"{store.uri}/{TOKENIZER_FILE}"
     if data is None:
         raise InputError(f"{where}: missing; restore it, or run generate again")
+    if hashlib.sha256(data).hexdigest() != manifest.identity.tokenizer:  # before it is parsed: it may be anything
+        raise InputError(f"{where}: not the tokenizer that the manifest names; restore it, or run generate again")
     try:
-        vocabulary = Vocabulary(Tokenizer.from_str(data.decode()), where)
+        return Vocabulary(Tokenizer.from_str(data.decode()), where)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{where}: not a tokenizer ({error}); restore it, or run generate again") from None
-    if vocabulary.fingerprint != manifest.identity.tokenizer:
-        raise InputError(f"{where}: not the tokenizer that the manifest names; restore it, or run generate again")
-    return vocabulary
+        raise InputError(f"{where}: not a tokenizer ({first_line(error)}); restore it, or run generate again") from None

@@ -20,6 +20,9 @@ from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, check_shard
 
 ZSTD_LEVEL = 15
 IDENTITY_KEY = b"tsdfm.identity"
+SIZE_SLACK = 2  # of the most that rows can take: levels and headers of pages come on top
+TEXT_BYTES = 64  # of decoded text per token, at the most
+SMALLEST = 1 << 20
 _SPLIT = ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids", "step_energy")
 _DELTA = ("event_step", "event_position")
 _ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SPLIT}
@@ -60,11 +63,36 @@ def encode(table: pa.Table, identity_digest: str) -> bytes:
     return buffer.getvalue()
 
 
+def check_size(data: bytes, where: str, rows: int, grid: Grid) -> None:
+    """Refuse a shard that its own footer says is larger than the plan, before a byte of it is decoded. Raises InputError.
+
+    Args:
+        data: the file.
+        where: how messages name it.
+        rows: that it should hold.
+        grid: gives the most that a row can take.
+    """
+    try:
+        footer = pq.read_metadata(pa.BufferReader(data))
+    except Exception as error:  # pyarrow raises more than its own kinds for a broken footer
+        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
+    if footer.num_rows != rows:
+        raise InputError(f"{where}: holds {footer.num_rows} rows, not {rows}; restore or regenerate it")
+    size = sum(footer.row_group(group).column(index).total_uncompressed_size
+               for group in range(footer.num_row_groups) for index in range(footer.num_columns))
+    events = grid.length * (1 if grid.mask_id is not None else grid.steps)
+    words = events * (3 + grid.candidates + 2 * grid.top_k) + len(grid.shaped_steps) * (grid.candidates + 1) + 2 * grid.length
+    if size > SIZE_SLACK * (rows * (4 * words + TEXT_BYTES * grid.length) + SMALLEST):
+        raise InputError(f"{where}: would decode to {size:,} bytes, more than its {rows} rows can hold; restore or regenerate "
+                         "it")
+
+
 def decode(data: bytes, where: str) -> tuple[pa.Table, str]:
     """Parquet bytes to the table and the identity it names. Raises InputError if they are not a readable shard."""
     try:
         table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
+        table.validate(full=True)  # text that is not UTF-8, offsets that point nowhere
+    except Exception as error:  # of bytes that were made to break a reader, pyarrow raises more than its own kinds
         raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
     identity = (table.schema.metadata or {}).get(IDENTITY_KEY, b"").decode(errors="replace")
     return table, identity

@@ -12,7 +12,19 @@ from typing import Protocol
 import torch
 
 from tsdfm.pipeline.dataset import shards
-from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan, claim, commit, digest, existing_shard, finished, plan
+from tsdfm.pipeline.dataset.manifest import (
+    MANIFEST_FILE,
+    Finished,
+    ShardPlan,
+    claim,
+    commit,
+    digest,
+    existing_shard,
+    finished,
+    leave_receipt,
+    plan,
+    read_manifest,
+)
 from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.flow.rollout import roll_out
@@ -120,17 +132,20 @@ def make_shard(models: Models, identity: Identity, store: Store, item: ShardPlan
     table = shards.to_table(logs, models.teacher.vocabulary)
     data = shards.encode(table, digest(identity))
     store.write(item.path, data)
-    return finished(item.path, data, table)
+    done = finished(item.path, data, table)
+    leave_receipt(store, done)
+    return done
 
 
 def _kept(work: Work, progress: Progress) -> tuple[dict[int, Finished], list[str]]:
     """The sound shards that are already there, and the paths of unsound ones."""
     there = set(work.store.names("data"))
     found: dict[int, Finished] = {}
+    manifest = read_manifest(work.store) if work.store.read(MANIFEST_FILE) is not None else None
     unsound: list[str] = []
     present = [index for index, item in enumerate(work.items) if item.path.rpartition("/")[2] in there]
     for done, index in enumerate(present, 1):
-        shard = existing_shard(work.store, work.items[index], work.identity)
+        shard = existing_shard(work.store, work.items[index], manifest)
         if shard is None:
             unsound.append(work.items[index].path)
         else:

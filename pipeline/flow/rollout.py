@@ -95,6 +95,9 @@ def roll_out(
 
     Returns:
         B jump logs, in the order of `ids`.
+
+    Raises:
+        WorkError: the teacher's logits or the compass's energies are not finite.
     """
     device = teacher.head.weight.device
     path, length, steps = MixturePath.of(teacher.config), rollout.length or teacher.config.length, rollout.steps
@@ -117,7 +120,10 @@ def roll_out(
         recorder.record(now, jump)
     final = None
     if compass is not None:
-        final = quantise(compass.energy(state[:, None], torch.ones(batch, device=device), None)[:, 0])
+        energy = compass.energy(state[:, None], torch.ones(batch, device=device), None)
+        shaper.note("compass", torch.arange(batch, device=device), energy)
+        final = quantise(energy[:, 0])
+    shaper.check_finite()
     return _split(recorder, ids, arm, None if path.mask_id is not None else source, state, shaped, final)
 
 

@@ -10,6 +10,7 @@ from tsdfm.pipeline.flow.compass import Compass, quantise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
 
@@ -70,6 +71,9 @@ class Shaper:
         self.teacher, self.compass, self.rollout, self.shaping, self.noise = teacher, compass, rollout, shaping, noise
         self.candidates = 1 if compass is None else shaping.candidates
         self.path = MixturePath.of(teacher.config)
+        # Of every trajectory of the batch, whether all numbers of it were finite: 1 or 0; looked at once, at the end.
+        self.finite = {
+            who: torch.ones(len(noise.ids), dtype=torch.int32, device=noise.device) for who in ("teacher", "compass")}
 
     def advance(self, now: StepState, until: Tensor, hidden: Tensor, stage: int) -> StepState:
         """A solver's inner stage: jump from `now` to time `until` [A] with the posterior of `hidden`, shaped where `now` is."""
@@ -96,6 +100,7 @@ class Shaper:
             hidden[owner, positions], head.weight, head.bias, uniforms, temperature=self.rollout.temperature,
             excluded=mask_id, top_k=self.rollout.top_k if stage == 0 else 0,
         )
+        self.note("teacher", now.rows[owner], drawn.logprobs)
         # An unshaped step has one draw, candidate 0, that stands for all K.
         candidates = torch.where(now.shaped[owner, None], drawn.tokens, drawn.tokens[:, :1])
         # states: [A, K, L]
@@ -126,8 +131,23 @@ class Shaper:
             proposal = torch.zeros(energy.shape, dtype=torch.float64, device=energy.device)
             proposal.index_add_(0, owner, logprobs.double())
             values = values + self.compass.proposal_weight * (proposal[scored] / states.shape[-1]).float()
+        self.note("compass", now.rows[scored], values)
         energy[scored] = quantise(values)
         return energy
+
+    def note(self, who: str, rows: Tensor, values: Tensor) -> None:
+        """Remember of batch rows [R] whether their values [R, K] are finite."""
+        self.finite[who].scatter_reduce_(0, rows, values.isfinite().all(1).int(), "amin")
+
+    def check_finite(self) -> None:
+        """Raises WorkError naming a trajectory whose logits or energies were not finite: what was drawn means nothing."""
+        for who, finite in self.finite.items():
+            broken = (finite == 0).nonzero()[:, 0]
+            if len(broken):
+                what = "log-probabilities of the teacher" if who == "teacher" else "energies of the compass"
+                raise WorkError(f"trajectory {int(self.noise.ids[broken[0]])}: the {what} are not finite, in {len(broken)} of "
+                                f"{len(finite)} trajectories; check the model's weights, or raise the temperature; nothing was "
+                                "written for them")
 
     def _completion(self, now: StepState, rings: Tensor, hidden: Tensor, scored: Tensor) -> Tensor:
         """The teacher's argmax at positions unresolved in all candidates, -1 elsewhere: [len(scored), L]."""

@@ -24,7 +24,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
-from tsdfm.schemas.base import Frozen, InputError, to_json
+from tsdfm.schemas.base import Frozen, InputError, WorkError, to_json
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, parse_model_config
 from tsdfm.schemas.terms import Source
 
@@ -82,12 +82,19 @@ def state_folder(out: Path) -> Path:
 
 def check_target(out: Path) -> None:
     """Refuse a folder that `save` would refuse, and make the state folder: before anything expensive. Raises InputError."""
-    if out.exists() and not (out / CONFIG_FILE).is_file():
-        raise InputError(f"{out}: exists and is not a model folder; give another --out")
+    _refuse_others(out)
     try:
         state_folder(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); give a folder you can write to") from None
+
+
+def _refuse_others(folder: Path) -> None:
+    """Raises InputError for whatever a model folder must not replace."""
+    if folder.is_symlink():
+        raise InputError(f"{folder}: is a symbolic link, which a finished model can't replace; give the folder itself as --out")
+    if folder.exists() and not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder}: exists and is not a model folder; give another --out")
 
 
 def save(
@@ -104,14 +111,17 @@ def save(
         half: store float16 weights.
         card: its README.md, if it has one.
     """
-    if folder.exists() and not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"{folder}: exists and is not a model folder; give another --out")
+    _refuse_others(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
     try:
         dtype = torch.float16 if half else torch.float32
         weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
+        for name, tensor in weights.items():
+            if not bool(tensor.isfinite().all()):
+                raise WorkError(f"{folder}: tensor {name} is not finite{' in float16' if half else ''}; nothing was saved"
+                                + ("; leave out --half" if half else ""))
         (temporary / WEIGHTS_FILE).write_bytes(save_safetensors(weights))
         (temporary / CONFIG_FILE).write_text(network.config.model_dump_json(indent=2) + "\n")
         (temporary / TOKENIZER_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
@@ -140,6 +150,9 @@ def _fill(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> N
         if expected.get(name) != found.get(name):
             raise InputError(f"{where}: tensor {name} is {found.get(name, 'absent')}, the config wants "
                              f"{expected.get(name, 'none')}; weights and config don't belong together")
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{where}: tensor {name} holds numbers that are not finite; make or copy it anew")
     # Tensors of their own: those of a file's bytes need not be aligned.
     network.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in weights.items()}, assign=True)
 

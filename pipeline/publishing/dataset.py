@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tsdfm.pipeline.dataset import shards
-from tsdfm.pipeline.dataset.manifest import CARD_FILE, MANIFEST_FILE, digest, read_shard_bytes
+from tsdfm.pipeline.dataset.manifest import CARD_FILE, MANIFEST_FILE, digest, read_manifest, read_shard_bytes
 from tsdfm.pipeline.dataset.summary import summarise
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.publishing.dataset_card import PLOT_FILE, published_card
@@ -46,6 +46,7 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
     Raises InputError (the dataset is faulty, the login, name or repository not fit: nothing was sent), or WorkError (what
     arrived is kept, the same call goes on).
     """
+    read_manifest(store)  # is there anything to publish? asked before anybody need log in
     check_login(config.repo)
     manifest, faults = verify(store, progress)
     if faults:

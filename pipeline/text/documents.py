@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ import zstandard
 from tsdfm.schemas.base import InputError, first_line
 from tsdfm.schemas.corpus import CorpusConfig
 
+ZSTD_READ, ZSTD_WINDOW = 1 << 17, 1 << 31  # bytes read at once; the longest window of the format, for --long archives
 MIN_CHARACTERS = 60  # shorter documents are labels, not prose
 MIN_LETTER_SHARE = 0.93  # letters, spaces and sentence punctuation; below it a paragraph is code or a table
 SKIPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "node_modules", "site-packages"}
@@ -116,11 +118,39 @@ def _jsonl(lines: Iterable[str], field: str, path: Path) -> Iterator[str]:
             yield _record_text(record, field, f"{path}:{number}")
 
 
+class _Zstd(io.RawIOBase):
+    """The plain bytes of a zstd file of any number of frames. Raises InputError where it ends in the middle of one."""
+
+    def __init__(self, raw: IO[bytes], path: Path) -> None:
+        self._raw, self._path, self._ready = raw, path, b""
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` with the next bytes; 0 at the end."""
+        while not self._ready:
+            rest = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
+            data = rest or self._raw.read(ZSTD_READ)
+            if not data:
+                if self._frame is not None and not self._frame.eof:
+                    raise InputError(f"{self._path}: ends in the middle of its compressed data; download or copy it anew")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+            self._ready = self._frame.decompress(data)
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        return count
+
+
 def _file_documents(path: Path, field: str) -> Iterator[str]:
     try:
         if path.name.endswith(".jsonl.zst"):
-            with path.open("rb") as raw, zstandard.ZstdDecompressor().stream_reader(raw) as stream:
-                yield from _jsonl(io.TextIOWrapper(stream, "utf-8"), field, path)
+            with path.open("rb") as raw:
+                yield from _jsonl(io.TextIOWrapper(io.BufferedReader(_Zstd(raw, path)), "utf-8"), field, path)
         elif path.name.endswith(".jsonl"):
             with path.open(encoding="utf-8") as lines:
                 yield from _jsonl(lines, field, path)

@@ -17,7 +17,7 @@ from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, Corpus, prepare, windows_of
 from tsdfm.pipeline.training.losses import causal_nll, nce
 from tsdfm.pipeline.training.token_windows import TokenWindows
-from tsdfm.pipeline.training.trainer import Report, Trainer, seeded, whole
+from tsdfm.pipeline.training.trainer import Report, Stop, Trainer, never, seeded, whole
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.model import CausalConfig, NceConfig
 from tsdfm.schemas.progress import Progress, unheard
@@ -39,14 +39,19 @@ class Fit:
     record: CausalRecord | NceRecord
 
 
-def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, report: Report) -> Fit:
+def fit_ar(
+    config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, report: Report, stop: Stop = never
+) -> Fit | None:
     """Fit a causal LM on one half of the corpus; measured: held-out perplexity per token.
 
     Args:
         config: what to fit.
         opened: the teacher, for its vocabulary and length.
         folder: of training state and TensorBoard logs; a rerun resumes from there.
-        report: see `trainer.Report`.
+        report: called every `optim.log_every` updates with (update, scalars); returning True saves and stops.
+        stop: asked after every update whether to save and stop.
+
+    Returns None if it was stopped.
 
     Raises InputError: no such corpus, too little text, or a `folder` of another run; WorkError: the loss is not finite.
     """
@@ -57,19 +62,21 @@ def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, r
     with seeded(config.optim.seed):
         model = CausalLM(shape)
     windows = _windows(config, corpus, teacher.config.length)
+    held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)  # refused now, not after the training
     trainer = Trainer(model, config.optim, folder, _identity(config, corpus, vocabulary.fingerprint))
     trainer.resume()
-    trainer.run(whole(lambda step, _: causal_nll(model, windows.batch(step))), report)
+    if not trainer.run(whole(lambda step, _: causal_nll(model, windows.batch(step))), report, stop=stop):
+        return None
     with torch.no_grad():
-        held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)
         nll = torch.stack([causal_nll(model, part) * len(part) for part in held.split(64)]).sum() / len(held)
     return Fit(model, CausalRecord(
         config=config, corpus=corpus.facts, tokenizer=vocabulary.fingerprint, held_out_perplexity=float(nll.exp())))
 
 
 def fit_nce(
-    config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, report: Report, progress: Progress = unheard
-) -> Fit:
+    config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, report: Report, stop: Stop = never,
+    progress: Progress = unheard,
+) -> Fit | None:
     """Fit an encoder, started from the teacher's trunk, by noise-contrastive estimation; measured: held-out AUC per time bin.
 
     Real: noised text at time t. Noise: states of blind teacher rollouts at time t. `progress` is that of the rollouts; all else
@@ -77,6 +84,7 @@ def fit_nce(
     """
     teacher, vocabulary = opened.network, opened.vocabulary
     corpus = prepare(config.corpus, vocabulary, vocabulary.size)
+    held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)  # refused now, not after the training
     states = noise_states(config, teacher, progress)
     cut = max(1, int(len(states) * (1 - HELD_OUT_SHARE)))
     with seeded(config.optim.seed):
@@ -91,8 +99,8 @@ def fit_nce(
 
     trainer = Trainer(model, config.optim, folder, _identity(config, corpus, opened.fingerprint))
     trainer.resume()
-    trainer.run(whole(loss_at), report)
-    held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)
+    if not trainer.run(whole(loss_at), report, stop=stop):
+        return None
     separation = auc_per_bin(model, held, states[cut:], path)
     return Fit(model, NceRecord(
         config=config, corpus=corpus.facts, teacher=opened.fingerprint, rollouts=len(states), held_out_auc=separation))

@@ -10,7 +10,7 @@ from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, prepare, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.losses import cross_entropy, generalized_kl
 from tsdfm.pipeline.training.token_windows import TokenWindows
-from tsdfm.pipeline.training.trainer import Report, Trainer, seeded, whole
+from tsdfm.pipeline.training.trainer import Report, Stop, Trainer, never, seeded, whole
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.train import PretrainConfig
 from tsdfm.schemas.training_record import PretrainRecord
@@ -38,11 +38,12 @@ def evaluate(model: Denoiser, windows: torch.Tensor) -> dict[str, float]:
             "held_out_negative_elbo": float((elbo * sizes).sum() / sizes.sum())}
 
 
-def pretrain(config: PretrainConfig, folder: Path, report: Report) -> Teacher:
+def pretrain(config: PretrainConfig, folder: Path, report: Report, stop: Stop = never) -> Teacher | None:
     """Train a denoiser; training state and TensorBoard logs live in `folder`, from which a rerun resumes.
 
-    Returns the model with its EMA weights. Raises InputError: no such corpus or tokenizer, too little text, or a `folder` that
-    holds a run of another config; WorkError: the loss is not finite.
+    Returns the model with its EMA weights; None if `report` or `stop` asked to stop, after a checkpoint. Raises InputError: no
+    such corpus or tokenizer, too little text, or a `folder` that holds a run of another config; WorkError: the loss is not
+    finite.
     """
     given = Vocabulary.load(Path(config.tokenizer)) if config.tokenizer else None
     corpus = prepare(config.corpus, given, config.vocab_size)
@@ -52,6 +53,7 @@ def pretrain(config: PretrainConfig, folder: Path, report: Report) -> Teacher:
         cond_dim=config.cond_dim, source=config.source, mask_id=corpus.vocabulary.mask_id if mask else None,
         kappa_exponent=config.kappa_exponent,
     )
+    held = windows_of(corpus.held_out, config.length, EVAL_WINDOWS)  # refused now, not after the training
     with seeded(config.optim.seed):
         model = Denoiser(model_config)
     windows = TokenWindows(corpus.train, config.length, config.optim.batch_size, config.optim.seed)
@@ -59,6 +61,7 @@ def pretrain(config: PretrainConfig, folder: Path, report: Report) -> Teacher:
     identity = {**config.model_dump(mode="json"), "corpus_sha256": corpus.facts.sha256}
     trainer = Trainer(model, config.optim, folder, identity)
     trainer.resume()
-    trainer.run(whole(lambda step, generator: loss(model, windows.batch(step), generator)), report)
-    scores = evaluate(model, windows_of(corpus.held_out, config.length, EVAL_WINDOWS))
+    if not trainer.run(whole(lambda step, generator: loss(model, windows.batch(step), generator)), report, stop=stop):
+        return None
+    scores = evaluate(model, held)
     return Teacher(model, corpus.vocabulary, PretrainRecord(config=config, corpus=corpus.facts, **scores))

@@ -4,24 +4,27 @@ Every random number of update s comes from a generator seeded with (seed, s), so
 same updates as one that never stopped. A training checkpoint is tensors in one safetensors file plus a JSON header.
 """
 
+import hashlib
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.schemas.base import InputError, WorkError, differences
+from tsdfm.schemas.base import InputError, WorkError, differences, first_line
 from tsdfm.schemas.optim import OptimConfig
 
+CHECKPOINT_SECONDS = 300.0  # between checkpoints at the most, however long an update takes
 STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
 
 # torch's CPU generator uses only the low 32 bits of its seed; an odd stride spreads all seeds over them.
@@ -46,6 +49,14 @@ Parts = Callable[[int, torch.Generator], Iterable[Part]]  # (update, its generat
 Mean = Callable[[float], float]  # a process's mean loss -> that over all processes
 Gauges = Callable[[], dict[str, float]]
 Report = Callable[[int, dict[str, float]], bool | None]  # (update, scalars); True: save and stop here
+
+
+Stop = Callable[[], bool]  # whether to save and stop here
+
+
+def never() -> bool:
+    """Not to stop before the end."""
+    return False
 
 
 def whole(loss_at: Callable[[int, torch.Generator], Tensor]) -> Parts:
@@ -119,7 +130,8 @@ class Trainer:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         header = {"step": self.step, "identity": self.identity}
-        data = save(self._tensors(), metadata={"step": str(self.step)})
+        tensors = self._tensors()
+        data = save(tensors, metadata={"step": str(self.step), "sha256": _digest(tensors)})
         write_atomic(self.folder / STATE_FILE, data)
         write_atomic(self.folder / HEADER_FILE, json.dumps(header, indent=2, sort_keys=True).encode())
 
@@ -136,24 +148,38 @@ class Trainer:
         if differing:
             raise InputError(f"{self.folder}: holds a run of another config; give another --out, remove the folder, "
                              "or make these equal: " + "; ".join(differing))
-        try:
-            tensors = load_file(state_file)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{state_file}: unreadable training checkpoint ({error}); remove the folder") from None
+        tensors, step = self._read(state_file)
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"{index}.weight"])
                 self.average[index].copy_(tensors[f"{index}.ema"])
                 device = parameter.device
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(0.0, device=device), "exp_avg": tensors[f"{index}.exp_avg"].to(device),
+                    "step": torch.tensor(float(step), device=device), "exp_avg": tensors[f"{index}.exp_avg"].to(device),
                     "exp_avg_sq": tensors[f"{index}.exp_avg_sq"].to(device),
                 }
-            # The tensors' own step rules: a crash between the two files leaves newer tensors under an older header.
-            self.step = _state_step(state_file)
-            for state in self.optimizer.state.values():
-                state["step"].fill_(float(self.step))
+        self.step = step
         return True
+
+    def _read(self, state_file: Path) -> tuple[dict[str, Tensor], int]:
+        """The tensors of a training checkpoint and their update. Raises InputError if they are damaged, or not this model's.
+
+        The tensors' own step rules: a crash between the two files leaves newer tensors under an older header.
+        """
+        try:
+            tensors = load_file(state_file)
+            with safe_open(os.fspath(state_file), framework="pt") as file:
+                noted = file.metadata() or {}
+            step, digest = int(noted["step"]), noted.get("sha256")  # which the first versions did not note
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            raise InputError(f"{state_file}: unreadable training checkpoint ({first_line(error)}); remove the folder") from None
+        wanted = {f"{index}.{part}": parameter.shape for index, parameter in enumerate(self.parameters)
+                  for part in ("weight", "ema", "exp_avg", "exp_avg_sq")}
+        if {name: tensor.shape for name, tensor in tensors.items()} != wanted or not 0 <= step <= self.config.steps:
+            raise InputError(f"{state_file}: not a training checkpoint of this model and config; remove the folder")
+        if digest is not None and digest != _digest(tensors):
+            raise InputError(f"{state_file}: damaged, its tensors are not those that were written; remove the folder")
+        return tensors, step
 
     def update(self, parts: Parts) -> tuple[float, float]:
         """One update. Returns this process's loss and the gradient norm. Raises WorkError on a loss that is not finite."""
@@ -184,7 +210,9 @@ class Trainer:
             raise WorkError(f"the {name} is {value} at update {self.step}; the last checkpoint in {self.folder} is kept; "
                             "lower optim.lr or optim.clip and start a new --out")
 
-    def run(self, parts: Parts, report: Report, gauges: Gauges = dict, mean: Mean = float) -> bool:
+    def run(
+        self, parts: Parts, report: Report, gauges: Gauges = dict, mean: Mean = float, stop: Stop = never,
+    ) -> bool:
         """Train from the current update to the last, with checkpoints, log lines and TensorBoard scalars.
 
         Args:
@@ -193,19 +221,21 @@ class Trainer:
                 gauges' scalars.
             gauges: further scalars, asked for whenever a line is due.
             mean: this process's mean loss to that of all.
+            stop: asked after every update whether to save and stop here; of one process alone.
 
-        Returns False if `report` asked to stop before the last update: then a checkpoint was written, and `model` holds the
-        weights as they are.
+        A checkpoint is written every `checkpoint_every` updates and at least every CHECKPOINT_SECONDS, and where it stops.
+
+        Returns False if `report` or `stop` asked to stop before the last update: then `model` holds the weights as they are.
         """
         with seeded(self.config.seed, self.parameters[0].device):
-            return self._run(parts, report, gauges, mean)
+            return self._run(parts, report, gauges, mean, stop)
 
-    def _run(self, parts: Parts, report: Report, gauges: Gauges, mean: Mean) -> bool:
+    def _run(self, parts: Parts, report: Report, gauges: Gauges, mean: Mean, stop: Stop) -> bool:
         writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.writes else None
         window: list[float] = []
         self.model.train()
-        stop = False
-        while self.step < self.config.steps and not stop:
+        stopping, saved = False, time.monotonic()
+        while self.step < self.config.steps and not stopping:
             value, norm = self.update(parts)
             window.append(value)
             last = self.step == self.config.steps
@@ -216,9 +246,12 @@ class Trainer:
                 if writer:
                     for name, scalar in scalars.items():
                         writer.add_scalar(name, scalar, self.step)
-                stop = bool(report(self.step, scalars))
-            if last or stop or self.step % self.config.checkpoint_every == 0:
+                stopping = bool(report(self.step, scalars))
+            stopping |= stop()
+            due = self.step % self.config.checkpoint_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS
+            if last or stopping or due:
                 self.save()
+                saved = time.monotonic()
         if writer:
             writer.close()
         if self.step < self.config.steps:
@@ -229,8 +262,9 @@ class Trainer:
         return True
 
 
-def _state_step(path: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(os.fspath(path), framework="pt") as file:
-        return int(file.metadata()["step"])
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """sha256 of the bytes of all tensors, in order of their names."""
+    found = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

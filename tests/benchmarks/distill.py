@@ -56,7 +56,7 @@ from torch import Tensor, nn
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
-from tsdfm.pipeline.loader.batches import Reader
+from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.loader.windows import Batch
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import embedded, load, save
@@ -161,8 +161,8 @@ def make_data(setting: Setting) -> None:
 def open_reader(setting: Setting, group: int = GROUP, seed: int = SEED) -> Reader:
     """The reader of a setting's shaped arm, on one core."""
     pa.set_cpu_count(1)
-    return Reader.open(DataConfig(paths=[str(setting.data)], group=group), objective=setting.objective, beta=BETA,
-                       budgets=BUDGETS, batch_size=setting.batch, seed=seed)
+    return Reader.open(DataConfig(paths=[str(setting.data)], group=group), ReaderSettings(
+        objective=setting.objective, beta=BETA, budgets=BUDGETS, batch_size=setting.batch, seed=seed))
 
 
 def make_teacher(setting: Setting) -> Denoiser:

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
@@ -24,7 +25,9 @@ def flags(command: str) -> set[str]:
 
 
 def command_of(name: str):
-    return cli.commands[name]
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None
+    return found
 
 
 def test_compose_requires_a_token_and_publishes_on_loopback_only():

@@ -74,7 +74,7 @@ def test_an_interrupt_stops_cleanly_and_says_how_to_resume(cli, hub, out, monkey
 
     monkeypatch.setattr(hub_upload.Upload, "add", interrupted)
     outcome = cli("publish", out, "--repo", "team/runs")
-    assert_refused(outcome, "stopped while uploading", "tsdfm-pipeline publish", code=1)
+    assert_refused(outcome, "stopped while uploading", "tsdfm-pipeline publish", code=130)
     monkeypatch.setattr(hub_upload.Upload, "add", add)
     assert cli("publish", out, "--repo", "team/runs").code == 0
 

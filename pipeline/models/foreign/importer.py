@@ -65,9 +65,14 @@ def _beside(file: Path, layout: Layout) -> MdlmFile:
     if layout != "mdlm" or not path.is_file():
         return MdlmFile()
     try:
-        return MdlmFile.model_validate_json(path.read_bytes())
+        found = MdlmFile.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise explain(error, str(path)) from None
+    # Families that share MDLM's names of tensors differ in what the numbers mean: Duo's are of the uniform source.
+    if found.model_type is not None and found.model_type.lower() != "mdlm":
+        raise InputError(f"{path}: says model_type '{found.model_type}', whose tensors are named like MDLM's and mean "
+                         "something else; only MDLM and FS-DFM checkpoints can be imported")
+    return found
 
 
 def _source(config: ImportConfig, rows: int, layout: Layout, vocabulary: Vocabulary, where: str) -> Source:

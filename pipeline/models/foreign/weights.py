@@ -104,7 +104,8 @@ def _shadow(data: dict[str, Any], found: dict[str, Weights]) -> Weights | None:
     buffers = {name: value for name, value in plain.items() if name.endswith("inv_freq")}
     names = [name for name in plain if name not in buffers]
     if [getattr(value, "shape", None) for value in values] != [plain[name].shape for name in names]:
-        return None
+        raise InputError(f"checkpoint: its average of the weights (ema.shadow_params) holds {len(values)} tensors, "
+                         f"which are not those of its {len(names)} parameters; save the state dict that you want alone")
     return dict(zip(names, values, strict=True)) | buffers
 
 

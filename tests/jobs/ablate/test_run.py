@@ -388,7 +388,7 @@ def test_an_interrupt_stops_the_trials_and_says_how_to_resume(long_sweep, root, 
         wait_for(lambda: any(out.glob(f"trials/*/*.training/{HEADER_FILE}")), process)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1, stderr
+    assert process.returncode == 130, stderr
     assert "resume with: tsdfm-pipeline ablate" in stderr.strip().splitlines()[-1]
     assert not (out / "table.csv").exists()
     assert finish(long_sweep, root / "data", out)["trials"] == 4

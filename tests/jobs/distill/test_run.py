@@ -323,7 +323,7 @@ def test_one_interrupt_saves_and_says_how_to_resume(tmp_path, data, reference):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group gets it
         _, stderr = process.communicate(timeout=200)
     last = stderr.strip().splitlines()[-1]
-    assert process.returncode == 1, stderr
+    assert process.returncode == 130, stderr
     assert f"resume with: tsdfm-pipeline distill {file} --out '{out}'" in last
     assert "Traceback" not in stderr
     assert not out.exists()

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from tests.support import TinyModels, make_dataset, tiny_config
+from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
+from tsdfm.schemas.generate import GenerateConfig
+
+IN_PROCESS = InThisProcess(torch.device("cpu"))
 
 COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
 SHARDS = 12
@@ -138,7 +144,7 @@ def test_one_interrupt_finishes_the_shard_in_hand_and_prints_how_to_resume(tmp_p
         wait_for(lambda: shards_in(out) >= 2)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the whole group gets it
         _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert f"resume with: tsdfm-pipeline generate {file}" in stderr.strip().splitlines()[-1]
     assert "Traceback" not in stderr
     left = shards_in(out)
@@ -180,22 +186,63 @@ def test_a_running_cluster_serves_through_auto(tmp_path, tiny_models, reference,
         head.wait()
 
 
-def test_a_spoiled_shard_of_an_earlier_run_is_made_again(tmp_path, tiny_models):
+def test_only_the_bytes_that_the_manifest_names_are_kept(tmp_path, tiny_models):
+    """Damage can leave a shard well-formed: a sound shard of the same run in another's place, and one bit of a number."""
     from tsdfm.pipeline.dataset.manifest import existing_shard, plan, read_manifest
     from tsdfm.pipeline.storage.open_store import open_store
 
     out = tmp_path / "out"
     make_dataset(out, tiny_models)
     store = open_store(str(out))
-    identity = read_manifest(store).identity
-    items = plan(identity)
-    assert all(existing_shard(store, item, identity) for item in items)
+    manifest = read_manifest(store)
+    items = plan(manifest.identity)
+    assert all(existing_shard(store, item, manifest) for item in items)
     victim = out / items[1].path
-    victim.write_bytes((out / items[0].path).read_bytes())
-    assert existing_shard(store, items[1], identity) is None
-    victim.write_bytes(b"PAR1")
-    assert existing_shard(store, items[1], identity) is None
-    assert existing_shard(store, items[2], identity) is not None
+    whole = bytearray(victim.read_bytes())
+    for spoiled in ((out / items[0].path).read_bytes(), b"PAR1", whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]):
+        victim.write_bytes(spoiled)
+        assert existing_shard(store, items[1], manifest) is None
+    assert existing_shard(store, items[2], manifest) is not None
+    kept = generate_dataset(GenerateConfig.model_validate(tiny_config(out, tiny_models)), maker=IN_PROCESS)
+    assert (kept.made, kept.kept) == (1, 2)
+    assert victim.read_bytes() == bytes(whole)
+
+
+def unfinished(out: Path, models: TinyModels) -> GenerateConfig:
+    """A dataset of three shards whose run died after the second."""
+    class Dies(InThisProcess):
+        def make(self, work, missing, progress):
+            super().make(work, missing[:2], progress)
+            raise KeyboardInterrupt
+
+    config = GenerateConfig.model_validate(tiny_config(out, models))
+    with pytest.raises(KeyboardInterrupt):
+        generate_dataset(config, maker=Dies(torch.device("cpu")))
+    assert not (out / "manifest.json").exists()
+    return config
+
+
+def test_of_an_unfinished_run_only_what_has_a_receipt_is_kept(tmp_path, tiny_models):
+    make_dataset(tmp_path / "whole", tiny_models)
+    for damage, made in (("nothing", 1), ("shard", 2), ("receipt", 2), ("foreign receipt", 2), ("no receipts", 3)):
+        out = tmp_path / damage
+        config = unfinished(out, tiny_models)
+        receipts = sorted((out / ".receipts").iterdir())
+        assert [receipt.name for receipt in receipts] == [f"{path.name}.json" for path in sorted((out / "data").iterdir())]
+        if damage == "shard":
+            victim = sorted((out / "data").iterdir())[0]
+            data = victim.read_bytes()
+            victim.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+        elif damage == "receipt":
+            receipts[0].write_bytes(receipts[0].read_bytes()[:-3])
+        elif damage == "foreign receipt":
+            receipts[0].write_bytes(receipts[1].read_bytes())
+        elif damage == "no receipts":
+            shutil.rmtree(out / ".receipts")
+        report = generate_dataset(config, maker=IN_PROCESS)
+        assert (report.made, report.kept) == (made, 3 - made), damage
+        assert bytes_of(out / "data") == bytes_of(tmp_path / "whole" / "data"), damage
+        assert not list(out.glob(".receipts/*"))
 
 
 def test_the_last_partial_shard_and_the_pairing_of_arms(tmp_path, tiny_models):

@@ -185,3 +185,30 @@ def test_what_has_to_be_given_is_said(cli, tmp_path, tiny_models):
     make_dataset(tmp_path / "data", tiny_models)
     for arguments in (["generate"], ["distill", "--data", tmp_path / "data"], ["pretrain"], ["fit-compass"], ["ablate", "tau"]):
         assert_refused(cli(*arguments), "--out")
+
+
+def test_a_key_that_stands_twice_is_refused(cli, tmp_path):
+    """YAML would keep the last without a word."""
+    (tmp_path / "config.yaml").write_text("out: OUT\nrollout:\n  steps: 8\n  seed: 1\n  steps: 16\n")
+    assert_refused(cli("generate", tmp_path / "config.yaml", "--print-config"), "config.yaml:5", "'steps' stands twice")
+
+
+def test_a_home_folder_is_one_in_flags_and_files_alike(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("out: ~/data\nteacher: ~/teacher\n")
+    printed = yaml.safe_load(cli("generate", tmp_path / "config.yaml", "--compass", "~/compass", "--print-config").stdout)
+    assert [printed[name] for name in ("out", "teacher", "compass")] == [
+        str(tmp_path / name) for name in ("data", "teacher", "compass")]
+    (tmp_path / "config.yaml").write_text("tokenizer: ~/words\n")
+    printed = yaml.safe_load(cli("pretrain", tmp_path / "config.yaml", "--out", "x", "--print-config").stdout)
+    assert printed["tokenizer"] == str(tmp_path / "words")
+
+
+def test_a_vocabulary_is_given_or_trained_but_not_both(cli, tmp_path):
+    assert_refused(cli("pretrain", "--out", tmp_path / "x", "--tokenizer", "words", "--set", "vocab_size=500"), "vocab_size")
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "1e10"])
+def test_numbers_that_json_does_not_have_are_refused(cli, value):
+    """Infinity would be written as null in the manifest, and the dataset's own identity would not open it again."""
+    assert_refused(cli("generate", "--out", "OUT", "--set", f"shaping.beta={value}"), "shaping.beta")

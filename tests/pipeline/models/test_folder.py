@@ -15,7 +15,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE, load, load_denoiser, save
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
-from tsdfm.schemas.base import Frozen, InputError
+from tsdfm.schemas.base import Frozen, InputError, WorkError
 
 
 class Note(Frozen):
@@ -82,6 +82,36 @@ def test_saving_does_not_change_the_network(tmp_path, tiny_models):
     before = {k: v.clone() for k, v in opened.network.state_dict().items()}
     save(tmp_path / "half", opened.network, opened.vocabulary, None, half=True)
     assert all(torch.equal(before[k], v) for k, v in opened.network.state_dict().items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_saved_nor_opened(folder, tmp_path, value):
+    """Every number a model of NaNs gives is NaN, and nothing else says so."""
+    opened = load(folder)
+    name = next(iter(opened.network.state_dict()))
+    opened.network.state_dict()[name].view(-1)[-1] = value
+    with pytest.raises(WorkError, match=f"{name} is not finite; nothing was saved$"):
+        save(tmp_path / "copy", opened.network, opened.vocabulary, None)
+    assert not (tmp_path / "copy").exists()
+    save_file(opened.network.state_dict(), folder / WEIGHTS_FILE)
+    assert name in refused(folder)
+
+
+def test_half_weights_that_overflow_are_not_saved(folder, tmp_path):
+    opened = load(folder)
+    next(iter(opened.network.state_dict().values())).view(-1)[0] = 1e6
+    with pytest.raises(WorkError, match="in float16; nothing was saved; leave out --half"):
+        save(tmp_path / "half", opened.network, opened.vocabulary, None, half=True)
+    save(tmp_path / "whole", opened.network, opened.vocabulary, None)
+    assert load(tmp_path / "whole").path == tmp_path / "whole"
+
+
+def test_a_link_is_refused_before_anything_is_made(folder, tmp_path):
+    """Story: --out was a link to a bigger disk; the training ran for a day, and could not be put there."""
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with pytest.raises(InputError, match="symbolic link"):
+        checkpoint.check_target(link)
 
 
 # ------------------------------------------------------------------ fingerprint

@@ -235,6 +235,27 @@ def test_other_models_are_refused(bring):
     assert "of no known layout" in refusal(bring, {"vocab_embed.weight": torch.ones(3, 4)})
 
 
+def test_a_family_that_borrows_mdlms_names_is_refused(tmp_path, words):
+    """Duo's checkpoints have MDLM's tensors and another source: imported as MDLM's they would write nonsense."""
+    torch.save(random_weights("mdlm", IDS + 1), tmp_path / "checkpoint.pth")
+    for named, fits in (("mdlm", True), ("duo", False)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": named, "n_heads": 2}))
+        config = ImportConfig(checkpoint=str(tmp_path), tokenizer=str(words))
+        if fits:
+            assert import_teacher(config).network.config.source == "mask"
+        else:
+            with pytest.raises(InputError, match="model_type 'duo'"):
+                import_teacher(config)
+
+
+def test_averages_of_other_parameters_are_refused(bring):
+    """Silently taking the weights that were not averaged gives a worse teacher."""
+    raw = random_weights("mdlm", IDS + 1)
+    shadow = [value for name, value in raw.items() if not name.endswith("inv_freq")][:-1]
+    said = refusal(bring, {"state_dict": {f"backbone.{n}": x for n, x in raw.items()}, "ema": {"shadow_params": shadow}})
+    assert f"holds {len(shadow)} tensors" in said
+
+
 def test_folders_without_weights_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="checkpoint"):

@@ -157,6 +157,28 @@ def test_a_truncated_container_is_refused(tmp_path, name):
     assert str(tmp_path / name) in refused(tmp_path / name)
 
 
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_zst_that_ends_between_two_lines_is_refused(tmp_path, frames):
+    """What is there decodes into whole lines; only the frame knows that it is not whole."""
+    lines = [json.dumps({"text": text}).encode() + b"\n" for text in DOCUMENTS]
+    before = b"".join(zstandard.compress(line) for line in lines[: frames - 1])
+    compressor = zstandard.ZstdCompressor().compressobj()
+    part = compressor.compress(b"".join(lines)) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    (tmp_path / "a.jsonl.zst").write_bytes(before + part)
+    assert "middle of its compressed data" in refused(tmp_path / "a.jsonl.zst")
+    (tmp_path / "a.jsonl.zst").write_bytes(before + part + compressor.flush())
+    assert len(load(tmp_path / "a.jsonl.zst")) == len(DOCUMENTS)
+
+
+def test_a_zst_of_a_long_window_is_read(tmp_path):
+    """As `zstd --long=31` writes it, which large public corpora are."""
+    parameters = zstandard.ZstdCompressionParameters(window_log=30, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    lines = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in DOCUMENTS)
+    (tmp_path / "a.jsonl.zst").write_bytes(compressor.compress(lines) + compressor.flush())
+    assert len(load(tmp_path / "a.jsonl.zst")) == len(DOCUMENTS)
+
+
 def test_a_parquet_column_that_is_not_text_is_refused(tmp_path):
     pq.write_table(pa.table({"text": [[1, 2, 3] * 40] * 3}), tmp_path / "a.parquet")
     assert "text" in refused(tmp_path / "a.parquet")

@@ -156,6 +156,29 @@ def test_an_unreadable_header_is_one_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_one_changed_bit_of_a_checkpoint_is_refused(tmp_path):
+    """Every tensor still loads; only the checksum tells."""
+    train(tmp_path, die_at=(6,), stay_dead=True)
+    data = bytearray((tmp_path / STATE_FILE).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / STATE_FILE).write_bytes(data)
+    with pytest.raises(InputError, match="damaged"):
+        train(tmp_path)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(tmp_path, die_at=(6,), stay_dead=True)
+    trainer = Trainer(nn.Linear(3, 5), OPTIM, tmp_path, {"optim": OPTIM.model_dump(mode="json")})
+    with pytest.raises(InputError, match="not a training checkpoint of this model"):
+        trainer.resume()
+
+
+def test_a_checkpoint_is_written_after_a_while_however_long_updates_take(tmp_path, monkeypatch):
+    monkeypatch.setattr("tsdfm.pipeline.training.trainer.CHECKPOINT_SECONDS", -1.0)
+    train(tmp_path, die_at=(4,), stay_dead=True)  # before the first of every five
+    assert json.loads((tmp_path / HEADER_FILE).read_text())["step"] == 4
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path, uninterrupted, value):
     model = model_of()
@@ -353,6 +376,25 @@ def test_pretrain_end_to_end(tmp_path, corpus, source):
     assert 0 < record.held_out_cross_entropy < math.log(300)
     assert record.held_out_negative_elbo > 0
     assert not model.training
+
+
+def test_too_little_held_out_text_is_refused_before_the_training(tmp_path, corpus):
+    """Story: ten hours of training on one long document, and then no text to measure it on."""
+    reports = []
+    short = write_corpus(tmp_path / "short.txt", 60)
+    config = small(short).model_copy(update={"length": 128, "optim": OptimConfig(steps=1, log_every=1)})
+    with pytest.raises(InputError, match="held-out text has .* fewer than one window of 128"):
+        pretrain(config, tmp_path / "state", lambda *report: reports.append(report))
+    assert not reports
+
+
+def test_pretrain_stops_and_goes_on(tmp_path, corpus):
+    whole_run = pretrain(small(corpus), tmp_path / "a", lambda *_: None)
+    asked = iter([False, False, True])
+    assert pretrain(small(corpus), tmp_path / "b", lambda *_: None, stop=lambda: next(asked)) is None
+    assert json.loads((tmp_path / "b" / HEADER_FILE).read_text())["step"] == 3
+    resumed = pretrain(small(corpus), tmp_path / "b", lambda *_: None)
+    assert_same(resumed.network, whole_run.network)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

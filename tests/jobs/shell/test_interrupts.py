@@ -1,0 +1,53 @@
+"""How a command that is told to stop ends: one line, exit code 130, whatever the signal; and what is quoted steers no terminal."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support import write_corpus
+from tsdfm.jobs.shell.console import say
+
+COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
+SIZES = ["--length", "8", "--set", "vocab_size=300", "--set", "cond_dim=8",
+         "--set", "shape={hidden_size: 16, n_blocks: 1, n_heads: 1}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_a_training_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, number):
+    """Slurm and Kubernetes send SIGTERM, a closed terminal SIGHUP."""
+    corpus, out = write_corpus(tmp_path / "text.txt", 2000), tmp_path / "teacher"
+    arguments = ["pretrain", "--out", out, "--corpus", corpus, "--set", "optim.checkpoint_every=10", *SIZES, "--updates", "1000000"]
+    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "teacher.training" / "training_state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    said = process.communicate(timeout=100)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "resume with: tsdfm-pipeline pretrain" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_whatever_a_command_does_a_signal_ends_it_in_one_line(number):
+    waiting = ("import time, tsdfm.jobs.cli as cli; print('here', flush=True); cli._run = lambda: time.sleep(60)\n"
+               "try: cli.main()\nexcept KeyboardInterrupt: raise SystemExit(130)")
+    process = subprocess.Popen([sys.executable, "-c", waiting], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.3)
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode == 130
+
+
+def test_a_quoted_name_does_not_steer_the_terminal(capsys):
+    say("no such file: \x1b[2Jhidden\x07\r\u202e")
+    said = capsys.readouterr().err
+    assert not any(mark in said for mark in "\x1b\x07\r\u202e")
+    assert "hidden" in said
