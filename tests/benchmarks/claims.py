@@ -125,7 +125,7 @@ def evaluations(runner: Runner, settings: Settings) -> dict[str, list[object]]:
     judges: list[object] = ["--evaluator", work / "judge-small", "--evaluator", "embedded"]
     if settings.smollm2:
         judges += ["--evaluator", fetch(work / "smollm2")]
-    common = [*judges, "--samples", settings.samples, "--seed", 7, "--threads", 1]
+    common = [*judges, "--number", settings.samples, "--seed", 7, "--threads", 1]
     sweep, sweep_long = (["--frontier", "--temperatures", ",".join(map(str, temperatures))]
                          for temperatures in (settings.temperatures, settings.temperatures_long))
     commands: dict[str, list[object]] = {}
