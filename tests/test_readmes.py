@@ -1,5 +1,6 @@
 """Every README's commands parse into their configs, its YAML blocks are configs, its Python blocks run, its make targets exist."""
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -95,10 +96,8 @@ def test_commands_parse_into_their_configs(folder, arguments, tmp_path, monkeypa
         return
     command = cli if name.startswith("-") else cli.get_command(click.Context(cli), name)
     assert command is not None, f"no command {name}"
-    try:
+    with contextlib.suppress(click.exceptions.Exit):  # --help, --version; wrong usage raises another
         command.make_context(name, arguments if command is cli else arguments[1:])
-    except click.exceptions.Exit as leave:  # --help, --version
-        assert leave.exit_code == 0
 
 
 @pytest.mark.parametrize("block", YAML)
