@@ -383,7 +383,7 @@ def test_too_little_held_out_text_is_refused_before_the_training(tmp_path, corpu
     reports = []
     short = write_corpus(tmp_path / "short.txt", 60)
     config = small(short).model_copy(update={"length": 128, "optim": OptimConfig(steps=1, log_every=1)})
-    with pytest.raises(InputError, match="held-out text has .* fewer than one window of 128"):
+    with pytest.raises(InputError, match=r"held-out text has .* fewer than one window of 128"):
         pretrain(config, tmp_path / "state", lambda *report: reports.append(report))
     assert not reports
 
