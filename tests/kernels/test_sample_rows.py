@@ -11,7 +11,8 @@ from scipy.stats import chisquare
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsdfm.kernels import sample_rows as blocks
-from tsdfm.kernels.sample_rows import CDF_BLOCK, argmax_rows, sample_rows, sample_rows_reference
+from tsdfm.kernels.row_blocks import CDF_BLOCK
+from tsdfm.kernels.sample_rows import argmax_rows, sample_rows, sample_rows_reference
 
 BELOW_ONE = 1 - 2**-53
 TRITON = os.environ.get("TSDFM_KERNELS") == "triton"  # in the interpreter: see test_interpreted.py
