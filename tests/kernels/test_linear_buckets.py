@@ -11,6 +11,7 @@ from tests.kernels.test_linear_logprob import LargestTensor, double
 from tsdfm.kernels import linear_buckets as module
 from tsdfm.kernels.linear_buckets import linear_buckets, linear_buckets_reference
 
+pytestmark = pytest.mark.triton  # every test of this file, those marked triton_slow with the slow tests
 TRITON = os.environ.get("TSDFM_KERNELS") == "triton"  # in the interpreter: see test_interpreted.py
 # (N, V, D, k): one row, two tokens, a prime V over several blocks, a D beyond and between the kernels' depths, all chosen.
 SHAPES = [(1, 2, 1, 1), (5, 2, 5, 1), (7, 509, 33, 1), (70, 257, 40, 4), (17, 300, 128, 16), (3, 5, 4, 5), (0, 11, 4, 2)]
@@ -155,6 +156,7 @@ def test_inputs_of_any_strides():
         close(ours, wanted, 1e-5)
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (True, False, True)])
 def test_only_the_gradients_that_are_asked_for(wanted):
     hidden, weight, bias, ids = make(5, 150, 6, 2)
@@ -301,6 +303,7 @@ def test_the_reference_can_be_forced(monkeypatch):
     assert all(map(torch.equal, linear_buckets(hidden, weight, bias, ids), linear_buckets_reference(hidden, weight, bias, ids)))
 
 
+@pytest.mark.triton_slow
 @given(n=st.integers(1, 6), v=st.integers(2, 300), k=st.integers(1, 4), seed=st.integers(0, 2**16), scale=st.sampled_from([0.1, 1.0, 30.0]))
 def test_buckets_make_up_the_whole(n, v, k, seed, scale):
     """The chosen tokens, each once, and the rest: together the log-sum-exp of all."""

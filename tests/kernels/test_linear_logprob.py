@@ -15,6 +15,7 @@ from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprob_referenc
 
 # (N, V, D): one row, a prime V, an odd D, two tokens, one even shape, two ragged ones, no row.
 SHAPES = [(1, 2, 1), (1, 257, 3), (5, 2, 5), (7, 509, 33), (256, 512, 128), (255, 507, 128), (255, 507, 123), (0, 11, 4)]
+pytestmark = pytest.mark.triton  # every test of this file, those marked triton_slow with the slow tests
 TRITON = os.environ.get("TSDFM_KERNELS") == "triton"  # in the interpreter: see test_interpreted.py
 TOLERANCE = 2e-5  # nats; PyTorch's own float32 error is added to it
 
@@ -179,6 +180,7 @@ def test_shapes_that_do_not_fit_are_refused(hidden, weight, target, bias, named)
                        torch.zeros(target, dtype=torch.long))
 
 
+@pytest.mark.triton_slow
 @given(c=st.integers(0, 4), t=st.integers(1, 6), seed=st.integers(0, 2**16))
 def test_summed_nll_is_the_weighted_sum(c, t, seed):
     g = torch.Generator().manual_seed(seed)
@@ -234,6 +236,7 @@ def test_an_impossible_token_has_an_infinite_nll():
     assert summed_nll(torch.zeros(1, 1, 1), torch.zeros(2, 1), b, torch.tensor([[1]]), scored=torch.ones(1, 1)).item() == torch.inf
 
 
+@pytest.mark.triton_slow
 def test_targets_are_a_distribution():
     """Over all targets the probabilities of one row sum to one."""
     hidden, weight, b, _ = make(3, 509, 33, bias=True)
