@@ -12,7 +12,11 @@ from torch import Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., D], weight [V, D], bias [V] or None -> [..., V], the dtype of x; differentiable."""
+    """The affine map x @ weight^T + bias: x [..., D], weight [V, D], bias [V] or None, of one dtype -> [..., V] in it.
+
+    Differentiable. Any device and dtype; oneDNN takes float32 on CPUs. Raises RuntimeError, torch's own, for shapes or dtypes
+    that don't fit together.
+    """
     if not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
@@ -22,7 +26,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """GELU (tanh form) of `linear`; oneDNN applies it while a block of the product is still in cache."""
+    """GELU, in its tanh form, of x @ weight^T + bias; shapes, dtypes and errors as of `linear`; differentiable.
+
+    Without a gradient, oneDNN applies it while a block of the product is still in cache.
+    """
     if _by_onednn(x, weight) and not torch.is_grad_enabled():
         return _product(x, weight, bias, "gelu", "tanh")
     return F.gelu(linear(x, weight, bias), approximate="tanh")
@@ -48,10 +55,10 @@ class _OneDnnLinear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         # flat: [rows, V] and [rows, D]
-        flat, rows = gradient.flatten(0, -2), x.flatten(0, -2)
-        to_x = _product(flat, weight.t().contiguous(), None).view_as(x) if ctx.needs_input_grad[0] else None
-        to_weight = (_product(flat.t().contiguous(), rows.t().contiguous(), None) if ctx.needs_input_grad[1] else None)
-        return to_x, to_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
+        flat, rows = grad_out.flatten(0, -2), x.flatten(0, -2)
+        grad_x = _product(flat, weight.t().contiguous(), None).view_as(x) if ctx.needs_input_grad[0] else None
+        grad_weight = _product(flat.t().contiguous(), rows.t().contiguous(), None) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight, flat.sum(0) if ctx.needs_input_grad[2] else None

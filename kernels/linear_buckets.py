@@ -8,9 +8,10 @@ Log-probabilities, energies and the losses of distillation are a few operations 
 one gradient serve all of them. Keeping the chosen tokens out of the rest keeps the bits of -softplus(rest - chosen) for a token
 whose probability is nearly one, and of the tail of a top-k divergence where it is nearly zero.
 
-The gradient recomputes the logits a block at a time. With g the gradients that come in,
+The gradient recomputes the logits a block at a time. With grad_chosen and grad_rest coming in,
 
-    G[n, v] = g_rest[n] exp(l[n, v] - rest[n]) for v not in ids[n],  the sum of g_chosen[n, j] over ids[n, j] = v elsewhere
+    G[n, v] = grad_rest[n] exp(l[n, v] - rest[n])                for v not in ids[n]
+            = sum of grad_chosen[n, j] over ids[n, j] = v        elsewhere
     d hidden = G weight,   d weight = G^T hidden,   d bias = sum over n of G
 
 Operations: 2 N D V forward, 6 N D V backward. Bytes, for s bytes an element: s (V D + N D) forward; thrice that and the blocks
@@ -20,13 +21,14 @@ logits stay in cache between the product and the sum (tests/benchmarks/logprob.p
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tsdfm.kernels.buckets import Buckets, RowGradients
 from tsdfm.kernels.dispatch import accumulator, backend, check_head
 from tsdfm.kernels.linear import linear
 
@@ -35,39 +37,31 @@ BLOCK_ROWS = 1024
 BLOCK_TOKENS = 2048  # at most: the product packs the block's weights anew, 6 MiB at D = 768
 
 
-class Buckets(NamedTuple):
-    """Of N rows."""
+def linear_buckets_reference(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Buckets:
+    """Buckets by the definition, in the input's own precision; holds all of [N, V].
 
-    chosen: Tensor  # [N, k] float32 (float64 for float64 inputs), logits of the chosen tokens
-    rest: Tensor  # [N] float64, for the sake of logits of 1e4: log-sum-exp of all others; -inf if none has mass
-
-    @property
-    def logprob(self) -> Tensor:
-        """log softmax of the chosen token, for k = 1: [N], nats."""
-        gap = self.rest - self.chosen[:, 0].double()
-        return -F.softplus(gap, threshold=80).to(self.chosen.dtype)  # beyond it softplus(x) is x in float64, too
-
-
-def linear_buckets_reference(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None = None) -> Buckets:
-    """The definition, in the input's own precision; holds all of [N, V]."""
+    hidden [N, D], weight [V, D], bias [V] or None, of one dtype; ids [N, k] int64 in [0, V). Gives chosen [N, k] in that dtype
+    and rest [N] float64, nats. Checks nothing.
+    """
     logits = F.linear(hidden, weight, bias)
     return Buckets(logits.gather(-1, ids), logits.double().scatter(-1, ids, -torch.inf).logsumexp(-1))
 
 
-def linear_buckets(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None = None) -> Buckets:
-    """Logits of chosen tokens and the log-sum-exp of the rest; differentiable (once) in hidden, weight and bias.
+def linear_buckets(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Buckets:
+    """Logits of k chosen tokens of each row, and the log-sum-exp of all others; differentiable (once) in hidden, weight, bias.
 
     Args:
         hidden: [N, D] float32, bfloat16 or float16 (float64 on CPUs), in any strides.
         weight: [V, D], same dtype; under autocast both are taken in its dtype.
-        ids: [N, k] int64 in [0, V); an id may occur twice in a row.
         bias: [V], or None; -inf takes a token out.
+        ids: [N, k] int64 in [0, V); an id may occur twice in a row.
 
     Returns:
-        Buckets with chosen [N, k] and rest [N], accumulated in float32 for narrower inputs.
+        Buckets with chosen [N, k] float32 (float64 for float64) and rest [N] float64, in nats; sums are of float32 for narrower
+        inputs. On a GPU an id outside the vocabulary gives NaN.
 
     Raises:
-        ValueError: shapes or dtypes that don't fit together, or (on CPUs) an id outside the vocabulary.
+        ValueError: shapes or dtypes that don't fit together, (on CPUs) an id outside the vocabulary, (on GPUs) float64.
     """
     if ids.ndim != 2 or len(ids) != len(hidden):
         raise ValueError(f"ids {tuple(ids.shape)} must be [{len(hidden)}, k], a row for each of hidden")
@@ -75,12 +69,15 @@ def linear_buckets(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | N
     check_ids(ids, len(weight))
     if backend(hidden) == "reference":
         kind = accumulator(hidden)
-        return linear_buckets_reference(hidden.to(kind), weight.to(kind), ids, bias)
-    return Buckets(*_Function.apply(hidden, weight, ids, bias))  # type: ignore[no-untyped-call]
+        return linear_buckets_reference(hidden.to(kind), weight.to(kind), bias, ids)
+    return Buckets(*_Function.apply(hidden, weight, bias, ids))  # type: ignore[no-untyped-call]
 
 
 def as_computed(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same in the dtypes they are computed in: autocast's, where it is on; bias in that of the logits. Checks them."""
+    """The three inputs in the dtypes they are computed in: autocast's where it is on, and bias in that of the logits.
+
+    hidden [N, D], weight [V, D], bias [V] or None. Raises ValueError as `check_head`.
+    """
     if torch.is_autocast_enabled(hidden.device.type):
         narrow = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(narrow), weight.to(narrow)
@@ -89,59 +86,63 @@ def as_computed(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Te
 
 
 def check_ids(ids: Tensor, vocab: int) -> None:
-    """Raises ValueError for an id outside [0, V); on a GPU it is not looked at, and has no logit: NaN."""
+    """A check of ids, int64 in any shape: raises ValueError for one outside [0, vocab).
+
+    Those on a GPU are not looked at, since that would wait for it; there such an id has the logit NaN.
+    """
     if not ids.is_cuda and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab:
         raise ValueError(f"ids from {int(ids.min())} to {int(ids.max())} must lie in [0, {vocab})")
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> tuple[Tensor, Tensor]:
         if backend(hidden) == "triton":
-            from tsdfm.kernels.linear_buckets_triton import look
+            from tsdfm.kernels.linear_buckets_triton import buckets_of
         else:
-            look = _look
-        out = look(hidden, weight, ids, bias)
-        ctx.save_for_backward(hidden, weight, ids, bias, out.rest)
+            buckets_of = _buckets_of
+        out = buckets_of(hidden, weight, bias, ids)
+        ctx.save_for_backward(hidden, weight, bias, ids, out.rest)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, to_chosen: Tensor, to_rest: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, ids, bias, rest = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]
+    def backward(ctx: Any, grad_chosen: Tensor, grad_rest: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, ids, rest = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
         if backend(hidden) == "triton":
             from tsdfm.kernels.linear_buckets_triton import gradient_block, product, rows_and_tokens
         else:
             gradient_block, product, rows_and_tokens = _gradient_block, _product, _rows_and_tokens
         kind = accumulator(hidden)
         step, width = rows_and_tokens(len(hidden))
-        to_hidden = torch.zeros(hidden.shape, dtype=kind, device=hidden.device) if wanted[0] else None
-        to_weight = torch.empty_like(weight) if wanted[1] else None
-        to_bias = torch.zeros(len(weight), dtype=kind, device=hidden.device) if wanted[2] else None
+        grad_hidden = torch.zeros(hidden.shape, dtype=kind, device=hidden.device) if wanted[0] else None
+        grad_weight = torch.empty_like(weight) if wanted[1] else None
+        grad_bias = torch.zeros(len(weight), dtype=kind, device=hidden.device) if wanted[2] else None
         # exp(l - rest) is exp(l - top) by a factor near one, so that float32 does for l - top at logits of 1e4, too.
         top = rest.masked_fill(rest == -torch.inf, 0).to(kind)
-        to_rest = (to_rest * (top.double() - rest).clamp_max(1).exp()).to(kind)
+        grad_rest = (grad_rest * (top.double() - rest).clamp_max(1).exp()).to(kind)
         for tokens in _slices(len(weight), width):
             part = weight[tokens]
-            of_weight = torch.zeros(part.shape, dtype=kind, device=hidden.device) if wanted[1] else None
+            grad_part = torch.zeros(part.shape, dtype=kind, device=hidden.device) if wanted[1] else None
             for rows in _slices(len(hidden), step):
                 # block: [r, width], G of the definition
-                block = gradient_block(hidden[rows], part, ids[rows] - tokens.start, None if bias is None else bias[tokens],
-                                       top[rows], to_chosen[rows], to_rest[rows])
-                if to_hidden is not None:
-                    to_hidden[rows] += product(block, part)
-                if of_weight is not None:
-                    of_weight += product(block.T, hidden[rows])
-                if to_bias is not None:
-                    to_bias[tokens] += block.sum(0, dtype=kind)
-            if to_weight is not None and of_weight is not None:
-                to_weight[tokens] = of_weight
-        return None if to_hidden is None else to_hidden.to(hidden.dtype), to_weight, None, to_bias
+                block = gradient_block(
+                    hidden[rows], part, None if bias is None else bias[tokens],
+                    RowGradients(ids[rows] - tokens.start, top[rows], grad_chosen[rows], grad_rest[rows]))
+                if grad_hidden is not None:
+                    grad_hidden[rows] += product(block, part)
+                if grad_part is not None:
+                    grad_part += product(block.T, hidden[rows])
+                if grad_bias is not None:
+                    grad_bias[tokens] += block.sum(0, dtype=kind)
+            if grad_weight is not None and grad_part is not None:
+                grad_weight[tokens] = grad_part
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None
 
 
-def _look(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None) -> Buckets:
-    """The forward pass on a CPU: an online log-sum-exp over blocks of the vocabulary."""
+def _buckets_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Buckets:
+    """The buckets of all rows, on a CPU: an online log-sum-exp over blocks of the vocabulary."""
     kind = accumulator(hidden)
     out = Buckets(hidden.new_empty(ids.shape, dtype=kind), hidden.new_empty(len(hidden), dtype=torch.float64))
     step, width = _rows_and_tokens(len(hidden))
@@ -163,18 +164,13 @@ def _look(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None) -> B
     return out
 
 
-def _gradient_block(
-    hidden: Tensor, weight: Tensor, places: Tensor, bias: Tensor | None, top: Tensor, to_chosen: Tensor, to_rest: Tensor
-) -> Tensor:
-    """G [r, w] of r rows and w tokens; places [r, k]: where among them the chosen tokens are, outside [0, w) elsewhere.
-
-    top [r] is rest in the dtype of the logits, and to_rest [r] has been multiplied by exp(top - rest).
-    """
+def _gradient_block(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: RowGradients) -> Tensor:
+    """G [r, w] of r rows and w tokens, in the dtype of the logits."""
     block = _logits(hidden, weight, bias)
-    row, which, place = _inside(places, block.shape[1])
+    row, which, place = _inside(rows.places, block.shape[1])
     block[row, place] = -torch.inf
-    block.sub_(top[:, None]).exp_().mul_(to_rest[:, None])
-    return block.index_put_((row, place), to_chosen[row, which], accumulate=True)
+    block.sub_(rows.top[:, None]).exp_().mul_(rows.grad_rest[:, None])
+    return block.index_put_((row, place), rows.grad_chosen[row, which], accumulate=True)
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""`linear_buckets` and `energy` on a GPU: Triton kernels that hold no logits at all (forward), or a block of G (backward).
+"""`linear_buckets` and `summed_nll` on a GPU: Triton kernels that hold no logits at all (forward), or a block of G (backward).
 
 Forward, one launch: program (tile of rows, part of the vocabulary) walks its blocks of 128 tokens with an online log-sum-exp,
 
@@ -6,8 +6,8 @@ Forward, one launch: program (tile of rows, part of the vocabulary) walks its bl
 
 and stores the logits of chosen tokens as it meets them. With few rows the vocabulary is split over enough programs for two to
 sit on every processor; the program that finishes last joins the parts, in their order, so the result does not depend on the
-race. For `energy` it goes on to sum each candidate's weighted -log p. Programs of one part are neighbours and walk in step, so
-a block of weights is read from memory once and from L2 by the rest.
+race. For `summed_nll` it goes on to sum each candidate's weighted -log p. Programs of one part are neighbours and walk in step,
+so a block of weights is read from memory once and from L2 by the rest.
 
 Backward: `gradient_block` computes a block of G (see `linear_buckets`) in one launch, product and all, and the three products
 with it are cuBLAS's, summed in a fixed order. G is at most `HELD_ELEMENTS`, half of an H100's L2 in bfloat16. Fusing those
@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tsdfm.kernels.linear_buckets import Buckets
+from tsdfm.kernels.buckets import Buckets, RowGradients, ScoredRows
 from tsdfm.kernels.logits_tile_triton import logits_tile
 from tsdfm.kernels.tile_table import TOKENS, Tile, processors, tile_for, widened
 
@@ -65,7 +65,9 @@ def _join(parts_max, parts_sum, rest, rows, SPLITS: tl.constexpr, JOINED: tl.con
 
 
 @triton.jit
-def _add_up(chosen, rest, weights, counts, out, candidates, JOINED: tl.constexpr):
+def _summed_nll(  # noqa: PLR0913  a kernel takes each tensor and stride apart
+    chosen, rest, weights, counts, out, candidates, JOINED: tl.constexpr
+):
     """out[c] = -sum of weights[n] log p[n] over the counts[c] rows of candidate c, which follow one another."""
     first = tl.zeros((), tl.int64)
     for candidate in range(candidates):
@@ -82,13 +84,16 @@ def _add_up(chosen, rest, weights, counts, out, candidates, JOINED: tl.constexpr
 
 
 @triton.jit(do_not_specialize=["rows", "candidates"])
-def look_kernel(
-    hidden, weight, bias, picked, ids, chosen, rest, parts_max, parts_sum, finished, weights, counts, energies, rows, vocab,
-    depth, candidates, hidden_row, hidden_column, weight_row, weight_column, bias_step, CHOSEN: tl.constexpr,
-    ENERGY: tl.constexpr, WIDEN: tl.constexpr, HAS_BIAS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
+def buckets_kernel(  # noqa: PLR0913, C901  a kernel takes each tensor and stride apart; its branches are compile-time
+    hidden, weight, bias, picked, ids, chosen, rest, parts_max, parts_sum, finished, weights, counts, nll, rows, vocab, depth,
+    candidates, hidden_row, hidden_column, weight_row, weight_column, bias_step, CHOSEN: tl.constexpr,
+    NLL: tl.constexpr, WIDEN: tl.constexpr, HAS_BIAS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr,
     DEPTH: tl.constexpr, SPLITS: tl.constexpr, JOINED: tl.constexpr,
 ):
-    """Rows picked [N] of hidden, ids [N, CHOSEN] -> chosen [N, CHOSEN], rest [N], and energies [C] for ENERGY."""
+    """Buckets of the rows picked [N] of hidden: ids [N, CHOSEN] -> chosen [N, CHOSEN], rest [N]; and for NLL the sums nll [C].
+
+    One program per (tile of rows, part of the vocabulary); parts_max and parts_sum [SPLITS, N] hold what is still to be joined.
+    """
     row_tiles = tl.cdiv(rows, ROWS)
     part = tl.program_id(0) // row_tiles
     n = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
@@ -124,24 +129,24 @@ def look_kernel(
         at = part * rows.to(tl.int64) + n
         tl.store(parts_max + at, peak, mask=live)
         tl.store(parts_sum + at, mass, mask=live)
-    if SPLITS > 1 or ENERGY:
+    if SPLITS > 1 or NLL:
         # All of this program's stores come before its count, and the last to count sees those of all programs.
         tl.debug_barrier()
         if tl.atomic_add(finished, 1, sem="acq_rel") == tl.num_programs(0) - 1:
             if SPLITS > 1:
                 _join(parts_max, parts_sum, rest, rows, SPLITS, JOINED)
                 tl.debug_barrier()
-            if ENERGY:
-                _add_up(chosen, rest, weights, counts, energies, candidates, JOINED)
+            if NLL:
+                _summed_nll(chosen, rest, weights, counts, nll, candidates, JOINED)
 
 
 @triton.jit(do_not_specialize=["rows", "width"])
-def gradient_kernel(
-    hidden, weight, bias, places, top, to_chosen, to_rest, out, rows, width, depth, hidden_row, hidden_column, weight_row,
+def gradient_kernel(  # noqa: PLR0913  a kernel takes each tensor and stride apart
+    hidden, weight, bias, places, top, grad_chosen, grad_rest, out, rows, width, depth, hidden_row, hidden_column, weight_row,
     weight_column, bias_step, CHOSEN: tl.constexpr, WIDEN: tl.constexpr, HAS_BIAS: tl.constexpr, TOKENS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):
-    """A block of G: out [N, width], for `width` tokens of weight; places [N, CHOSEN] of the chosen ones among them."""
+    """A block of G, to out [N, width], for `width` tokens of weight; places [N, CHOSEN] of the chosen ones among them."""
     row_tiles = tl.cdiv(rows, ROWS)
     block = tl.program_id(0) // row_tiles
     n = tl.program_id(0) % row_tiles * ROWS + tl.arange(0, ROWS)
@@ -152,7 +157,7 @@ def gradient_kernel(
     token = block * TOKENS + tl.arange(0, TOKENS)
     of_row = n.to(tl.int64)
     share = tl.exp(logits - tl.load(top + n, mask=live, other=0.0)[:, None])
-    share *= tl.load(to_rest + n, mask=live, other=0.0)[:, None]
+    share *= tl.load(grad_rest + n, mask=live, other=0.0)[:, None]
     at = out + of_row[:, None] * width + token[None, :]
     tl.store(at, share.to(out.dtype.element_ty), mask=live[:, None] & (token < width)[None, :])
     tl.debug_barrier()  # what follows overwrites some of it
@@ -163,25 +168,33 @@ def gradient_kernel(
             arriving = tl.zeros((ROWS,), tl.float32)
             for other in range(CHOSEN):  # an id may stand twice in a row: all of them write the sum
                 same = here & (tl.load(places + of_row * CHOSEN + other, mask=live, other=-1) == place)
-                arriving += tl.load(to_chosen + of_row * CHOSEN + other, mask=same, other=0.0)
+                arriving += tl.load(grad_chosen + of_row * CHOSEN + other, mask=same, other=0.0)
             tl.store(out + of_row * width + place, arriving.to(out.dtype.element_ty), mask=here)
 
 
-def look(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None) -> Buckets:
-    """See `linear_buckets`."""
-    everything = torch.arange(len(ids), device=hidden.device)
-    return _launch(hidden, weight, ids, bias, everything, None, None)[0]
+def buckets_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Buckets:
+    """Buckets of every row, in one launch: hidden [N, D], weight [V, D], bias [V] or None, ids [N, k] int64 in [0, V).
+
+    chosen [N, k] float32 (NaN for an id outside the vocabulary) and rest [N] float64, nats. All on one GPU; checks no shapes.
+    Raises ValueError for elements of 8 bytes.
+    """
+    return _launch(hidden, weight, bias, ids, None)[0]
 
 
-def energies(
-    hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None, picked: Tensor, weights: Tensor, counts: Tensor
-) -> Tensor:
-    """-sum of weights log p(ids) of each candidate [C]: ids, weights and picked (rows of hidden) [N], counts [C] of them."""
-    return _launch(hidden, weight, ids[:, None], bias, picked, weights, counts)[1]
+def summed_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, scored: ScoredRows) -> Tensor:
+    """Weighted negative log-likelihood of each of C candidates, in one launch: [C] float32, nats.
+
+    hidden [_, D], weight [V, D], bias [V] or None, and the N scored rows of hidden; all on one GPU; checks no shapes. Raises
+    ValueError for elements of 8 bytes.
+    """
+    return _launch(hidden, weight, bias, scored.ids[:, None], scored)[1]
 
 
 def splits_for(rows: int, tile: Tile, vocab: int, processors: int) -> int:
-    """Parts of the vocabulary: enough for two programs on each processor, a power of two, and a block for each."""
+    """The number of parts of the vocabulary: enough for two programs on each processor, a power of two, and a block for each.
+
+    For `rows` rows in tiles of `tile.rows`, and a vocabulary of `vocab` tokens.
+    """
     wanted = 2 * processors / max(1, triton.cdiv(rows, tile.rows))
     parts = 1
     while parts < wanted and 2 * parts * TOKENS <= vocab:
@@ -190,10 +203,12 @@ def splits_for(rows: int, tile: Tile, vocab: int, processors: int) -> int:
 
 
 def _launch(
-    hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None, picked: Tensor, weights: Tensor | None,
-    counts: Tensor | None,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, scored: ScoredRows | None
 ) -> tuple[Buckets, Tensor]:
+    """Buckets of all rows of hidden, or of those that are scored, and the summed NLL [C] of the latter's candidates."""
     rows, device = len(ids), hidden.device
+    picked = torch.arange(rows, device=device) if scored is None else scored.picked
+    weights, counts = (None, None) if scored is None else (scored.weights, scored.counts)
     tile = tile_for(rows, hidden)
     splits = splits_for(rows, tile, len(weight), processors(hidden))
     # NaN: no such id
@@ -201,27 +216,29 @@ def _launch(
     parts = torch.empty(2, splits if splits > 1 else 0, rows, device=device)
     finished = torch.zeros(1, dtype=torch.int32, device=device)
     candidates = 0 if counts is None else len(counts)
-    found = (torch.empty if rows else torch.zeros)(candidates, device=device)
+    nll = (torch.empty if rows else torch.zeros)(candidates, device=device)
     if rows:
         with torch.cuda.device_of(hidden):
-            look_kernel[(triton.cdiv(rows, tile.rows) * splits,)](
-                hidden, weight, bias, picked, ids.contiguous(), *out, *parts, finished, weights, counts, found, rows,
-                *weight.shape, candidates, *_strides(hidden, weight, bias), CHOSEN=ids.shape[1], ENERGY=counts is not None,
+            buckets_kernel[(triton.cdiv(rows, tile.rows) * splits,)](
+                hidden, weight, bias, picked, ids.contiguous(), *out, *parts, finished, weights, counts, nll, rows,
+                *weight.shape, candidates, *_strides(hidden, weight, bias), CHOSEN=ids.shape[1], NLL=scored is not None,
                 SPLITS=splits, JOINED=JOINED, **_shape(hidden, bias, tile))
-    return out, found
+    return out, nll
 
 
-def gradient_block(
-    hidden: Tensor, weight: Tensor, places: Tensor, bias: Tensor | None, top: Tensor, to_chosen: Tensor, to_rest: Tensor
-) -> Tensor:
-    """G [r, w] of r rows and w tokens, in the dtype of hidden; as `linear_buckets._gradient_block`."""
+def gradient_block(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: RowGradients) -> Tensor:
+    """G [r, w] of r rows and w tokens, in the dtype of hidden: hidden [r, D], weight [w, D], bias [w] or None.
+
+    All on one GPU; checks no shapes. Raises ValueError for elements of 8 bytes.
+    """
     out = torch.empty(len(hidden), len(weight), dtype=hidden.dtype, device=hidden.device)
     tile = tile_for(len(hidden), hidden)
     if out.numel():
         with torch.cuda.device_of(hidden):
             gradient_kernel[(triton.cdiv(len(hidden), tile.rows) * triton.cdiv(len(weight), TOKENS),)](
-                hidden, weight, bias, places.contiguous(), top, to_chosen.contiguous(), to_rest.contiguous(), out, *out.shape,
-                hidden.shape[1], *_strides(hidden, weight, bias), CHOSEN=places.shape[1], **_shape(hidden, bias, tile))
+                hidden, weight, bias, rows.places.contiguous(), rows.top, rows.grad_chosen.contiguous(),
+                rows.grad_rest.contiguous(), out, *out.shape, hidden.shape[1], *_strides(hidden, weight, bias),
+                CHOSEN=rows.places.shape[1], **_shape(hidden, bias, tile))
     return out
 
 
@@ -236,13 +253,13 @@ def _shape(hidden: Tensor, bias: Tensor | None, tile: Tile) -> dict[str, int]:
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """left [a, b] @ right [b, c] in float32; cuBLAS accumulates narrower inputs so."""
+    """The product left [a, b] @ right [b, c], of one dtype, as [a, c] float32; cuBLAS accumulates narrower inputs so."""
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
 
 
 def rows_and_tokens(rows: int) -> tuple[int, int]:
-    """The shape of a block of G for so many rows."""
+    """The shape of a block of G for so many rows: how many of them, by how many tokens; `HELD_ELEMENTS`, or TOKENS a row."""
     step = max(1, min(rows, GRADIENT_ROWS))
     return step, max(TOKENS, HELD_ELEMENTS // step)

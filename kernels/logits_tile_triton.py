@@ -5,14 +5,14 @@ import triton.language as tl
 
 
 @triton.jit
-def logits_tile(
+def logits_tile(  # noqa: PLR0913  a kernel takes each tensor and stride apart
     hidden, weight, bias, row, live, block, vocab, depth, hidden_row, hidden_column, weight_row, weight_column, bias_step,
     WIDEN: tl.constexpr, HAS_BIAS: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):
-    """hidden [_, D] at rows `row` [ROWS] (those that are `live`), weight [V, D] at block's tokens -> [ROWS, TOKENS].
+    """Logits [ROWS, TOKENS] float32 of rows `row` [ROWS] of hidden [_, D] over one block of weight [V, D]; bias [V] or None.
 
-    -inf beyond the vocabulary. Offsets are 64-bit, since N D and V D may pass 2^31. Float32 products are "tf32x3": three TF32
-    products, about as exact as float32.
+    Rows that are not `live` are not read, and give the bias alone; -inf beyond the vocabulary. Offsets are 64-bit, since N D
+    and V D may pass 2^31. Float32 products are "tf32x3": three TF32 products, about as exact as float32.
     """
     token = block * TOKENS + tl.arange(0, TOKENS)
     known = token < vocab

@@ -25,7 +25,11 @@ def _multiply(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox4x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Ten rounds. Key and counter words: int64 tensors in [0, 2^32), broadcast together -> four words of that shape."""
+    """Four random words of each key and counter, in [0, 2^32), by ten rounds: int64, in the shape of all six words broadcast.
+
+    key: two words, counter: four, int64 tensors in [0, 2^32) on one device; their ranges are not checked. Raises RuntimeError,
+    torch's own, for shapes that cannot be broadcast.
+    """
     if backend(counter[0]) == "triton":
         from tsdfm.kernels import philox_triton
 
@@ -41,7 +45,11 @@ def philox4x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor
 
 
 def uniform(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """float64 uniforms in [0, 1) of 53 bits, from the first two words; shapes as in `philox4x32`."""
+    """Uniform numbers in [0, 1), float64 of 53 random bits, in the shape of all six words broadcast.
+
+    key: two words, counter: four, int64 tensors in [0, 2^32) on one device; errors as of `philox4x32`, whose first two words
+    give the bits.
+    """
     if backend(counter[0]) == "triton":
         from tsdfm.kernels import philox_triton
 

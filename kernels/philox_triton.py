@@ -26,11 +26,14 @@ def _word(base, row, column, row_step, column_step, live):
 
 
 @triton.jit(do_not_specialize=["count", "columns", *_STRIDES])
-def philox_kernel(
+def philox_kernel(  # noqa: PLR0913  a kernel takes each tensor and stride apart
     k0, k1, c0, c1, c2, c3, out, count, columns, k0_row, k0_column, k1_row, k1_column, c0_row, c0_column, c1_row, c1_column,
     c2_row, c2_column, c3_row, c3_column, WORDS: tl.constexpr, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
 ):
-    """Words of [rows, columns] elements, count of them, int64 in [0, 2^32): to out [4, count] int64, or uniforms to [count]."""
+    """Four words of each of count = rows x columns elements, to out [4, count] int64; without WORDS a uniform, [count] float64.
+
+    Key and counter words: int64 [rows, columns] in [0, 2^32), any strides (0 where they are broadcast).
+    """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = place < count
     row, column = place // columns, place % columns
@@ -53,12 +56,20 @@ def philox_kernel(
 
 
 def words(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """See `philox.philox4x32`."""
+    """Four random words of each key and counter, in [0, 2^32): int64, in the shape of all six words broadcast.
+
+    The bits of `philox.philox4x32`. key: two words, counter: four, int64 tensors in [0, 2^32) on one GPU. Raises RuntimeError,
+    torch's own, for shapes that cannot be broadcast.
+    """
     return _launch(key, counter, words=True).unbind()
 
 
 def uniform(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-    """See `philox.uniform`."""
+    """Uniform numbers in [0, 1), float64 of 53 random bits, in the shape of all six words broadcast.
+
+    The bits of `philox.uniform`. key: two words, counter: four, int64 tensors in [0, 2^32) on one GPU. Raises RuntimeError,
+    torch's own, for shapes that cannot be broadcast.
+    """
     return _launch(key, counter, words=False)
 
 

@@ -8,9 +8,9 @@ the order (falling probability, rising id), so ties go to the lower id, at the k
 Two levels do both. The vocabulary falls into blocks of `CDF_BLOCK` tokens; of each block only its largest logit and its mass
 (the sum of exp(logit - row maximum)) are kept, [R, V / 128] of either. A draw inverts the blocks' masses in float64 and then
 one block. The k blocks that come first in the order (falling maximum, rising block) hold the whole top-k: a token outside
-them has k tokens before it. So K + k blocks a row are looked at again, and nothing else.
+them has k tokens before it. So the logits of K + k blocks a row are gathered, and no others.
 
-What is looked at again comes from one of two implementations, and all that follows is shared:
+The blocks and their logits come from one of two implementations, and all that follows is shared:
 - torch (CPU): the logits of at most `BLOCK_ELEMENTS` elements are held, whatever R is, and their exponentials by the cacheful.
   Operations: 2 R D V and about 4 R V. Measured by tests/benchmarks/sample_rows.py.
 - triton (CUDA): the logits of no row are held; see `sample_rows_triton`.
@@ -20,7 +20,6 @@ implementations draw different tokens only where u lies within about 1e-6 of a b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -29,9 +28,9 @@ from torch import Tensor
 
 from tsdfm.kernels.dispatch import accumulator, backend, check_head
 from tsdfm.kernels.linear import linear
+from tsdfm.kernels.row_blocks import CDF_BLOCK, Blocks
 
 BLOCK_ELEMENTS = 1 << 21  # logits held at once on a CPU: 8 MiB of float32
-CDF_BLOCK = 128  # tokens per first-level block of the cumulative distribution
 CACHE_ELEMENTS = 1 << 18  # exponentials held at once on a CPU: 1 MiB of float32
 PACKED_ROWS = 16  # with no more, the product packs no weights, so one call does
 PRODUCT_TOKENS = 2048  # rows of weight multiplied at once on a CPU: the product packs (and widens) so many of them
@@ -39,28 +38,22 @@ NEGLIGIBLE = 80.0  # nats below the row's maximum at which a block has no mass: 
 
 
 class RowSamples(NamedTuple):
-    """Draws of R rows. Log-probabilities are those of the tempered distribution, [MASK] excluded."""
+    """K draws and the top-k of each of R rows, with log-probabilities of the tempered distribution without the excluded id."""
 
-    tokens: Tensor  # [R, K] int64
-    logprobs: Tensor  # [R, K]
-    topk_ids: Tensor  # [R, k] int64, by falling probability, ties by rising id
-    topk_logprobs: Tensor  # [R, k]
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """What one look at the tempered logits of r rows leaves: [r, B] for B blocks, and a way to look again."""
-
-    maxima: Tensor  # [r, B] float32; -inf where no token has mass
-    masses: Tensor  # [r, B] float32 or float64: sums of exp(logit - maximum of the row)
-    again: Callable[[Tensor], Tensor]  # block numbers [r, H] int64 -> logits [r, H, CDF_BLOCK] float32, -inf beyond V
+    tokens: Tensor  # [R, K] int64 in [0, V)
+    logprobs: Tensor  # [R, K] float32 (float64 from the reference), nats
+    topk_ids: Tensor  # [R, k] int64 in [0, V), by falling probability, ties by rising id
+    topk_logprobs: Tensor  # [R, k] as logprobs
 
 
-def sample_rows_reference(
+def sample_rows_reference(  # noqa: PLR0913  the arguments of `sample_rows`
     hidden: Tensor, weight: Tensor, bias: Tensor | None, uniforms: Tensor, *, temperature: float = 1.0,
     excluded: int | None = None, top_k: int = 0,
 ) -> RowSamples:
-    """The definition, in float64; holds all of [R, V]."""
+    """K draws of each row and its top-k by the definition, in float64; holds all of [R, V].
+
+    Arguments as of `sample_rows`, of any float dtype; log-probabilities float64, nats. Checks nothing.
+    """
     logprob = _tempered(hidden.double(), weight.double(), bias, temperature, excluded).log_softmax(-1)
     cumulative = logprob.exp().cumsum(-1)
     tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
@@ -68,11 +61,11 @@ def sample_rows_reference(
     return RowSamples(tokens, logprob.gather(-1, tokens), top.indices[:, :top_k], top.values[:, :top_k])
 
 
-def sample_rows(
+def sample_rows(  # noqa: PLR0913  four tensors, and three settings by name that have defaults
     hidden: Tensor, weight: Tensor, bias: Tensor | None, uniforms: Tensor, *, temperature: float = 1.0,
     excluded: int | None = None, top_k: int = 0,
 ) -> RowSamples:
-    """Draw K tokens for each of R rows, and keep the top-k of its distribution.
+    """K draws from the distribution of each of R rows, at given uniforms, and its exact top-k.
 
     Args:
         hidden: [R, D] float32, bfloat16 or float16, in any strides.
@@ -87,7 +80,8 @@ def sample_rows(
         RowSamples with tokens [R, K], logprobs [R, K], topk_ids [R, k], topk_logprobs [R, k]; float32.
 
     Raises:
-        ValueError: a temperature that is not positive, k out of range, or shapes or dtypes that don't fit together.
+        ValueError: a temperature that is not positive, k out of range, shapes or dtypes that don't fit together, (on GPUs)
+            float64.
     """
     if temperature <= 0:
         raise ValueError(f"temperature {temperature} must be positive")
@@ -108,23 +102,33 @@ def sample_rows(
         torch.empty(rows, top_k, dtype=torch.long, device=hidden.device),
         torch.empty(rows, top_k, dtype=torch.float32, device=hidden.device),
     )
-    looked_at = (draws + top_k) * CDF_BLOCK
+    gathered = (draws + top_k) * CDF_BLOCK
     if which == "triton":
         from tsdfm.kernels import sample_rows_triton as fused
 
-        look, step = fused.look, fused.rows_at_once(len(weight), looked_at)
+        block_stats, step = fused.block_stats, fused.rows_at_once(len(weight), gathered)
     else:
-        look, step = _look, _rows_per_block(len(weight) + looked_at)
+        block_stats, step = _block_stats, _rows_per_block(len(weight) + gathered)
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        drawn = _draw(look(hidden[part], weight, bias, temperature, excluded), uniforms[part], top_k)
+        drawn = _draw(block_stats(hidden[part], weight, bias, temperature, excluded), uniforms[part], top_k)
         for whole, piece in zip(out, drawn, strict=True):
             whole[part] = piece
     return out
 
 
 def argmax_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, *, excluded: int | None = None) -> Tensor:
-    """The likeliest token of each row, the lowest such id: hidden [R, D] -> [R] int64; holds one block of logits at most."""
+    """The likeliest token of each of R rows, the lowest such id: [R] int64; holds one block of logits at most, on a GPU none.
+
+    Args:
+        hidden: [R, D] float32, bfloat16 or float16, in any strides.
+        weight: [V, D], same dtype.
+        bias: [V], or None.
+        excluded: an id that is never given ([MASK]), or None.
+
+    Raises:
+        ValueError: shapes or dtypes that don't fit together, (on GPUs) float64.
+    """
     check_head(hidden, weight, bias)
     which = backend(hidden)
     if which == "reference":
@@ -164,7 +168,7 @@ def _tempered(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: 
     return logits
 
 
-def _look(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Blocks:
+def _block_stats(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Blocks:
     """The blocks of r rows, whose logits [r, V] are held."""
     logits = _tempered(hidden, weight, bias, temperature, excluded).float()
     vocab = logits.shape[1]
@@ -175,13 +179,13 @@ def _look(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: floa
     # float32 is enough for the sum of 128 masses of at most 1
     masses = torch.cat([_by_block((part - top).exp_(), torch.sum) for part, top in pieces])
 
-    def again(blocks: Tensor) -> Tensor:
+    def gather_blocks(blocks: Tensor) -> Tensor:
         # ids, found: [r, H, CDF_BLOCK]
         ids = blocks[..., None] * CDF_BLOCK + torch.arange(CDF_BLOCK, device=blocks.device)
         found = logits.gather(1, ids.clamp_max(vocab - 1).flatten(1)).view(ids.shape)
         return found.masked_fill_(ids >= vocab, -torch.inf)
 
-    return Blocks(maxima, masses, again)
+    return Blocks(maxima, masses, gather_blocks)
 
 
 def _by_block(values: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
@@ -206,7 +210,7 @@ def _draw(blocks: Blocks, uniforms: Tensor, top_k: int) -> RowSamples:
     before = F.pad(cumulative, (1, 0)).gather(-1, block)
     best = _top(maxima, min(top_k, maxima.shape[1])).sort(-1).values
     # shifted: [r, K + blocks of the top-k, CDF_BLOCK]
-    shifted = blocks.again(torch.cat([block, best], 1)) - peak[..., None]
+    shifted = blocks.gather_blocks(torch.cat([block, best], 1)) - peak[..., None]
     hit, candidates = shifted[:, :draws], shifted[:, draws:].flatten(1)
     inside = hit.exp().double().cumsum(-1)
     last_token = (inside < inside[..., -1:]).sum(-1)

@@ -1,23 +1,24 @@
 """`sample_rows` and `argmax_rows` on a GPU: Triton kernels that hold no row of logits.
 
-What follows the two looks at the logits (inverting masses, choosing blocks, ordering the top-k) is small, and is the shared
-torch code of `sample_rows`; its plain-torch counterpart is `sample_rows._look`. Rows are taken `HELD_ELEMENTS` at a time.
+What is done with the statistics of blocks and the logits of some (inverting masses, choosing blocks, ordering the top-k) is
+small, and is the shared torch code of `sample_rows`; the plain-torch counterpart of the kernels is `sample_rows._block_stats`.
+Rows are taken `HELD_ELEMENTS` at a time.
 
     l[r, v] = (sum_d hidden[r, d] weight[v, d] + bias[v]) / temperature,  -inf for the excluded id;  block b: 128 ids
-    look:   maxima[r, b] = max of l over b,  sums[r, b] = sum over b of exp(l - maxima[r, b])     [R, V / 128] float32 each
-    again:  l over block[r, h], for H = K + k chosen blocks of every row                         [R, H, 128] float32
+    block_stats:    maxima[r, b] = max of l over b,  sums[r, b] = sum over b of exp(l - maxima[r, b])  [R, V / 128] float32 each
+    gather_blocks:  l over block[r, h], for H = K + k chosen blocks of every row                       [R, H, 128] float32
 
-Operations: 2 R D V to look, 256 R D H to look again (6 % of the former at H = 24, V = 50,257). Bytes, for s bytes an element:
-s (V D + R D) in, 8 R V / 128 out, then at most s (V D + R D H / 16) in and 512 R H out. Logits of their own would be 4 R V
-out and 8 R V or more in again (top-k, exponentials, sums): 206 and 412 MB at V = 50,257 and R = 1,024, against 3 and 13 MB
-here. Looking again row by row would read 128 s D bytes per block and row, 24 x 196 KB at D = 768 in bfloat16, 1.4 ms of the
+Operations: 2 R D V for the statistics, 256 R D H to gather (6 % of the former at H = 24, V = 50,257). Bytes, for s bytes an
+element: s (V D + R D) in, 8 R V / 128 out, then at most s (V D + R D H / 16) in and 512 R H out. Logits of their own would be
+4 R V out and 8 R V or more in again (top-k, exponentials, sums): 206 and 412 MB at V = 50,257 and R = 1,024, against 3 and
+13 MB here. Gathering row by row would read 128 s D bytes per block and row, 24 x 196 KB at D = 768 in bfloat16, 1.4 ms of the
 memory of an H100 for 1,024 rows, so the pairs (row, block) are sorted by block: a tile of 16 pairs reads each of its blocks
 once, for all of its rows, and mostly there is one.
 
 Floor on an H100 (SXM: 3.35 TB/s; 989 Tflop/s in bfloat16, 495 in TF32, of which float32 here takes three): with D = 768 and
 V = 50,257 the weight takes 23 us (bfloat16) or 46 us (float32) to read; the products of R = 1,024 rows take 85 us or
-0.51 ms with the second look, and those of R = 38 rows less than the weight's reading. So small R is bound by memory and large R
-by arithmetic, as the bare product is. Not measured on a GPU.
+0.51 ms with the gathered ones, and those of R = 38 rows less than the weight's reading. So small R is bound by memory and
+large R by arithmetic, as the bare product is. Not measured on a GPU.
 
 Tested against the float64 definition in Triton's interpreter, over the tests of `sample_rows`; compiled ahead of time for sm_80
 and sm_90 without spills.
@@ -28,13 +29,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tsdfm.kernels import sample_rows as definition
 from tsdfm.kernels.logits_tile_triton import logits_tile
-from tsdfm.kernels.sample_rows import Blocks
+from tsdfm.kernels.row_blocks import CDF_BLOCK, Blocks
 from tsdfm.kernels.tile_table import tile_for, widened
 
 HELD_ELEMENTS = 1 << 24  # float32 numbers held for one lot of rows: 64 MiB, 1,087 rows at V = 50,257, K = 8, k = 16
-PAIRS, SPLIT = 16, 4  # pairs of a tile of the second look, and programs that share its blocks
+PAIRS, SPLIT = 16, 4  # pairs (row, block) of a tile that is gathered, and programs that share its blocks
 
 
 @triton.jit
@@ -44,14 +44,15 @@ def _tempered(logits, block, temperature, excluded, TOKENS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["rows", "excluded"])
-def look_kernel(
+def block_stats_kernel(  # noqa: PLR0913  a kernel takes each tensor and stride apart
     hidden, weight, bias, maxima, second, rows, vocab, depth, hidden_row, hidden_column, weight_row, weight_column, bias_step,
     temperature, excluded, WIDEN: tl.constexpr, ARGMAX: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr,
 ):
-    """One program per (tile of rows, block); tiles of one block are neighbours, so that its weights are read once.
+    """Statistics of every block of every row: maxima [R, B] float32 of its tempered logits, and second [R, B].
 
-    second[r, b]: the sum of exp(logit - maximum), float32; or, for ARGMAX, the lowest place of the maximum, int32.
+    second holds the sum of exp(logit - maximum), float32; or, for ARGMAX, the lowest place of the maximum, int32. One program
+    per (tile of rows, block); tiles of one block are neighbours, so that its weights are read once.
     """
     row_tiles = tl.cdiv(rows, ROWS)
     block = tl.program_id(0) // row_tiles
@@ -73,13 +74,14 @@ def look_kernel(
 
 
 @triton.jit(do_not_specialize=["pairs", "excluded"])
-def again_kernel(
+def gather_blocks_kernel(  # noqa: PLR0913  a kernel takes each tensor and stride apart
     hidden, weight, bias, blocks, order, out, pairs, per_row, vocab, depth, hidden_row, hidden_column, weight_row,
     weight_column, bias_step, temperature, excluded, WIDEN: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
     PAIRS: tl.constexpr, DEPTH: tl.constexpr, SPLIT: tl.constexpr,
 ):
-    """Logits of pairs (row, block), to out [P, BLOCK]: blocks [P] rises, order [P] holds their places, row = place // per_row.
+    """Tempered logits of P pairs (row, block), to out [P, BLOCK] float32; blocks [P] int64 rises.
 
+    order [P] int64 holds where in out the logits of each pair belong; the row of a pair is that place // per_row.
     A tile of pairs numbers its distinct blocks 0, 1, ...; program (tile, j) computes number j, j + SPLIT, ...
     """
     lane = tl.arange(0, PAIRS)
@@ -99,55 +101,66 @@ def again_kernel(
         tl.store(out + place[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :], logits, mask=mine[:, None])
 
 
-def rows_at_once(vocab: int, looked_at: int) -> int:
-    """Rows whose blocks, and whose `looked_at` logits each, fill `HELD_ELEMENTS` (int64 keys and float64 sums included)."""
-    return max(1, HELD_ELEMENTS // (8 * -(-vocab // definition.CDF_BLOCK) + 4 * looked_at))
+def rows_at_once(vocab: int, gathered: int) -> int:
+    """The number of rows whose blocks, and whose `gathered` logits each, fill `HELD_ELEMENTS`; at least 1.
+
+    For a vocabulary of `vocab` tokens; int64 keys and float64 sums are counted.
+    """
+    return max(1, HELD_ELEMENTS // (8 * -(-vocab // CDF_BLOCK) + 4 * gathered))
 
 
-def look(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Blocks:
-    """The blocks of r rows; nothing of the logits is kept."""
-    maxima, sums = _launch_look(hidden, weight, bias, temperature, excluded, argmax=False)
+def block_stats(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None) -> Blocks:
+    """Blocks of r rows; none of their logits is kept, those of `gather_blocks` are computed anew.
+
+    hidden [r, D], weight [V, D], bias [V] or None, all on one GPU; temperature > 0; an excluded id, or None. Checks no shapes.
+    Raises ValueError for elements of 8 bytes.
+    """
+    maxima, sums = _launch_block_stats(hidden, weight, bias, temperature, excluded, argmax=False)
     masses = sums * (maxima - maxima.amax(-1, keepdim=True)).double().exp()
 
-    def again(blocks: Tensor) -> Tensor:
+    def gather_blocks(blocks: Tensor) -> Tensor:
         rows, per_row = blocks.shape
-        out = torch.empty(rows, per_row, definition.CDF_BLOCK, dtype=torch.float32, device=hidden.device)
+        out = torch.empty(rows, per_row, CDF_BLOCK, dtype=torch.float32, device=hidden.device)
         ordered, order = blocks.flatten().sort()
         if len(order):
             shape = tile_for(PAIRS, hidden)
             with torch.cuda.device_of(hidden):
-                again_kernel[(triton.cdiv(len(order), PAIRS), SPLIT)](
+                gather_blocks_kernel[(triton.cdiv(len(order), PAIRS), SPLIT)](
                     hidden, weight, bias, ordered, order, out, len(order), per_row,
                     *_common(hidden, weight, bias, temperature, excluded),
-                    HAS_BIAS=bias is not None, BLOCK=definition.CDF_BLOCK, PAIRS=PAIRS, DEPTH=shape.depth, SPLIT=SPLIT,
+                    HAS_BIAS=bias is not None, BLOCK=CDF_BLOCK, PAIRS=PAIRS, DEPTH=shape.depth, SPLIT=SPLIT,
                     num_warps=shape.warps, num_stages=shape.stages)
         return out
 
-    return Blocks(maxima, masses, again)
+    return Blocks(maxima, masses, gather_blocks)
 
 
 def argmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, excluded: int | None) -> Tensor:
-    """The lowest id of the largest logit: [R] int64. Holds `HELD_ELEMENTS` numbers."""
+    """The likeliest token of each of R rows, the lowest such id: [R] int64; holds `HELD_ELEMENTS` numbers, and no logits.
+
+    hidden [R, D], weight [V, D], bias [V] or None, all on one GPU; an excluded id, or None. Checks no shapes. Raises
+    ValueError for elements of 8 bytes.
+    """
     out = torch.empty(len(hidden), dtype=torch.long, device=hidden.device)
     step = rows_at_once(len(weight), 0)
     for start in range(0, len(hidden), step):
-        maxima, places = _launch_look(hidden[start : start + step], weight, bias, 1.0, excluded, argmax=True)
+        maxima, places = _launch_block_stats(hidden[start : start + step], weight, bias, 1.0, excluded, argmax=True)
         block = maxima.argmax(-1, keepdim=True)  # the first of equal ones
-        out[start : start + step] = (block * definition.CDF_BLOCK + places.gather(1, block))[:, 0]
+        out[start : start + step] = (block * CDF_BLOCK + places.gather(1, block))[:, 0]
     return out
 
 
-def _launch_look(
+def _launch_block_stats(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, excluded: int | None, *, argmax: bool,
 ) -> tuple[Tensor, Tensor]:
-    rows, blocks = len(hidden), triton.cdiv(len(weight), definition.CDF_BLOCK)
+    rows, blocks = len(hidden), triton.cdiv(len(weight), CDF_BLOCK)
     maxima = torch.empty(rows, blocks, dtype=torch.float32, device=hidden.device)
     second = torch.empty(rows, blocks, dtype=torch.int32 if argmax else torch.float32, device=hidden.device)
     shape = tile_for(rows, hidden)
     with torch.cuda.device_of(hidden):
-        look_kernel[(triton.cdiv(rows, shape.rows) * blocks,)](
+        block_stats_kernel[(triton.cdiv(rows, shape.rows) * blocks,)](
             hidden, weight, bias, maxima, second, rows, *_common(hidden, weight, bias, temperature, excluded), ARGMAX=argmax,
-            HAS_BIAS=bias is not None, BLOCK=definition.CDF_BLOCK, ROWS=shape.rows, DEPTH=shape.depth,
+            HAS_BIAS=bias is not None, BLOCK=CDF_BLOCK, ROWS=shape.rows, DEPTH=shape.depth,
             num_warps=shape.warps, num_stages=shape.stages)
     return maxima, second
 

@@ -56,12 +56,18 @@ TABLE = (
 
 
 def tile_for(rows: int, hidden: Tensor) -> Tile:
-    """The tile for a problem of so many rows, with hidden states [_, D] like these."""
+    """The tile for a problem of so many rows, with hidden states [_, D] like these, on their device.
+
+    Raises ValueError for elements of 8 bytes.
+    """
     return lookup(_capability(hidden), hidden.element_size(), hidden.shape[1], rows)
 
 
 def lookup(capability: int, itemsize: int, width: int, rows: int) -> Tile:
-    """The first entry of the table that fits."""
+    """The tile of the first entry of the table that fits a chip, an element's bytes, a model's width and a number of rows.
+
+    Raises ValueError for elements of more than 4 bytes.
+    """
     for entry in TABLE:
         if capability >= entry.capability and itemsize <= entry.itemsize and width <= entry.width and rows <= entry.rows:
             return entry.tile
@@ -69,7 +75,7 @@ def lookup(capability: int, itemsize: int, width: int, rows: int) -> Tile:
 
 
 def processors(tensor: Tensor) -> int:
-    """Streaming multiprocessors of the tensor's device."""
+    """The number of streaming multiprocessors of the tensor's device; `PROCESSORS_IN_INTERPRETER` on a CPU."""
     if not tensor.is_cuda:
         return PROCESSORS_IN_INTERPRETER
     return int(torch.cuda.get_device_properties(tensor.device).multi_processor_count)

@@ -88,7 +88,7 @@ class Judge:
         targets = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-1).to(device)
         row, position = (targets >= 0).nonzero(as_tuple=True)
         inputs = torch.nn.functional.pad(targets[:, :-1].clamp_min(0), (1, 0), value=self.start_id)
-        scored = -linear_logprob(self.hidden(inputs)[row, position], self.weight, targets[row, position], self.bias)
+        scored = -linear_logprob(self.hidden(inputs)[row, position], self.weight, self.bias, targets[row, position])
         total = torch.zeros(len(sequences), dtype=torch.float64, device=device).index_add_(0, row, scored.double())
         return total.cpu().numpy()
 

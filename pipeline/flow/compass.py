@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tsdfm.kernels.linear_logprob import energy as summed_nll
-from tsdfm.kernels.linear_logprob import linear_logprob
+from tsdfm.kernels.linear_logprob import linear_logprob, summed_nll
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
@@ -156,7 +155,7 @@ class CausalCompass:
         return int(starts[count - 1]), order[count:], order[:count]
 
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        flat = linear_logprob(hidden.flatten(0, 1), self.network.head_weight, targets.flatten())
+        flat = linear_logprob(hidden.flatten(0, 1), self.network.head_weight, None, targets.flatten())
         return -flat.view(targets.shape)
 
 
@@ -189,5 +188,5 @@ class DenoiserCompass:
                 hidden = self.network.hidden(seen, torch.full((len(part),), PSEUDO_TIME, device=part.device))
                 weights = scored.float().expand(part.shape)
                 total[start : start + len(part)] += summed_nll(
-                    hidden, self.network.head.weight, part, self.network.head.bias, scored=weights).double()
+                    hidden, self.network.head.weight, self.network.head.bias, part, scored=weights).double()
         return (total / length).view(batch, candidates).float()

@@ -50,6 +50,6 @@ class TransformersCompass:
             tokens = texts[row[part], which[part]]
             inputs = F.pad(tokens[:, :-1], (1, 0), value=self.bos_id)
             hidden = self.opened.hidden(inputs)
-            nll = -linear_logprob(hidden.flatten(0, 1), self.opened.weight, tokens.flatten(), self.opened.bias)
+            nll = -linear_logprob(hidden.flatten(0, 1), self.opened.weight, self.opened.bias, tokens.flatten())
             total[row[part], which[part]] = nll.view(tokens.shape).double().sum(-1)
         return (total.gather(1, first) / length).float()

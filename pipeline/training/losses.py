@@ -24,11 +24,11 @@ def cross_entropy(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> T
     x_t = path.sample(x_1, t, generator)
     hidden = model.hidden(x_t, t)
     if path.mask_id is None:
-        return -linear_logprob(hidden.flatten(0, 1), model.head.weight, x_1.flatten(), model.head.bias).mean()
+        return -linear_logprob(hidden.flatten(0, 1), model.head.weight, model.head.bias, x_1.flatten()).mean()
     noised = x_t == path.mask_id
     if not noised.any():
         return hidden.sum() * 0.0
-    return -linear_logprob(hidden[noised], model.head.weight, x_1[noised], model.head.bias).mean()
+    return -linear_logprob(hidden[noised], model.head.weight, model.head.bias, x_1[noised]).mean()
 
 
 def generalized_kl(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> Tensor:
@@ -44,12 +44,12 @@ def generalized_kl(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> 
     weight = path.kappa_derivative(t.clamp_min(TIME_MARGIN)) / (1 - path.kappa(t))
     hidden, head = model.hidden(x_t, t).flatten(0, 1), model.head
     if path.mask_id is not None:
-        at_target = linear_logprob(hidden, head.weight, x_1.flatten(), head.bias).view(x_1.shape)
+        at_target = linear_logprob(hidden, head.weight, head.bias, x_1.flatten()).view(x_1.shape)
         terms = torch.where(x_t == path.mask_id, -at_target, 0.0)
     else:
         # ids: [B, L, 2], the token of the text and that of the state
         ids = torch.stack([x_1, x_t], -1)
-        logprob = linear_logprobs(hidden, head.weight, ids.flatten(0, 1), head.bias)
+        logprob = linear_logprobs(hidden, head.weight, head.bias, ids.flatten(0, 1))
         at_target, at_state = logprob.view(ids.shape).unbind(-1)
         same = x_t == x_1
         terms = torch.where(same, 0.0, -at_target) + same - at_state.exp()
@@ -59,7 +59,7 @@ def generalized_kl(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> 
 def causal_nll(model: CausalLM, tokens: Tensor) -> Tensor:
     """Mean next-token negative log-likelihood, nats per token; tokens [B, L] int64."""
     hidden, _ = model.hidden(model.inputs(tokens))
-    return -linear_logprob(hidden.flatten(0, 1), model.head_weight, tokens.flatten()).mean()
+    return -linear_logprob(hidden.flatten(0, 1), model.head_weight, None, tokens.flatten()).mean()
 
 
 def nce(model: NceEncoder, real: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -47,14 +47,14 @@ class StudentLoss(nn.Module):
         """Nats of the rows that have a target: hidden [R, D] -> [R]; logits are held a block at a time (kernels)."""
         # Real text has tokens alone, whatever the objective.
         if batch.candidates is not None and batch.weights is not None:
-            log_q = linear_logprobs(hidden, weight, batch.candidates[has_target], bias)
+            log_q = linear_logprobs(hidden, weight, bias, batch.candidates[has_target])
             return mixture_cross_entropy(log_q, batch.weights[has_target])
         if batch.topk_ids is not None and batch.topk_logprobs is not None:
             ids = batch.topk_ids[has_target]
-            log_q, log_q_tail = normalised(linear_buckets(hidden, weight, ids, bias), ids)
+            log_q, log_q_tail = normalised(linear_buckets(hidden, weight, bias, ids), ids)
             divergence = forward_kl if self.objective == "forward_kl" else reverse_kl
             return divergence(log_q, log_q_tail.clamp_min(LOWEST), batch.topk_logprobs[has_target])
-        return -linear_logprob(hidden, weight, batch.target[has_target], bias)
+        return -linear_logprob(hidden, weight, bias, batch.target[has_target])
 
 
 def mixture_cross_entropy(log_q: Tensor, weights: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Compiles every kernel ahead of time, no GPU needed, and prints a table: registers, spills, shared memory, tensor-core products.
 
-`python tests/kernels/aot.py [--json] [philox|look|again|buckets|gradient ...]`; run by test_compiled.py, in a process without Triton's interpreter.
+`python tests/kernels/aot.py [--json] [philox|block_stats|gather_blocks|buckets|gradient ...]`; run by test_compiled.py, in a process without Triton's
+interpreter.
 """
 
 import json
@@ -21,9 +22,9 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COLUMNS = {"hidden_column": 1, "weight_column": 1, "bias_step": 1}
 BUCKETS = {
     **dict.fromkeys(("picked", "ids", "counts"), "*i64"), "finished": "*i32",
-    **dict.fromkeys(("chosen", "parts_max", "parts_sum", "weights", "energies"), "*fp32"), "rest": "*fp64",
+    **dict.fromkeys(("chosen", "parts_max", "parts_sum", "weights", "nll"), "*fp32"), "rest": "*fp64",
 }
-GRADIENT = {"places": "*i64", **dict.fromkeys(("top", "to_chosen", "to_rest"), "*fp32")}
+GRADIENT = {"places": "*i64", **dict.fromkeys(("top", "grad_chosen", "grad_rest"), "*fp32")}
 CAPABILITIES = (80, 90)
 ALIGNED = ("depth", "hidden_row", "weight_row")  # multiples of 16, as those of a model are
 
@@ -62,18 +63,18 @@ def products():
                 shape = {**common, "ROWS": tile.rows, "DEPTH": tile.depth}
                 where = f"{dtype} {tile.rows}x{tile.depth}x{tile.warps}x{tile.stages}"
                 for argmax in (False, True):
-                    yield (capability, f"look {where}{' argmax' if argmax else ''}", sample_rows_triton.look_kernel,
+                    yield (capability, f"block_stats {where}{' argmax' if argmax else ''}", sample_rows_triton.block_stats_kernel,
                            {**pointers, "maxima": "*fp32", "second": "*i32" if argmax else "*fp32", "temperature": "fp32"},
                            {**COLUMNS, **shape, "ARGMAX": argmax, "BLOCK": tiles.TOKENS}, tile)
                 if tile.rows == sample_rows_triton.PAIRS:
-                    yield (capability, f"again {where}", sample_rows_triton.again_kernel,
+                    yield (capability, f"gather_blocks {where}", sample_rows_triton.gather_blocks_kernel,
                            {**pointers, "blocks": "*i64", "order": "*i64", "out": "*fp32", "temperature": "fp32"},
                            {**COLUMNS, **common, "BLOCK": tiles.TOKENS, "PAIRS": tile.rows, "DEPTH": tile.depth,
                             "SPLIT": sample_rows_triton.SPLIT}, tile)
-                for chosen, energy, splits in ((1, False, 1), (1, True, 4), (16, False, 4)):
-                    name = f"buckets {where} k={chosen} splits={splits}{' energy' if energy else ''}"
-                    yield (capability, name, linear_buckets_triton.look_kernel, {**pointers, **BUCKETS},
-                           {**COLUMNS, **shape, "CHOSEN": chosen, "ENERGY": energy, "TOKENS": tiles.TOKENS, "SPLITS": splits,
+                for chosen, nll, splits in ((1, False, 1), (1, True, 4), (16, False, 4)):
+                    name = f"buckets {where} k={chosen} splits={splits}{' nll' if nll else ''}"
+                    yield (capability, name, linear_buckets_triton.buckets_kernel, {**pointers, **BUCKETS},
+                           {**COLUMNS, **shape, "CHOSEN": chosen, "NLL": nll, "TOKENS": tiles.TOKENS, "SPLITS": splits,
                             "JOINED": linear_buckets_triton.JOINED}, tile)
                 for chosen in (1, 16):
                     yield (capability, f"gradient {where} k={chosen}", linear_buckets_triton.gradient_kernel,

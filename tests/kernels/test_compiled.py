@@ -35,7 +35,7 @@ def check(tmp_path, *wanted):
 
 
 def test_the_kernels_of_everyday_use(tmp_path):
-    lines = check(tmp_path, "philox uniform", "look bf16 128", "again bf16 16x128", "buckets bf16 128x64x16x3 k=1 ",
+    lines = check(tmp_path, "philox uniform", "block_stats bf16 128", "gather_blocks bf16 16x128", "buckets bf16 128x64x16x3 k=1 ",
                   "buckets fp32 64", "gradient bf16 128")
     assert {line["sm"] for line in lines} == {80, 90}
     assert len(lines) == 2 * (1 + 2 + 1 + 2 + 3 + 2)

@@ -1,6 +1,7 @@
-"""The Triton kernels in Triton's interpreter, on a CPU: the tests of the kernels once more, on that backend.
+"""The Triton kernels in Triton's interpreter, on a CPU: the tests marked `triton`, once more, on that backend.
 
-The interpreter is chosen when triton is imported, hence a process of its own. It is slow, so the default tests are a choice.
+The interpreter is chosen when triton is imported, hence a process of its own. It is slow: what is marked `triton_slow`, too, waits
+for the slow tests.
 """
 
 import os
@@ -14,38 +15,20 @@ pytestmark = pytest.mark.timeout(3600)  # a busy machine takes its time; the pro
 pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
-DAILY = (
-    "test_against_the_oracle and (5-129-7 or 1-2-1) and (0-0.3 or None-1.0) or minus_infinity or borders_are_exact or extreme or no_rows "
-    "or ties_go_to or narrow or strides or far_below or test_every_output_is_written or test_draw_k or test_draws_of_one_row or hold_no_row"
-)
-
-SCORES = "not (buckets_make_up or weighted_sum or targets_are or only_the_gradients)"
 
 
-def run(file, *options):
+def run(marked):
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=3600", HERE / file, *options], capture_output=True, text=True,
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout=3600", HERE, "-m", marked], capture_output=True, text=True,
         check=False, cwd=HERE.parents[1], env={**os.environ, "TRITON_INTERPRET": "1", "TSDFM_KERNELS": "triton"})
 
 
-def test_sample_rows():
-    done = run("test_sample_rows.py", "-k", DAILY)
-    assert done.returncode == 0, done.stdout
-
-
-def test_philox():
-    done = run("test_philox.py", "-k", "known or broadcast or 53_bits or float64")
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.parametrize("file", ["test_linear_buckets.py", "test_linear_logprob.py"])
-def test_scores(file):
-    done = run(file, "-k", SCORES)
+def test_daily():
+    done = run("triton and not triton_slow")
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", ["test_sample_rows.py", "test_philox.py", "test_linear_buckets.py", "test_linear_logprob.py"])
-def test_everything(file):
-    done = run(file)
+def test_everything():
+    done = run("triton or triton_slow")
     assert done.returncode == 0, done.stdout

@@ -10,6 +10,8 @@ from scipy.stats import chisquare
 
 from tsdfm.kernels.philox import philox4x32, uniform
 
+pytestmark = pytest.mark.triton  # every test of this file, those marked triton_slow with the slow tests
+
 # Random123, tests/kat_vectors, lines "philox4x32 10": counter, key, output.
 KNOWN_ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
@@ -40,6 +42,7 @@ def test_known_answers(counter, key, words):
     assert tuple(int(w) for w in philox4x32(tensors(key), tensors(counter))) == words
 
 
+@pytest.mark.triton_slow
 @given(counter=st.tuples(word, word, word, word), key=st.tuples(word, word))
 def test_scalar_equals_the_independent_implementation(counter, key):
     assert tuple(int(w) for w in philox4x32(tensors(key), tensors(counter))) == oracle(counter, key)
@@ -72,6 +75,7 @@ def test_uniform_is_53_bits_of_the_first_two_words(counter, key):
     assert 0 <= value < 1
 
 
+@pytest.mark.triton_slow
 @pytest.mark.skipif(os.environ.get("TSDFM_KERNELS") == "triton", reason="the words are planted in the torch form")
 def test_uniform_stays_below_one_for_the_largest_words(monkeypatch):
     """No counter is known that gives all ones, so the words are planted."""
@@ -84,6 +88,7 @@ def test_uniform_is_float64():
     assert uniform(tensors((1, 2)), tensors((3, 4, 5, 6))).dtype == torch.float64
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize("varied", range(6))
 def test_uniform_is_uniform_in_every_word(varied):
     """200,000 numbers that differ in one word only: 64 equal cells, and 64 cells of the lower bits."""
@@ -95,6 +100,7 @@ def test_uniform_is_uniform_in_every_word(varied):
         assert chisquare(torch.bincount(cells, minlength=64).numpy()).pvalue > 1e-4
 
 
+@pytest.mark.triton_slow
 def test_consecutive_counters_and_keys_are_independent():
     """Pairs (u_i, u_{i+1}) along ids and along positions fill an 8 x 8 grid evenly."""
     ids, positions = torch.arange(500)[:, None], torch.arange(501)

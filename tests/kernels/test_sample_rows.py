@@ -2,6 +2,7 @@
 
 import math
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -11,12 +12,15 @@ from scipy.stats import chisquare
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tsdfm.kernels import sample_rows as blocks
-from tsdfm.kernels.sample_rows import CDF_BLOCK, argmax_rows, sample_rows, sample_rows_reference
+from tsdfm.kernels.row_blocks import CDF_BLOCK
+from tsdfm.kernels.sample_rows import argmax_rows, sample_rows, sample_rows_reference
 
 BELOW_ONE = 1 - 2**-53
+pytestmark = pytest.mark.triton  # every test of this file, those marked triton_slow with the slow tests
 TRITON = os.environ.get("TSDFM_KERNELS") == "triton"  # in the interpreter: see test_interpreted.py
 # (R, V, D): V across the borders of the CDF's blocks, primes, two tokens.
 SHAPES = [(1, 2, 1), (3, 3, 5), (5, CDF_BLOCK - 1, 7), (5, CDF_BLOCK, 7), (5, CDF_BLOCK + 1, 7), (17, 509, 33), (4, 2053, 11)]
+DAILY_SHAPES = [(1, 2, 1), (5, CDF_BLOCK + 1, 7)]
 
 
 def make(r, v, d, k=4, *, scale=1.0, bias=True):
@@ -62,9 +66,14 @@ class LargestTensor(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.3, 5.0])
-@pytest.mark.parametrize("excluded", [None, 0, -1])
-@pytest.mark.parametrize(("r", "v", "d"), SHAPES)
+def oracle_cases():
+    """Every shape with every excluded id and temperature; two shapes at two settings are daily work for the interpreter."""
+    for shape, excluded, temperature in product(SHAPES, [None, 0, -1], [1.0, 0.3, 5.0]):
+        daily = shape in DAILY_SHAPES and (excluded, temperature) in [(None, 1.0), (0, 0.3)]
+        yield pytest.param(*shape, excluded, temperature, marks=() if daily else pytest.mark.triton_slow)
+
+
+@pytest.mark.parametrize(("r", "v", "d", "excluded", "temperature"), oracle_cases())
 def test_against_the_oracle(r, v, d, excluded, temperature):
     hidden, weight, bias, uniforms = make(r, v, d)
     excluded = v - 1 if excluded == -1 else excluded
@@ -81,6 +90,7 @@ def test_against_the_oracle(r, v, d, excluded, temperature):
             assert (out.topk_ids != excluded).all()
 
 
+@pytest.mark.triton_slow
 def test_agrees_with_the_definition_token_for_token():
     """Away from the borders of the distribution function, where float32 decides, all 8,000 draws are the same."""
     hidden, weight, bias, _ = make(1000, 509, 33)
@@ -102,6 +112,7 @@ def test_borders_are_exact(v):
     assert tokens.tolist() == [*range(v), *range(v)]
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize("excluded", [0, 3, 127, 128, 255, 256])
 def test_an_excluded_id_is_never_drawn(excluded):
     """257 equal tokens, one excluded: 256 cells, over every border of them, and both ends."""
@@ -153,6 +164,7 @@ def test_extreme_logits(size):
     assert float(out.topk_logprobs.double().exp().sum()) <= 1 + 1e-5
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize("temperature", [1e-6, 1e-3])
 def test_a_cold_temperature_is_the_argmax(temperature):
     """Exact logits an eighth apart: at these temperatures the likeliest token is certain."""
@@ -167,12 +179,14 @@ def test_a_cold_temperature_is_the_argmax(temperature):
     torch.testing.assert_close(out.topk_logprobs, torch.tensor([[0.0, -0.125 / temperature]]), rtol=1e-5, atol=0)
 
 
+@pytest.mark.triton_slow
 def test_a_hot_temperature_is_flat():
     hidden, weight, bias, uniforms = make(4, 37, 5)
     out = sample_rows(hidden, weight, bias, uniforms, temperature=1e4, top_k=37)
     torch.testing.assert_close(out.topk_logprobs, torch.full((4, 37), -math.log(37)), rtol=0, atol=5e-3)
 
 
+@pytest.mark.triton_slow
 def test_temperature_does_not_touch_the_inputs():
     tensors = make(4, 37, 5)
     before = [t.clone() for t in tensors]
@@ -181,6 +195,7 @@ def test_temperature_does_not_touch_the_inputs():
     assert all(map(torch.equal, tensors, before))
 
 
+@pytest.mark.triton_slow
 def test_draws_follow_the_softmax():
     """100,000 draws of each of three rows (in the interpreter 2,000), over a V that crosses two blocks: chi-square."""
     hidden, weight, bias, _ = make(3, 131, 6)
@@ -197,6 +212,7 @@ def test_draws_follow_the_softmax():
         assert chisquare(observed[keep].numpy(), (wanted[keep] * observed.sum() / wanted.sum()).numpy()).pvalue > 1e-4
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize("block", [1, 40, 131, 132, 500])
 def test_block_size_changes_nothing(monkeypatch, block):
     """Integer factors, whose products are exact: every split into blocks gives the same bits."""
@@ -211,6 +227,7 @@ def test_block_size_changes_nothing(monkeypatch, block):
     assert torch.equal(best, argmax_rows(hidden, weight, None, excluded=130))
 
 
+@pytest.mark.triton_slow
 def test_a_row_does_not_depend_on_its_neighbours():
     g = torch.Generator().manual_seed(6)
     hidden, weight = torch.randint(-2, 3, (9, 4), generator=g).float(), torch.randint(-2, 3, (300, 4), generator=g).float()
@@ -232,6 +249,7 @@ def test_draw_k_does_not_depend_on_the_other_draws():
         torch.testing.assert_close(one.logprobs[:, 0], many.logprobs[:, k], rtol=0, atol=2e-6 if TRITON else 0)
 
 
+@pytest.mark.triton_slow
 @pytest.mark.skipif(TRITON, reason="the bound of the CPU's form")
 @pytest.mark.parametrize(("v", "k"), [(4096, 8), (509, 3), (3, 8), (257, 127)])
 def test_never_holds_much_more_than_a_block(monkeypatch, v, k):
@@ -278,6 +296,7 @@ def test_no_rows():
     assert argmax_rows(torch.zeros(0, 3), torch.zeros(5, 3), None).shape == (0,)
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize("k", [0, 1, 7, 36])
 def test_top_k_is_exact(k):
     """Distinct exact logits in a known order, one id excluded: ids by falling probability, and nothing else."""
@@ -355,6 +374,7 @@ def test_a_block_far_below_the_peak_has_no_mass():
     assert out.topk_ids.tolist() == [[2 * CDF_BLOCK]]
 
 
+@pytest.mark.triton_slow
 def test_the_reference_can_be_forced(monkeypatch):
     hidden, weight, bias, uniforms = make(5, 37, 6)
     monkeypatch.setenv("TSDFM_KERNELS", "reference")
@@ -365,6 +385,7 @@ def test_the_reference_can_be_forced(monkeypatch):
     assert torch.equal(argmax_rows(hidden, weight, bias), oracle_logprob(hidden, weight, bias).argmax(-1))
 
 
+@pytest.mark.triton_slow
 def test_argmax_against_the_oracle():
     hidden, weight, bias, _ = make(200, 509, 33)
     bias[::5] = -torch.inf
@@ -375,18 +396,21 @@ def test_argmax_against_the_oracle():
         assert (best != excluded).all() if excluded is not None else True
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize("temperature", [0.0, -1.0])
 def test_a_temperature_that_is_not_positive_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature"):
         sample_rows(torch.zeros(1, 1), torch.zeros(2, 1), None, torch.zeros(1, 1).double(), temperature=temperature)
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize("shape", [(2,), (3, 1), (2, 1, 1)])
 def test_uniforms_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match="uniforms"):
         sample_rows(torch.zeros(2, 1), torch.zeros(2, 1), None, torch.zeros(shape).double())
 
 
+@pytest.mark.triton_slow
 @pytest.mark.parametrize(("change", "message"), [
     ({"top_k": 6}, "top_k"), ({"top_k": -1}, "top_k"), ({"weight": torch.zeros(5, 4)}, "hidden"),
     ({"weight": torch.zeros(5, 3).half()}, "dtype"), ({"bias": torch.zeros(4)}, "bias"),
@@ -397,6 +421,7 @@ def test_what_does_not_fit_together_is_refused(change, message):
         sample_rows(**(arguments | change))
 
 
+@pytest.mark.triton_slow
 @given(v=st.integers(2, 400), seed=st.integers(0, 2**20), scale=st.sampled_from([0.0, 0.1, 1.0, 10.0, 100.0]),
        u=st.one_of(st.floats(0, BELOW_ONE), st.sampled_from([0.0, 5e-324, 2**-53, 0.5, BELOW_ONE])))
 def test_inversion_holds_for_any_uniform(v, seed, scale, u):

@@ -141,7 +141,7 @@ def test_kl_students_forget_the_selection(logs, start, stop):
 
 def log_q_of(logits, ids):
     """What the losses take, by the kernel: the logits themselves are the hidden states of an identity head."""
-    return normalised(linear_buckets(logits, torch.eye(logits.shape[1], dtype=logits.dtype), ids), ids)
+    return normalised(linear_buckets(logits, torch.eye(logits.shape[1], dtype=logits.dtype), None, ids), ids)
 
 
 def dense(logits, ids, logprobs):
