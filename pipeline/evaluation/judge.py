@@ -67,7 +67,9 @@ class Judge:
         return self.score_tokens(tokens if vocabulary == self.vocabulary else self.encode(list(texts)))
 
     @torch.no_grad()
-    def score_tokens(self, sequences: Sequence[Sequence[int]] | npt.NDArray[np.int64]) -> Likelihood:
+    def score_tokens(
+        self, sequences: Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64]
+    ) -> Likelihood:
         """Score R sequences of the judge's own tokens, of any lengths. Raises InputError as `score` does."""
         arrays = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
         lengths = [len(array) for array in arrays]

@@ -99,7 +99,7 @@ class Vocabulary:
         """sha256 of the canonical tokenizer.json, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | npt.NDArray[np.int32]) -> str:
         """Text for people: [EOS] as a line break, [MASK] as a low line."""
         pieces: list[str] = []
         run: list[int] = []
