@@ -33,7 +33,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp(total nats / total tokens)."""
+        """Perplexity exp(total nats / total tokens) of all texts together."""
         return exp(self.nats.sum() / self.tokens.sum())
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
@@ -47,7 +47,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Judge:
-    """A causal LM, opened. `judges.py` opens one by name."""
+    """A causal LM, opened. `open_judge` opens one by name."""
 
     name: str
     fingerprint: str

@@ -34,7 +34,7 @@ RING_BLOCK = 1 << 17  # ring uniforms drawn at once; small enough to stay in cac
 
 
 def draw_rings(path: MixturePath, noise: Noise, times: Sequence[float], length: int) -> Tensor:
-    """[B, N, L] bool: which clocks ring at which step of a grid of N + 1 times; mask source: a position's first ring counts."""
+    """Rings [B, N, L] bool of the clocks at each step of a grid of N + 1 times; mask source: a position's first counts."""
     steps, grid = len(times) - 1, torch.tensor(times, dtype=torch.float64, device=noise.device)
     probability = path.ring_probability(grid[:-1], grid[1:])
     batch = len(noise.ids)
@@ -54,7 +54,7 @@ def draw_rings(path: MixturePath, noise: Noise, times: Sequence[float], length: 
 
 
 def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
-    """x_0 [B, L] int64."""
+    """Source tokens x_0 of the noise's B trajectories, [B, L] int64: all [MASK], or uniform over the vocabulary."""
     uniforms = noise.source(length)
     if path.mask_id is not None:
         return torch.full(uniforms.shape, path.mask_id, dtype=torch.long, device=uniforms.device)

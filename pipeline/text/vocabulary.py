@@ -79,7 +79,7 @@ class Vocabulary:
         return cls(tokenizer, "trained tokenizer")
 
     def ending_with(self, name: str, where: str) -> "Vocabulary":
-        """The same tokenizer, whose texts end with the token `name`. Raises InputError if it has no such token.
+        """This vocabulary, but with texts that end with the token `name`. Raises InputError if it has no such token.
 
         The choice is kept in tokenizer.json, as a post-processor that appends the token; ids and encoding are untouched.
         """
