@@ -42,14 +42,14 @@ PLACES = {name: place for group in COMMANDS.values() for name, (place, _) in gro
 
 
 class Commands(click.Group):
-    """The commands of the table."""
+    """A group of the commands in COMMANDS, each of which is imported only when it runs."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """All names, in the order of the table."""
         return list(PLACES)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Import one command."""
+        """The command of a name, imported now; None if there is no such command."""
         if name not in PLACES:
             return None
         module, _, attribute = PLACES[name].partition(":")
@@ -57,7 +57,7 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Group by group, nothing imported."""
+        """Write the list of commands in the help, group by group, with nothing imported."""
         for group, commands in COMMANDS.items():
             with formatter.section(group):
                 formatter.write_dl([(name, short) for name, (_, short) in commands.items()])

@@ -18,7 +18,7 @@ from tsdfm.jobs.shell.options import yaml_of
 @click.option(*SET.opts, SET.name, multiple=True, metavar=SET.metavar, help=SET.help)
 @click.option(*PRINT_CONFIG.opts, is_flag=True, help=PRINT_CONFIG.help)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def ablate_command(
+def ablate_command(  # noqa: PLR0913 (click gives every option as an argument)
     sweep: str, data: tuple[str, ...], out: Path | None, workers: int | None, settings: tuple[str, ...], print_config: bool,
     as_json: bool,
 ) -> None:

@@ -36,7 +36,7 @@ class Trial:
 
     @property
     def distill(self) -> DistillConfig:
-        """The config of its first round."""
+        """The config of `distill` for the trial's first round."""
         return DistillConfig.model_validate(self.config.model_dump(exclude={"rounds"}))
 
 

@@ -44,12 +44,12 @@ def _results(folder: Path) -> Results:
 
 
 def trial_rows(trial: Trial, folder: Path) -> list[TrialRow]:
-    """A trial's rows of the table."""
+    """The table's rows of a trial, one per step count and temperature, from its folder of `evaluate`."""
     return [_row(row, trial.key, trial.levels, trial.seed) for row in _results(folder).rows]
 
 
 def start_rows(folder: Path) -> list[TrialRow]:
-    """Real text, and the model that the students start from."""
+    """The table's rows of real text, and of the model that the students start from, from a folder of `evaluate`."""
     results = _results(folder)
     named = [*(("real", row) for row in results.reference), *(("start", row) for row in results.rows)]
     return [_row(row, name, {}, None) for name, row in named]

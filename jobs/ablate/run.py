@@ -69,7 +69,7 @@ class Work:
         return next(iter(self.trials.values()))
 
     def is_done(self, key: str) -> bool:
-        """Whether it is complete, evaluated as this sweep asks."""
+        """Whether the trial (or START) named `key` is complete, evaluated as this sweep asks."""
         return complete(self.folder(key), self.evaluation)
 
 

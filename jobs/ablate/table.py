@@ -37,7 +37,7 @@ def table_of(rows: Sequence[TrialRow], factors: Sequence[str]) -> pa.Table:
 
 
 def effects_table(effects: Sequence[Effect]) -> pa.Table:
-    """One row per effect."""
+    """The effects as an Arrow table, a row each, whose columns are the fields of `Effect`."""
     return pa.Table.from_pylist([effect.model_dump() for effect in effects])
 
 
@@ -56,7 +56,7 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def cells(row: TrialRow, factors: Sequence[str]) -> list[str]:
-    """One row as people read it: under `headings`."""
+    """The figures of one row of the table as text, a cell for each of `headings`; empty where there is no figure."""
     name = {"real": "real text", "start": "start"}.get(row.trial, row.trial[:8])
     return [name, *(row.levels.get(factor, "") for factor in factors), maybe(row.seed, "d", ""), maybe(row.steps, "d", ""),
             maybe(row.temperature, "g", ""), *map(ppl_interval, row.judges.values()),
@@ -65,7 +65,7 @@ def cells(row: TrialRow, factors: Sequence[str]) -> list[str]:
 
 
 def headings(rows: Sequence[TrialRow], factors: Sequence[str]) -> list[str]:
-    """Of the columns of `cells`."""
+    """The columns' names as people read them, for rows that `cells` has made text; judges are those of the first row."""
     judges = short_names(list(rows[0].judges))
     return ["trial", *factors, "seed", "n", "T", *(f"ppl, {name}" for name in judges.values()), "entropy, bits", "distinct-2",
             "distinct-4", "self-BLEU", "NFE", "parameters"]

@@ -54,7 +54,7 @@ class Story:
         return max(rows, key=lambda row: row.steps or 0, default=None)
 
     def perplexity(self, row: Row) -> Perplexity:
-        """Of one row, under the judge of the comparison."""
+        """The perplexity of a row's texts under the judge by which models are compared."""
         return row.judges[self.judge]
 
     def cooled(self, role: Role, entropy: float) -> float | None:

@@ -22,12 +22,12 @@ class Desk:
         self._fault: Exception | None = None
 
     def post(self, step: int, scalars: dict[str, float]) -> bool:
-        """Progress; answers whether to save and stop."""
+        """Take the scalars of update `step` from a training process, and answer whether it is to save and stop."""
         self._step, self._scalars = step, scalars
         return self._stopping
 
     def news(self) -> News:
-        """All that was posted."""
+        """The last update and its scalars, the fault if there was one, and whether the training ended early."""
         return News(self._step, self._scalars, self._fault, self._stopped)
 
     def stop(self) -> None:

@@ -51,7 +51,7 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
 
 
 def with_anchored_paths(config: D) -> D:
-    """The same with absolute local paths: training processes have another working directory."""
+    """The config with absolute local paths: training processes have another working directory."""
     data = config.data.model_copy(update={"paths": [anchored(path) for path in config.data.paths]})
     corpus = config.real.corpus.model_copy(update={"path": anchored(config.real.corpus.path)})
     return config.model_copy(update={"data": data, "real": config.real.model_copy(update={"corpus": corpus}),
@@ -59,7 +59,7 @@ def with_anchored_paths(config: D) -> D:
 
 
 def _pinned(config: DistillConfig, reader: Reader) -> DistillConfig:
-    """The same with every Hub dataset at the commit that the reader found: a branch may move before other processes look."""
+    """The config with every Hub dataset at the commit that the reader found: a branch may move before other processes look."""
     paths = [source.store.uri for source in reader.sources]
     for path in sorted(set(paths) - set(config.data.paths)):
         say(f"reading {path}")

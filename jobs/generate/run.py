@@ -49,7 +49,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
 
 
 def _anchored(config: GenerateConfig) -> GenerateConfig:
-    """The same with absolute local paths of models: workers may stand in another directory."""
+    """The config with absolute local paths of models: workers may stand in another directory."""
     names = {field: getattr(config, field) for field in ("teacher", "compass")}
     return config.model_copy(update={field: anchored(name) for field, name in names.items()})
 
@@ -61,13 +61,13 @@ class _OnRay:
         self.config, self.held = config, held
 
     def device(self) -> torch.device:
-        """A GPU, if the workers will have one."""
+        """The device that shards are made on: a GPU if the workers will have one, else the CPU. Connects to a cluster."""
         if self.config.address != "local":
             self.held.enter_context(cluster(self.config.address, None))
         return torch.device("cuda" if gpus_at(self.config.address) else "cpu")
 
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
-        """Make the missing shards."""
+        """See `Maker.make`."""
         gpus, threads = gpus_at(self.config.address), self.config.rollout.threads
         cores = _cores(self.config)
         workers = min(len(missing), self.config.workers or gpus or max(1, cores // threads))

@@ -38,7 +38,7 @@ class ShardWorker:
                             "give every node the same files")
 
     def make(self, index: int, item: ShardPlan) -> Receipt:
-        """Make one shard."""
+        """Make the shard `item`, number `index` of the dataset, and write it to the store; tells the seconds that it took."""
         started = time.monotonic()
         done = make_shard(self.models, self.identity, self.store, item)
         return Receipt(index, done, time.monotonic() - started)

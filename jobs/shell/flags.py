@@ -144,7 +144,7 @@ class GroupedCommand(click.Command):
         self.common = set(common)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write both groups."""
+        """Write the options into the help in their two groups."""
         groups: dict[str, list[tuple[str, str]]] = {"Common options": [], "All other options": []}
         for parameter in self.get_params(context):
             record = parameter.get_help_record(context) if isinstance(parameter, click.Option) else None

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, read_front_matter
-from tsdfm.pipeline.dataset.manifest import CARD_FILE, check_bytes, plan, read_manifest, read_vocabulary
+from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, check_bytes, plan, read_manifest, read_vocabulary
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
+from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.manifest import DatasetManifest
+from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
 
 
@@ -50,24 +51,33 @@ def verify(dataset: Store | str, progress: Progress = unheard) -> tuple[DatasetM
         elif data is None:
             faults.append(DatasetFault(item.path, None, "missing"))
         else:
-            if len(data) != record.bytes:
-                faults.append(DatasetFault(item.path, None, f"{len(data)} bytes, the manifest says {record.bytes}"))
-            elif hashlib.sha256(data).hexdigest() != record.sha256:
-                faults.append(DatasetFault(item.path, None, "checksum differs from the manifest's"))
-            try:
-                table, found = check_bytes(data, item, manifest.identity)
-            except InputError as error:
-                faults.append(DatasetFault(item.path, None, str(error).partition(": ")[2]))
-            else:
-                if table.num_rows != record.rows:
-                    faults.append(DatasetFault(item.path, None, f"{table.num_rows} rows, the manifest says {record.rows}"))
-                faults += [DatasetFault(item.path, row, what) for row, what in found]
-                if vocabulary is not None and not found:
-                    texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()
-                    faults += [DatasetFault(item.path, row, "text is not the decoded tokens")
-                               for row in range(table.num_rows) if vocabulary.decode(tokens[row]) != texts[row]]
+            faults += [DatasetFault(item.path, row, what)
+                       for row, what in _shard_faults(data, record, item, manifest.identity, vocabulary)]
         progress("checking shards", done + 1, len(items))
     return manifest, faults
+
+
+def _shard_faults(
+    data: bytes, record: ShardRecord, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None
+) -> Iterator[tuple[int | None, str]]:
+    """Faults (row, what) of one shard's bytes; its texts are compared only if there is a vocabulary and all else is sound."""
+    if len(data) != record.bytes:
+        yield None, f"{len(data)} bytes, the manifest says {record.bytes}"
+    elif hashlib.sha256(data).hexdigest() != record.sha256:
+        yield None, "checksum differs from the manifest's"
+    try:
+        table, found = check_bytes(data, item, identity)
+    except InputError as error:
+        yield None, str(error).partition(": ")[2]
+        return
+    if table.num_rows != record.rows:
+        yield None, f"{table.num_rows} rows, the manifest says {record.rows}"
+    yield from found
+    if vocabulary is not None and not found:
+        texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()
+        for row in range(table.num_rows):
+            if vocabulary.decode(tokens[row]) != texts[row]:
+                yield row, "text is not the decoded tokens"
 
 
 def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[DatasetFault]:

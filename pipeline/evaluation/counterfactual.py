@@ -74,20 +74,20 @@ class ScoredSteps:
     uniform: Floats
 
     def of(self, choice: Ints) -> Floats:
-        """Energies [n] of a choice [n]."""
+        """Energies of the chosen candidates: choice [n] int64 in [0, K) -> [n] float64, nats/token."""
         return np.asarray(np.take_along_axis(self.energy, choice[:, None], 1)[:, 0])
 
     def by_row(self, steps: npt.NDArray[np.generic]) -> Floats:
-        """Sums [R] of what is given for each step [n]."""
+        """Sums over the scored steps of each trajectory: numbers or booleans [n] -> [R] float64."""
         return np.asarray(np.bincount(self.row, weights=steps.astype(np.float64), minlength=self.rows), np.float64)
 
     @property
     def first(self) -> Bools:
-        """[n]: the first step of its trajectory."""
+        """Mask [n] bool of the steps that are the first scored one of their trajectory."""
         return np.diff(self.row, prepend=-1) > 0
 
     def unmoved(self, changed: Bools) -> Bools:
-        """[n]: no earlier step of the trajectory is changed [n]."""
+        """Mask [n] bool of the steps before which no scored step of their trajectory is in `changed` [n] bool."""
         before: Ints = np.cumsum(changed) - changed
         start = np.flatnonzero(self.first)
         return np.asarray(before == np.repeat(before[start], np.diff(start, append=len(changed))))
@@ -114,7 +114,7 @@ def scored_steps(part: pa.Table, identity: Identity, grid: Grid) -> tuple[Scored
 
 
 def choices_among(scored: ScoredSteps, candidates: int, identity: Identity) -> Ints:
-    """[n]: what the run's own rule, and its own noise, choose among the first K' candidates."""
+    """Choices [n] int64: what the run's own rule, and its own noise, choose among the first K' candidates."""
     energy = scored.energy[:, :candidates]
     if identity.shaping.select == "argmin":
         return np.asarray(energy.argmin(1))

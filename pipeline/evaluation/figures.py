@@ -24,7 +24,7 @@ def maybe(value: float | None, form: str, none: str = NONE) -> str:
 
 
 def plus_minus(value: float, error: float | None, decimals: int) -> str:
-    """'3.836 ± 0.305'; without an error, the number alone."""
+    """A number with its error: '3.836 ± 0.305'; without an error, the number alone."""
     return f"{value:.{decimals}f}" + ("" if error is None else f" ± {error:.{decimals}f}")
 
 

@@ -33,7 +33,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp(total nats / total tokens)."""
+        """Perplexity exp(total nats / total tokens) of all texts together."""
         return exp(self.nats.sum() / self.tokens.sum())
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
@@ -47,7 +47,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Judge:
-    """A causal LM, opened. `judges.py` opens one by name."""
+    """A causal LM, opened. `open_judge` opens one by name."""
 
     name: str
     fingerprint: str
@@ -67,7 +67,9 @@ class Judge:
         return self.score_tokens(tokens if vocabulary == self.vocabulary else self.encode(list(texts)))
 
     @torch.no_grad()
-    def score_tokens(self, sequences: Sequence[Sequence[int]] | npt.NDArray[np.int64]) -> Likelihood:
+    def score_tokens(
+        self, sequences: Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64]
+    ) -> Likelihood:
         """Score R sequences of the judge's own tokens, of any lengths. Raises InputError as `score` does."""
         arrays = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
         lengths = [len(array) for array in arrays]

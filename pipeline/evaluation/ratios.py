@@ -42,17 +42,17 @@ class _Sums:
 
 
 class Ratio:
-    """sum s / sum n, as in the module docstring."""
+    """The ratio sum_i s_i / sum_i n_i over trajectories i, with the standard error of the ratio estimator."""
 
     def __init__(self) -> None:
         self._sums = _Sums(2)
 
     def add(self, numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> None:
-        """s and n of M trajectories, [M] each."""
+        """Add M trajectories: numerators s [M] and denominators n [M]."""
         self._sums.add(np.stack([np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)], 1))
 
     def estimate(self) -> Estimate | None:
-        """The ratio; None unless the denominator is above 0."""
+        """The ratio, and from two trajectories on its 95 % interval; None unless the sum of denominators is above 0."""
         numerator, denominator = self._sums.sums.tolist()
         if denominator <= 0:
             return None
@@ -70,11 +70,11 @@ class Entropy:
         self._sums = _Sums(outcomes)
 
     def add(self, counts: npt.ArrayLike) -> None:
-        """How often each outcome was seen in M trajectories, [M, K]."""
+        """Add M trajectories: counts [M, K] of how often each outcome was seen."""
         self._sums.add(np.asarray(counts, np.float64))
 
     def estimate(self) -> Estimate | None:
-        """The entropy; None if nothing was seen."""
+        """The entropy in bits, and from two trajectories on its 95 % interval; None if nothing was seen."""
         total = float(self._sums.sums.sum())
         if not total:
             return None

@@ -53,7 +53,7 @@ class Maker(Protocol):
     """Who makes the shards of a dataset."""
 
     def device(self) -> torch.device:
-        """What they are made on; asked after the config's models have been opened and found fit."""
+        """The device that shards are made on; asked after the config's models have been opened and found fit."""
 
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
         """Make the shards of these indices. Raises WorkError, or what a user's interrupt is; made shards stay."""

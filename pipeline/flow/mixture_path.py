@@ -32,11 +32,11 @@ class MixturePath:
         return cls(config.kappa_exponent, config.vocab_size, config.mask_id)
 
     def kappa(self, t: Tensor) -> Tensor:
-        """kappa_t = t^n, any shape, t in [0, 1]."""
+        """Progress kappa_t = t^n of the path at t in [0, 1], any shape."""
         return t**self.kappa_exponent
 
     def kappa_derivative(self, t: Tensor) -> Tensor:
-        """d kappa_t / dt, any shape."""
+        """Derivative d kappa_t / dt at t in [0, 1], any shape."""
         return self.kappa_exponent * t ** (self.kappa_exponent - 1)
 
     def kappa_inverse(self, kappa: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class MixturePath:
         return kappa ** (1 / self.kappa_exponent)
 
     def ring_probability(self, t: Tensor, t_next: Tensor) -> Tensor:
-        """g(t, t_next - t) of the module docstring, float64, any shape; 1 wherever t_next = 1."""
+        """Probability that a clock rings in a jump from t to t_next, float64, any shape; 1 wherever t_next = 1."""
         kappa, kappa_next = self.kappa(t.double()), self.kappa(t_next.double())
         return torch.where(t_next >= 1, 1.0, (kappa_next - kappa) / (1 - kappa).clamp_min(1e-300))
 

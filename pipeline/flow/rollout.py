@@ -34,7 +34,7 @@ RING_BLOCK = 1 << 17  # ring uniforms drawn at once; small enough to stay in cac
 
 
 def draw_rings(path: MixturePath, noise: Noise, times: Sequence[float], length: int) -> Tensor:
-    """[B, N, L] bool: which clocks ring at which step of a grid of N + 1 times; mask source: a position's first ring counts."""
+    """Rings [B, N, L] bool of the clocks at each step of a grid of N + 1 times; mask source: a position's first counts."""
     steps, grid = len(times) - 1, torch.tensor(times, dtype=torch.float64, device=noise.device)
     probability = path.ring_probability(grid[:-1], grid[1:])
     batch = len(noise.ids)
@@ -54,7 +54,7 @@ def draw_rings(path: MixturePath, noise: Noise, times: Sequence[float], length: 
 
 
 def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
-    """x_0 [B, L] int64."""
+    """Source tokens x_0 of the noise's B trajectories, [B, L] int64: all [MASK], or uniform over the vocabulary."""
     uniforms = noise.source(length)
     if path.mask_id is not None:
         return torch.full(uniforms.shape, path.mask_id, dtype=torch.long, device=uniforms.device)
@@ -68,6 +68,7 @@ class _Recorder:
     events: list[tuple[Tensor, ...]]  # (row, step, position, token, candidates, topk ids, topk logprobs)
     energy: Tensor  # [B, N, K]
     choice: Tensor  # [B, N]
+    shaped: Tensor  # [N] bool, the steps whose energies and choices a log keeps
 
     def record(self, now: StepState, jump: Jump) -> None:
         self.events.append((
@@ -111,7 +112,7 @@ def roll_out(
     rings = draw_rings(path, noise, rollout.times, length)
     state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool)
     recorder = _Recorder([], torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
-                         torch.zeros(batch, steps, dtype=torch.long, device=device))
+                         torch.zeros(batch, steps, dtype=torch.long, device=device), shaped)
     for row, step in _visits(rings.any(-1)):
         now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], shaped[step], 1 / steps)
         ringing = rings[row, step]
@@ -124,7 +125,7 @@ def roll_out(
         shaper.note("compass", torch.arange(batch, device=device), energy)
         final = quantise(energy[:, 0])
     shaper.check_finite()
-    return _split(recorder, ids, arm, None if path.mask_id is not None else source, state, shaped, final)
+    return _split(recorder, ids, arm, None if path.mask_id is not None else source, state, final)
 
 
 def _visits(active: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -141,15 +142,14 @@ def _halved(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
 
 
 def _split(
-    recorder: _Recorder, ids: Sequence[int], arm: Arm, source: Tensor | None, state: Tensor, shaped: Tensor,
-    final: Tensor | None,
+    recorder: _Recorder, ids: Sequence[int], arm: Arm, source: Tensor | None, state: Tensor, final: Tensor | None
 ) -> list[JumpLog]:
     columns = [torch.cat(parts).cpu().numpy() for parts in zip(*recorder.events, strict=True)]
     row, step, position = columns[:3]
     order = np.lexsort((position, step, row))
     row, step, position, token, candidates, topk_ids, topk_logprobs = (column[order] for column in columns)
     bounds = np.searchsorted(row, np.arange(len(ids) + 1))
-    energy, choice = recorder.energy[:, shaped].cpu().numpy(), recorder.choice[:, shaped].cpu().numpy()
+    energy, choice = (kept[:, recorder.shaped].cpu().numpy() for kept in (recorder.energy, recorder.choice))
     tokens = state.cpu().numpy().astype(np.int32)
     sources = None if source is None else source.cpu().numpy().astype(np.int32)
     logs = []

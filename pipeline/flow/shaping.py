@@ -56,6 +56,17 @@ class Jump:
     choice: Tensor
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """What the A trajectories of a step may become: K states each, which differ at the R ringing positions only."""
+
+    rings: Tensor  # [A, L] bool
+    owner: Tensor  # [R], index into the step state
+    tokens: Tensor  # [R, K] int64
+    logprobs: Tensor  # [R, K] under the teacher
+    states: Tensor  # [A, K, L] int64
+
+
 def resampled(energy: Tensor, beta: float, u: Tensor) -> Tensor:
     """Candidates drawn with probability softmax(-beta E), by inversion: energy [A, K], u [A] in [0, 1) -> [A] int64."""
     weights = torch.softmax(-beta * energy.double(), 1).cumsum(1)
@@ -106,7 +117,7 @@ class Shaper:
         # states: [A, K, L]
         states = now.state[:, None].repeat(1, self.candidates, 1)
         states[owner, :, positions] = candidates
-        energy = self._energy(now, rings, hidden, states, owner, candidates, drawn.logprobs)
+        energy = self._energy(now, hidden, _Candidates(rings, owner, candidates, drawn.logprobs, states))
         choice = self._choose(now, energy, stage)
         picked = torch.arange(len(choice), device=choice.device)
         return Jump(
@@ -114,22 +125,20 @@ class Shaper:
             drawn.topk_ids, drawn.topk_logprobs, energy, choice,
         )
 
-    def _energy(
-        self, now: StepState, rings: Tensor, hidden: Tensor, states: Tensor, owner: Tensor, candidates: Tensor,
-        logprobs: Tensor,
-    ) -> Tensor:
+    def _energy(self, now: StepState, hidden: Tensor, drawn: _Candidates) -> Tensor:
         """[A, K] energies, NaN for trajectories that aren't shaped here or whose candidates all agree."""
+        states, owner = drawn.states, drawn.owner
         energy = states.new_full(states.shape[:2], torch.nan, dtype=torch.float32)
-        agree = (candidates == candidates[:, :1]).all(1)
+        agree = (drawn.tokens == drawn.tokens[:, :1]).all(1)
         disagreeing = torch.zeros_like(now.shaped).index_put((owner[~agree],), torch.tensor(True, device=owner.device))
         scored = (disagreeing & now.shaped).nonzero()[:, 0]
         if self.compass is None or not len(scored):
             return energy
-        completion = self._completion(now, rings, hidden, scored) if self.compass.needs_completion else None
+        completion = self._completion(now, drawn.rings, hidden, scored) if self.compass.needs_completion else None
         values = self.compass.energy(states[scored], now.t_next[scored], completion)
         if self.shaping.residual and self.compass.proposal_weight:
             proposal = torch.zeros(energy.shape, dtype=torch.float64, device=energy.device)
-            proposal.index_add_(0, owner, logprobs.double())
+            proposal.index_add_(0, owner, drawn.logprobs.double())
             values = values + self.compass.proposal_weight * (proposal[scored] / states.shape[-1]).float()
         self.note("compass", now.rows[scored], values)
         energy[scored] = quantise(values)

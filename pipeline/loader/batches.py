@@ -74,7 +74,7 @@ class Reader:
 
     @property
     def manifests(self) -> list[DatasetManifest]:
-        """One per dataset, in the order of `data.paths`."""
+        """The manifests of the datasets, in the order of `data.paths`."""
         return [source.manifest for source in self.sources]
 
     @cached_property
@@ -84,7 +84,7 @@ class Reader:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows of all datasets."""
+        """The number of rows that are read of all datasets together, each counted once."""
         return sum(stream.rows for stream in self.streams)
 
     def facts(self) -> DataFacts:

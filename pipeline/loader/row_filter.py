@@ -26,7 +26,7 @@ class RowFilter:
     weights: list[npt.NDArray[np.float32]] | None  # 1 on average over all shards; None: all alike
 
     def of_shards(self, shards: Sequence[int]) -> "RowFilter":
-        """That of some shards alone."""
+        """The filter of the shards of these indices alone, in that order."""
         weights = None if self.weights is None else [self.weights[shard] for shard in shards]
         return RowFilter([self.rows[shard] for shard in shards], weights)
 

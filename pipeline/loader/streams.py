@@ -36,17 +36,17 @@ V = TypeVar("V")
 
 
 def bits(count: int, *key: int) -> npt.NDArray[np.uint64]:
-    """`count` random words of the generator of `key`, whole numbers from 0."""
+    """`count` random words, [count] uint64: a function of `key`, whole numbers from 0, alone."""
     return np.random.Philox(np.random.SeedSequence(key)).random_raw(count)
 
 
 def permutation(count: int, *key: int) -> Int:
-    """0..count-1 in a random order."""
+    """The numbers 0..count-1 in a random order, [count] int64: a function of `key`, whole numbers from 0, alone."""
     return np.argsort(bits(count, *key), kind="stable")
 
 
 def uniform(count: int, *key: int) -> npt.NDArray[np.float64]:
-    """`count` numbers of [0, 1)."""
+    """Uniform numbers of [0, 1), [count] float64: a function of `key`, whole numbers from 0, alone."""
     return (bits(count, *key) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -58,7 +58,7 @@ class Recent(Generic[K, V]):
         self._held: dict[K, V] = {}
 
     def __call__(self, key: K) -> V:
-        """The value of `key`."""
+        """The value of `key`: the one that is held, else made now."""
         if key in self._held:
             self._held[key] = self._held.pop(key)  # to the end: used last
         else:
@@ -104,7 +104,7 @@ class OpenDataset:
         return source if data.best is None and not data.energy_beta else source._selected(data)
 
     def _selected(self, data: DataConfig) -> "OpenDataset":
-        """The same without the rows, and the shards, that `data.best` leaves out."""
+        """The stream without the rows, and the shards, that `data.best` leaves out."""
         if self.manifest.identity.compass is None:
             raise InputError(f"{self.store.uri}: holds no energies, it was generated with compass 'none'; leave out data.best "
                              "and data.energy_beta, or give a dataset made with a compass")

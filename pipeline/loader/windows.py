@@ -48,7 +48,7 @@ class Batch:
         return self._each(lambda value: value[part])
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device`."""
+        """The batch with every tensor on `device`."""
         return self._each(lambda value: value.to(device, non_blocking=True))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":

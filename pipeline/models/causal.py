@@ -71,7 +71,7 @@ class CausalLM(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, D], tied to the embedding."""
+        """The weight of the vocabulary head [V, D], tied to the embedding."""
         return self.embed.weight
 
     def inputs(self, tokens: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class TimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, cond_dim), nn.SiLU(), nn.Linear(cond_dim, cond_dim))
 
     def forward(self, t: Tensor) -> Tensor:
-        """[B] -> [B, cond_dim]."""
+        """Features of the times t [B] -> [B, cond_dim]."""
         out: Tensor = self.mlp(sinusoids(t.float()))
         return out
 
@@ -66,7 +66,7 @@ class StepEmbedding(nn.Module):
         self.mlp = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, dt: Tensor) -> Tensor:
-        """[B], in (0, 1] -> [B, cond_dim]."""
+        """Features of the step sizes dt [B], in (0, 1] -> [B, cond_dim]."""
         out: Tensor = self.mlp(sinusoids(-dt.float().log2()))
         return out
 
@@ -79,12 +79,12 @@ class FusedModulation(nn.Linear):
         self.fuser = nn.Linear(2 * cond_dim, cond_dim)
 
     def forward(self, c: Tensor) -> Tensor:
-        """[B, 2 cond_dim] -> [B, out]."""
+        """Shifts, scales and gates of the embeddings of t and dt side by side: [B, 2 cond_dim] -> [B, out]."""
         return super().forward(F.silu(self.fuser(c)))
 
 
 def modulation(config: DenoiserConfig, out: int) -> nn.Linear:
-    """From the conditioning to `out` shifts, scales and gates; zero at first."""
+    """A layer from the conditioning to `out` shifts, scales and gates; its weights are zero at first."""
     layer = (FusedModulation if config.conditioning == "fused" else nn.Linear)(config.cond_dim, out)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

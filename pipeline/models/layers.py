@@ -19,12 +19,12 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Normalised features, in the dtype of x: [..., D] -> [..., D]."""
         return F.layer_norm(x.float(), x.shape[-1:], self.weight.float()).to(x.dtype)
 
 
 def rotary(length: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, head_dim], GPT-NeoX halves (Su et al. 2021, arXiv 2104.09864)."""
+    """Rotary tables cos and sin, [length, head_dim] float32 each, GPT-NeoX halves (Su et al. 2021, arXiv 2104.09864)."""
     inverse = ROTARY_BASE ** (-torch.arange(0, head_dim, 2, device=device).float() / head_dim)
     angles = torch.outer(torch.arange(length, device=device).float(), inverse)
     return torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
@@ -37,13 +37,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
-    """[B, L, H d] -> [B, H, L, d]."""
+    """Heads apart: [B, L, H d] -> [B, H, L, d], a view."""
     batch, length, width = x.shape
     return x.view(batch, length, n_heads, width // n_heads).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """[B, H, L, d] -> [B, L, H d]."""
+    """Heads side by side again: [B, H, L, d] -> [B, L, H d]."""
     return x.transpose(1, 2).flatten(2)
 
 
@@ -51,7 +51,7 @@ class Linear(nn.Linear):
     """nn.Linear by the product of kernels/linear.py."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
+        """The product and bias of x [..., in] -> [..., out]."""
         return linear(x, self.weight, self.bias)
 
 
@@ -62,6 +62,6 @@ class MLP(nn.Sequential):
         super().__init__(Linear(dim, ratio * dim), nn.GELU(approximate="tanh"), Linear(ratio * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
+        """Features after both layers: [..., D] -> [..., D]."""
         up, down = cast(nn.Linear, self[0]), cast(nn.Linear, self[2])
         return linear(linear_gelu(x, up.weight, up.bias), down.weight, down.bias)

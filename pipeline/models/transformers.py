@@ -35,7 +35,7 @@ class CausalModel:
 
     @property
     def positions(self) -> int | None:
-        """Tokens it was built for; None: any number."""
+        """The number of tokens that the model was built for; None: any number."""
         found: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return found
 

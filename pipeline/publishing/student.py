@@ -51,7 +51,7 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
 
 
 def without_folders(record: StudentRecord) -> StudentRecord:
-    """The same in which every absolute path or file: URI has become its last part."""
+    """A copy of a student's record in which every absolute path or file: URI has become its last part."""
     return StudentRecord.model_validate(_bare(record.model_dump(mode="json")))
 
 

@@ -27,7 +27,7 @@ class Published:
 
 
 def published_student_card(student: Published) -> str:
-    """The card of a model repository."""
+    """The README.md of a student's model repository on the Hub: front matter, how it was made, figures, papers."""
     publication = student.publication
     uris = [entry.uri for entry in student.record.data.datasets]
     datasets = sorted({uri.removeprefix(_HUB_DATASET).partition("@")[0] for uri in uris if uri.startswith(_HUB_DATASET)})

@@ -38,7 +38,7 @@ class Remote:
     large: bool
 
     def holds(self, data: bytes) -> bool:
-        """Whether its content is `data`."""
+        """Whether the file's content is `data`, told by size and hash."""
         if self.size != len(data):
             return False
         return self.digest == (hashlib.sha256(data).hexdigest() if self.large else git_blob_id(data))

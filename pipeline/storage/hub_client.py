@@ -78,17 +78,9 @@ def _explain(name: str, error: Exception, then: str) -> InputError | WorkError |
     chain = list(_causes(error))
     said = next((words for each in chain if (words := _server_words(each))), _words(error))
     status = next((found for each in chain if (found := _status(each)) is not None), None)
-    if any(isinstance(each, errors.LocalTokenNotFoundError) for each in chain):
-        return _no_login(name)
-    if isinstance(error, errors.HFValidationError):
-        return InputError(f"{name}: can't be a repository's name; write USER/NAME with letters, digits, '-', '_' and '.'")
-    if isinstance(error, errors.GatedRepoError):
-        return InputError(f"{name}: access is gated; ask for it on its page of the Hub, then run 'hf auth login'")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return InputError(f"{name}: no such revision; give a branch, a tag or a commit of the repository")
-    if _words(error).startswith("Invalid metadata in README.md"):
-        return InputError(f"{name}: the Hub refuses the card ({_words(error).partition('- ')[2]:.{_WORDS}}); "
-                          "give a --license of its list, e.g. apache-2.0")
+    refused = _refused(name, error, chain)
+    if refused is not None:
+        return refused
     if status in (402, 413) or _QUOTA.search(said):
         return WorkError(f"{name}: the Hub's storage quota is used up; free some space or raise it; {then}")
     if isinstance(error, errors.RepositoryNotFoundError):  # to a stranger, the Hub answers 401 for these
@@ -100,6 +92,24 @@ def _explain(name: str, error: Exception, then: str) -> InputError | WorkError |
                          f"HF_HUB_OFFLINE; {then}")
     if isinstance(error, RuntimeError | ValueError):  # the client's words for a transfer that failed
         return WorkError(f"{name}: the transfer failed ({said:.{_WORDS}}); {then}")
+    return None
+
+
+def _refused(name: str, error: Exception, chain: list[BaseException]) -> InputError | None:
+    """What the user has to mend, where the client's error tells it by its class or words; else None."""
+    from huggingface_hub import errors
+
+    if any(isinstance(each, errors.LocalTokenNotFoundError) for each in chain):
+        return _no_login(name)
+    if isinstance(error, errors.HFValidationError):
+        return InputError(f"{name}: can't be a repository's name; write USER/NAME with letters, digits, '-', '_' and '.'")
+    if isinstance(error, errors.GatedRepoError):
+        return InputError(f"{name}: access is gated; ask for it on its page of the Hub, then run 'hf auth login'")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return InputError(f"{name}: no such revision; give a branch, a tag or a commit of the repository")
+    if _words(error).startswith("Invalid metadata in README.md"):
+        return InputError(f"{name}: the Hub refuses the card ({_words(error).partition('- ')[2]:.{_WORDS}}); "
+                          "give a --license of its list, e.g. apache-2.0")
     return None
 
 

@@ -66,15 +66,15 @@ class HubStore(Store):
                 return []
 
     def write(self, path: str, data: bytes) -> NoReturn:
-        """Refused: use `publish`."""
+        """Raises InputError, always: a dataset on the Hub is only read here; `publish` writes one."""
         self._refuse()
 
     def remove(self, path: str) -> NoReturn:
-        """Refused."""
+        """Raises InputError, always: a dataset on the Hub is only read here, so no file of it is removed."""
         self._refuse()
 
     def owned(self) -> NoReturn:
-        """Refused."""
+        """Raises InputError, always: a dataset on the Hub is only read here, so no run can hold it."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:

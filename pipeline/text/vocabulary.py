@@ -79,7 +79,7 @@ class Vocabulary:
         return cls(tokenizer, "trained tokenizer")
 
     def ending_with(self, name: str, where: str) -> "Vocabulary":
-        """The same tokenizer, whose texts end with the token `name`. Raises InputError if it has no such token.
+        """This vocabulary, but with texts that end with the token `name`. Raises InputError if it has no such token.
 
         The choice is kept in tokenizer.json, as a post-processor that appends the token; ids and encoding are untouched.
         """
@@ -99,7 +99,7 @@ class Vocabulary:
         """sha256 of the canonical tokenizer.json, hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int] | npt.NDArray[np.int32]) -> str:
         """Text for people: [EOS] as a line break, [MASK] as a low line."""
         pieces: list[str] = []
         run: list[int] = []

@@ -58,19 +58,19 @@ class StudentLoss(nn.Module):
 
 
 def mixture_cross_entropy(log_q: Tensor, weights: Tensor) -> Tensor:
-    """-sum_k w_k log q(c_k); log q of the candidates and weights [R, K] -> [R]."""
+    """Cross-entropy -sum_k w_k log q(c_k) of a mixture of K candidates: log q and weights, [R, K] each -> [R] nats."""
     return -(weights * log_q).sum(-1)
 
 
 def forward_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:
-    """KL(p || q) over k tokens and one bucket for the rest; log q [R, k] and [R], log p of the tokens [R, k] -> [R]."""
+    """KL(p || q) over k tokens and one bucket for the rest; log q [R, k] and [R], log p of the tokens [R, k] -> [R] nats."""
     p, tail = _proposal(logprobs)
     inside = torch.xlogy(p, p) - torch.where(p > 0, p * log_q, 0.0)
     return inside.sum(-1) + tail * (tail.log() - log_q_tail)
 
 
 def reverse_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:
-    """KL(q || p), likewise."""
+    """KL(q || p) over k tokens and one bucket for the rest; log q [R, k] and [R], log p of the tokens [R, k] -> [R] nats."""
     _, tail = _proposal(logprobs)
     return (log_q.exp() * (log_q - logprobs)).sum(-1) + log_q_tail.exp() * (log_q_tail - tail.log())
 

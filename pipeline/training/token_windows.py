@@ -23,7 +23,7 @@ class TokenWindows:
         self._epoch, self._offset, self._order = -1, 0, torch.empty(0, dtype=torch.long)
 
     def batch(self, step: int) -> Tensor:
-        """[batch_size, L] int64."""
+        """The windows of tokens of update `step`, [batch_size, L] int64."""
         rows = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         return torch.stack([self._window(int(row)) for row in rows])
 

@@ -30,6 +30,15 @@ class Imported:
     record: ImportRecord
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Weights in their own layout, and the words that name them in an error."""
+
+    weights: Weights
+    layout: Layout
+    where: str
+
+
 def import_teacher(config: ImportConfig) -> Imported:
     """Open, check and convert a checkpoint. Raises InputError naming what is wrong with it, or what it leaves open."""
     file = weights_file(Path(config.checkpoint))
@@ -43,7 +52,8 @@ def import_teacher(config: ImportConfig) -> Imported:
     if layout == "fs-dfm" and config.time_conditioning is not None:
         raise InputError("--time-conditioning: an fs-dfm teacher is always told the time; leave it out")
     timed = bool(beside.time_conditioning if config.time_conditioning is None else config.time_conditioning)
-    network = to_denoiser(weights, layout, _denoiser_config(config, weights, layout, vocabulary, beside, timed, where), where)
+    denoiser = _denoiser_config(config, _Found(weights, layout, where), vocabulary, beside, timed)
+    network = to_denoiser(weights, layout, denoiser, where)
     if layout == "mdlm" and not timed:
         without_time(network)
     record = ImportRecord(imported=Origin(
@@ -90,10 +100,11 @@ def _source(config: ImportConfig, rows: int, layout: Layout, vocabulary: Vocabul
 
 
 def _denoiser_config(
-    config: ImportConfig, weights: Weights, layout: Layout, vocabulary: Vocabulary, beside: MdlmFile, timed: bool, where: str
+    config: ImportConfig, found: _Found, vocabulary: Vocabulary, beside: MdlmFile, timed: bool
 ) -> DenoiserConfig:
-    shape, rows, cond_dim = shape_of(weights, layout, config.heads or beside.n_heads, where)
-    source, student = _source(config, rows, layout, vocabulary, where), "dt_embedding.mlp.0.weight" in weights
+    layout, where = found.layout, found.where
+    shape, rows, cond_dim = shape_of(found.weights, layout, config.heads or beside.n_heads, where)
+    source, student = _source(config, rows, layout, vocabulary, where), "dt_embedding.mlp.0.weight" in found.weights
     try:
         return DenoiserConfig(
             **shape.model_dump(), vocab_size=rows, length=config.length or beside.model_length or LENGTH, cond_dim=cond_dim,

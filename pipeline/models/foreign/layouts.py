@@ -41,14 +41,14 @@ _RENAMES = (
 
 @dataclass(frozen=True)
 class Names:
-    """What the two layouts call differently."""
+    """The names of tensors that the two layouts call differently."""
 
     embedding: str
     time: str
     qkv: tuple[str, ...]
 
     def of(self, ours: str) -> tuple[str, ...]:
-        """Their tensors, stacked by rows, that make one of ours."""
+        """The names of their tensors that, stacked by rows, make our tensor `ours`."""
         if ours == "trunk.vocab_embed.weight":
             return (self.embedding,)
         for pattern, theirs in ((r"^trunk\.time_embedding\.", f"{self.time}."), *_RENAMES):
