@@ -31,7 +31,7 @@ from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
 from tsdfm.jobs.distill.desk import Desk
 from tsdfm.jobs.evaluate.command import evaluated
-from tsdfm.jobs.shell.cluster import cluster, cores_here
+from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here
 from tsdfm.jobs.shell.console import say, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.pipeline.evaluation.effects import effects
@@ -82,7 +82,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     trials = {trial.key: trial for trial in plan(sweep, data)}
     if out.exists() and not (out / SWEEP_FILE).is_file() and any(name != ".lock" for name in LocalStore(out).names()):
         raise InputError(f"{out}: holds files and no sweep; give an empty --out, or that of a sweep")
-    work, store, started = Work(trials, sweep.evaluate, out), LocalStore(out), time.monotonic()
+    work, store, started = Work(trials, _anchored(sweep.evaluate), out), LocalStore(out), time.monotonic()
     with store.owned():
         store.write(SWEEP_FILE, (sweep.model_dump_json(indent=2) + "\n").encode())
         todo = [key for key in [START, *trials] if not work.is_done(key)]
@@ -104,6 +104,12 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     return AblateReport(
         out=str(out), trials=len(trials), made=len(set(trials) & set(todo)), kept=len(set(trials) - set(todo)),
         seconds=round(time.monotonic() - started, 2), rows=rows, effects=found)
+
+
+def _anchored(evaluation: Evaluation) -> Evaluation:
+    """With absolute local paths: trials run in another working directory."""
+    corpus = evaluation.corpus.model_copy(update={"path": anchored(evaluation.corpus.path)})
+    return evaluation.model_copy(update={"evaluator": tuple(map(anchored, evaluation.evaluator)), "corpus": corpus})
 
 
 def _write(store: Store, sweep: Sweep, rows: Sequence[TrialRow], found: Sequence[Effect]) -> None:

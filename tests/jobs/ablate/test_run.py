@@ -81,6 +81,20 @@ def run(fields, root, out, **changes):
     return module.ablate(sweep_of(fields, **changes), [str(root / "data")], out).model_dump(mode="json")
 
 
+def test_files_of_the_evaluation_may_be_relative(fields, root, tmp_path, tiny_models, monkeypatch):
+    """Trials run in another working directory than the user's."""
+    seen = []
+    monkeypatch.setattr(module, "_run", lambda work, keys, workers: seen.append(work) or dict.fromkeys(keys, "not run"))
+    monkeypatch.chdir(root)
+    named = {"evaluator": [os.path.relpath(tiny_models.ar), "embedded"], "corpus": {"path": "corpus.txt"}}
+    with pytest.raises(WorkError, match="not run"):
+        run(fields, root, tmp_path / "out", evaluate={**fields["evaluate"], **named})
+    found = seen[0].evaluation
+    assert found.corpus.path == str(root / "corpus.txt")
+    assert (Path(found.evaluator[0]).resolve(), found.evaluator[1]) == (tiny_models.ar.resolve(), "embedded")
+    assert Path(found.evaluator[0]).is_absolute()
+
+
 # ------------------------------------------------------------------ which trials
 
 def test_a_grid_is_every_combination_with_every_seed(fields, root):
