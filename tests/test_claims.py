@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import present
+
 FILE = Path(__file__).parent / "benchmarks" / "claims_table.py"
 
 
 @pytest.fixture
 def table():
-    spec = importlib.util.spec_from_file_location("claims_table", FILE)
+    spec = present(importlib.util.spec_from_file_location("claims_table", FILE))
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    present(spec.loader).exec_module(module)
     return module
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,7 +28,7 @@ def test_python_examples_run(number, tmp_path, tiny_models, monkeypatch):
     make_dataset(tmp_path / "OUT", tiny_models)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(blocks("python")[number], names)
     if "state" in names:
         assert names["state"] == names["row"]["tokens"]

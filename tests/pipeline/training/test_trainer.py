@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,15 +51,20 @@ def killed_at(step, loss_at):
     return wrapped
 
 
+def into(reports):
+    return lambda step, scalars: reports.append((step, scalars))
+
+
 def train(folder, *, config=OPTIM, die_at=(), identity=None, stay_dead=False):
     """Train, dying and coming back as a new process would; returns model, trainer, and the last session's reports."""
     for death in die_at if stay_dead else (*die_at, None):
-        model, reports = model_of(), []
+        model = model_of()
+        reports: list[tuple[int, Any]] = []
         trainer = Trainer(model, config, folder, identity or {"optim": config.model_dump(mode="json")})
         trainer.resume()
         loss_at = loss_of(model) if death is None else killed_at(death, loss_of(model))
         try:
-            trainer.run(whole(loss_at), lambda step, scalars, reports=reports: reports.append((step, scalars)))
+            trainer.run(whole(loss_at), into(reports))
         except Killed:
             continue
     return model, trainer, reports
@@ -185,7 +191,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path):
     assert all(p.isfinite().all() for p in resumed.parameters)
 
 
-def test_the_saved_model_is_the_ema(tmp_path):
+def test_the_saved_model_is_the_ema(tmp_path, monkeypatch):
     """Recomputed from the weights of every update: decay min(ema, (1 + s) / (10 + s))."""
     config = OPTIM.model_copy(update={"ema": 0.7, "steps": 30})
     model, seen = model_of(), []
@@ -199,7 +205,7 @@ def test_the_saved_model_is_the_ema(tmp_path):
 
     raw = []
     save = trainer.save
-    trainer.save = lambda: (raw.append([p.detach().double().clone() for p in model.parameters()]), save())
+    monkeypatch.setattr(trainer, "save", lambda: (raw.append([p.detach().double().clone() for p in model.parameters()]), save()))
     trainer.run(whole(loss_at), lambda *_: None)
     after = [*seen[1:], raw[-1]]
     for step, weights in enumerate(after):
