@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
-from tests.support import make_dataset
+from tests.support import make_dataset, present
 from tsdfm.jobs.cli import cli
 from tsdfm.jobs.shell.options import put
 from tsdfm.schemas.ablate import Sweep, TrialConfig
@@ -51,7 +52,7 @@ def test_commands_use_options_that_exist():
     assert len(lines) > 8
     for line in lines:
         _, command, *arguments = line.split()
-        options = {option for parameter in cli.commands[command].params for option in parameter.opts}
+        options = {option for parameter in present(cli.get_command(click.Context(cli), command)).params for option in parameter.opts}
         assert {a for a in arguments if a.startswith("-")} <= options, line
 
 
