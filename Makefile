@@ -26,11 +26,11 @@ test: setup  ## The default test suite.
 test-slow: setup  ## The slow tests only: kills, resumes, clusters, wheels.
 	$(BIN)/python -m pytest -m slow
 
-# The four folders are a namespace only once installed; a type checker finds them through a link made here.
+# The four folders are a namespace only once installed; a type checker finds them, and the tests, through links made here.
 lint: setup
 	$(BIN)/ruff check .
-	mkdir -p .namespace && ln -sfn .. .namespace/tsdfm
-	cd .namespace && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p tsdfm.schemas -p tsdfm.kernels -p tsdfm.pipeline -p tsdfm.jobs
+	mkdir -p .namespace && ln -sfn .. .namespace/tsdfm && ln -sfn ../tests .namespace/tests
+	cd .namespace && MYPYPATH=. ../$(BIN)/mypy --config-file ../pyproject.toml -p tsdfm.schemas -p tsdfm.kernels -p tsdfm.pipeline -p tsdfm.jobs -p tests
 	$(BIN)/yamllint -s docker
 
 claims: setup  ## Test the paper's claim on real text and write tests/benchmarks/README.md (resumes; CLAIMS passes options on).

@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_aSecretThatMustNotBeShown"
@@ -161,11 +162,9 @@ class LoopbackHub:
 
     def _route(self, handler, path, query, body):
         method = handler.command
-        for fault in self._faults:
-            pattern, left, answer = fault
-            if left and pattern.search(f"{method} {path}"):
-                fault[1] -= 1
-                return answer
+        fault = self._fault(f"{method} {path}")
+        if fault is not None:
+            return fault
         if self.broken:
             return Answer(self.broken)
         if path.startswith("/lfs/"):
@@ -189,6 +188,15 @@ class LoopbackHub:
             repo = self._repo(kind, name, user, write=action in ("commit", "preupload"))
             return self._api(repo, found[1], name, action, rest or "main", query, body)
         return Answer(404, X_Error_Code="RepoNotFound")
+
+    def _fault(self, request):
+        """The answer of the next fault that is due for a request; None if there is none."""
+        for fault in self._faults:
+            pattern, left, answer = fault
+            if left and pattern.search(request):
+                fault[1] -= 1
+                return answer
+        return None
 
     def _user(self, authorization):
         token = (authorization or "").removeprefix("Bearer ")
@@ -225,7 +233,7 @@ class LoopbackHub:
                 raise Answer(403, X_Error_Message="Private repository storage limit reached, please upgrade your plan")
             entry = {"oid": oid, "size": each["size"]}
             if oid not in self.objects:
-                upload = {"href": f"{self.url}/lfs/{oid}"}
+                upload: dict[str, Any] = {"href": f"{self.url}/lfs/{oid}"}
                 if self.part:
                     parts = -(-each["size"] // self.part)
                     upload["header"] = {"chunk_size": str(self.part)} | {str(n + 1): f"{self.url}/lfs/{oid}/{n + 1}" for n in range(parts)}
@@ -248,7 +256,7 @@ class LoopbackHub:
         self.sent[oid] = self.sent.get(oid, 0) + len(body)
         return Answer(200)
 
-    def _api(self, repo, group, name, action, rest, query, body):
+    def _api(self, repo, group, name, action, rest, query, body):  # noqa: PLR0913
         if action == "commit":
             return self._commit(repo, f"{self.url}/{'datasets/' if group == 'datasets' else ''}{name}", [json.loads(line) for line in body.splitlines()])
         if action == "tree":

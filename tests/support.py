@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -9,7 +10,7 @@ from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import save
+from tsdfm.pipeline.models.folder import Network, save
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.storage.open_store import open_store
@@ -19,6 +20,8 @@ from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
 
 torch.set_num_threads(1)
+
+T = TypeVar("T")
 
 LENGTH = 16
 SHAPE = {"hidden_size": 32, "n_blocks": 2, "n_heads": 2}
@@ -33,6 +36,12 @@ class TinyModels:
     ar: Path
     nce: Path
     foreign: Path
+
+
+def present(value: T | None) -> T:
+    """A value that has to be there."""
+    assert value is not None
+    return value
 
 
 def vocabulary(size: int = 300) -> Vocabulary:
@@ -55,7 +64,7 @@ def scatter_weights(network: torch.nn.Module, seed: int, std: float = 0.3) -> No
 def make_models(root: Path) -> TinyModels:
     vocab, other = vocabulary(), vocabulary(310)
     mask = denoiser_config("mask", vocab)
-    networks = {
+    networks: dict[str, tuple[Network, Vocabulary]] = {
         "mask": (Denoiser(mask), vocab), "uniform": (Denoiser(denoiser_config("uniform", vocab)), vocab),
         "ar": (CausalLM(CausalConfig(**SHAPE, vocab_size=vocab.size - 1, length=LENGTH)), vocab),
         "nce": (NceEncoder(NceConfig(trunk=mask)), vocab), "foreign": (Denoiser(denoiser_config("mask", other)), other),
@@ -110,7 +119,7 @@ def make_dataset(out: Path | str, models: TinyModels, **changes: object) -> Data
     return read_manifest(open_store(str(out)))
 
 
-def tiny_config(out: Path | str, models: TinyModels) -> dict[str, object]:
+def tiny_config(out: Path | str, models: TinyModels) -> dict[str, Any]:
     """A config whose dataset takes a second."""
     return {"out": str(out), "teacher": str(models.mask), "compass": str(models.ar), "arm": "both", "trajectories": 10,
             "shard_size": 4, "rollout": {"steps": 8, "batch_size": 4}, "shaping": {"candidates": 4}}

@@ -11,7 +11,7 @@ from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.evaluation import run as evaluation
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
-from tsdfm.pipeline.models.folder import load
+from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.student_card import student_card
@@ -71,7 +71,7 @@ def test_an_unfinished_dataset_is_finished(old):
 
 
 def test_a_student_opens_and_its_record_and_card_are_written_the_same(old):
-    opened = load(old / "student")
+    opened = load_denoiser(old / "student")
     record = parse_json(StudentRecord, (old / "student" / "training.json").read_bytes(), "training.json")
     assert to_json(record) == (old / "student" / "training.json").read_text()
     assert student_card(opened.network.config, record) == (old / "student" / "README.md").read_text()

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -133,7 +134,7 @@ def test_python_blocks_run(folder, tmp_path, tiny_models, monkeypatch):
         raise AssertionError(f"{folder}/README.md: a block asks for the network")
 
     monkeypatch.setattr(socket.socket, "connect", refused)
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     for block in blocks(READMES[folder], "python"):
         exec(compile(block, f"{folder}/README.md", "exec"), names)
         if "state[position] = token" in block:

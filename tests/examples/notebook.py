@@ -3,13 +3,14 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
 
 def notebook(script: str) -> str:
     """A script whose cells begin with '# %%' (or '# %% [markdown]') as the JSON of a notebook without outputs."""
-    cells = []
+    cells: list[dict[str, Any]] = []
     for number, part in enumerate(re.split(r"^# %%", script, flags=re.MULTILINE)[1:]):
         head, _, body = part.partition("\n")
         text = "markdown" in head
@@ -17,7 +18,7 @@ def notebook(script: str) -> str:
         if text:
             lines = [line.removeprefix("#").removeprefix(" ") for line in lines]
         source = [f"{line}\n" for line in lines[:-1]] + lines[-1:]
-        cell = {"cell_type": "markdown" if text else "code", "id": f"cell-{number}", "metadata": {}, "source": source}
+        cell: dict[str, Any] = {"cell_type": "markdown" if text else "code", "id": f"cell-{number}", "metadata": {}, "source": source}
         cells.append(cell if text else cell | {"execution_count": None, "outputs": []})
     data = {"cells": cells, "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
                                          "language_info": {"name": "python"}}, "nbformat": 4, "nbformat_minor": 5}

@@ -4,9 +4,10 @@ import json
 import subprocess
 import sys
 
+import click
 import pytest
 
-from tests.support import assert_refused, make_dataset
+from tests.support import assert_refused, make_dataset, present
 from tsdfm.jobs.cli import PLACES
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.shell.options import build
@@ -23,7 +24,7 @@ def test_help_and_version(cli):
 
 
 def test_every_field_of_the_generate_config_is_a_flag():
-    flags = {option for parameter in group.get_command(None, "generate").params for option in parameter.opts}
+    flags = {option for parameter in present(group.get_command(click.Context(group), "generate")).params for option in parameter.opts}
     fields = {*GenerateConfig.model_fields, *RolloutConfig.model_fields, *ShapingConfig.model_fields} - {"rollout", "shaping"}
     assert {f"--{field.replace('_', '-')}" for field in fields} <= flags
 

@@ -3,14 +3,16 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.support import assert_refused, make_dataset, tiny_config, tree
 
-CONFIG_FAULTS = {
+CONFIG_FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown field": ({"trajectoris": 3}, ["trajectoris", "no such field"]),
     "unknown nested field": ({"rollout": {"stepz": 3}}, ["rollout.stepz"]),
     "no steps": ({"rollout": {"steps": 0}}, ["rollout.steps", "greater than or equal to 1"]),
@@ -76,7 +78,7 @@ def test_flags_are_checked_like_fields(cli, tmp_path):
     assert_refused(cli("fit-compass", "--out", tmp_path / "c", "--part", "third"), "--part")
 
 
-def _teacher_faults(folder: Path, models) -> dict[str, tuple[object, list[str]]]:
+def _teacher_faults(folder: Path, models) -> dict[str, tuple[Callable[[], object], list[str]]]:
     weights, config = folder / "model.safetensors", folder / "config.json"
     foreign = models.foreign
     return {

@@ -95,7 +95,7 @@ def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path,
     assert cli("publish", tmp_path / "remote", "--repo", "team/student").code == 0
     from huggingface_hub import ModelCard
 
-    assert ModelCard(hub.repos["model", "team/student"].files["README.md"].decode()).data.datasets == ["team/runs"]
+    assert ModelCard(hub.repos["model", "team/student"].files["README.md"].decode()).data["datasets"] == ["team/runs"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import tsdfm.pipeline as api
-from tests.support import LENGTH, make_dataset, tiny_config, tree
+from tests.support import LENGTH, make_dataset, present, tiny_config, tree
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
@@ -77,7 +77,7 @@ def test_a_compass_of_ones_own(tmp_path, tiny_models, compass):
     api.generate_dataset(config, compass=compass)
     dataset = api.open_dataset(str(tmp_path / "out"))
     assert api.verify(str(tmp_path / "out"))[1] == []
-    facts = dataset.manifest.identity.compass
+    facts = present(dataset.manifest.identity.compass)
     assert facts.kind == "custom"
     if isinstance(compass, Prefers):
         assert facts.fingerprint == compass.fingerprint
@@ -135,7 +135,7 @@ def test_a_row_of_the_uniform_source(tmp_path, tiny_models):
     make_dataset(tmp_path / "out", tiny_models, teacher=str(tiny_models.uniform))
     row = api.open_dataset(str(tmp_path / "out")).row(3)
     assert row.mask_id is None
-    assert api.replay(row, 0).tolist() == row.source_tokens.tolist()
+    assert api.replay(row, 0).tolist() == present(row.source_tokens).tolist()
     assert api.replay(row, 1).tolist() == row.tokens.tolist()
 
 
@@ -158,14 +158,14 @@ def test_windows_for_ones_own_loop(made):
 def test_a_student_trains_scores_and_writes_without_ray(tmp_path, made, tiny_models):
     config = DistillConfig.model_validate({"data": {"paths": [made]}, "budgets": {8: 1}, "optim": {"steps": 6, "batch_size": 4, "log_every": 2}})
     lines = []
-    report = api.distill(config, tmp_path / "student", lambda update, scalars: lines.append(update))
+    report = present(api.distill(config, tmp_path / "student", lambda update, scalars: lines.append(update)))
     assert lines == [2, 4, 6]
     assert report.scalars["loss"] > 0
     opened = api.load_model(str(tmp_path / "student"))
     assert opened.network.config.step_size
     assert opened.fingerprint == report.fingerprint
     assert api.distill(config, tmp_path / "cut", lambda update, scalars: update >= 2) is None
-    assert api.distill(config, tmp_path / "cut").fingerprint == report.fingerprint  # goes on where it was cut
+    assert present(api.distill(config, tmp_path / "cut")).fingerprint == report.fingerprint  # goes on where it was cut
     texts = api.sample(SampleConfig(model=str(tmp_path / "student"), number=3, rollout=RolloutConfig(steps=2)))
     assert len(texts) == 3
     with pytest.raises(InputError, match="holds the weights to start from"):
@@ -176,7 +176,7 @@ def test_any_texts_are_scored_never_by_perplexity_alone(tiny_models):
     found = api.score(["the quick brown fox", "energy energy energy energy"], judges=[str(tiny_models.ar)])[str(tiny_models.ar)]
     assert (found.texts, found.tokens > 2, found.low <= found.perplexity <= found.high) == (2, True, True)
     assert found.entropy_bits > 0
-    assert 0 < found.distinct_2 <= 1
+    assert 0 < present(found.distinct_2) <= 1
     dull = api.score(["energy energy energy energy"], judges=[str(tiny_models.ar)])[str(tiny_models.ar)]
     assert dull.entropy_bits < found.entropy_bits
 

@@ -18,12 +18,12 @@ import pytest
 import torch
 import yaml
 
-from tests.support import assert_refused, make_dataset, tree, write_corpus
+from tests.support import assert_refused, make_dataset, present, tree, write_corpus
 from tsdfm.jobs.ablate import run as module
 from tsdfm.jobs.ablate.plan import plan, read_sweep, studies
 from tsdfm.jobs.ablate.table import at_equal_entropy, markdown
 from tsdfm.pipeline.models.folder import load, load_denoiser, state_folder
-from tsdfm.pipeline.training.distill import Place
+from tsdfm.pipeline.training.student_trainer import Place
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
 from tsdfm.schemas.ablate import Sweep, TrialRow
 from tsdfm.schemas.base import InputError, WorkError
@@ -152,7 +152,7 @@ def test_the_studies_that_ship_are_sweeps():
 
 # ------------------------------------------------------------------ refused, in one line, and nothing is written
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, object], list[str]]] = {
     "an unknown field": ({"factor": {}}, ["factor", "no such field"]),
     "an unknown factor": ({"factors": {"data.arms": ["shaped"]}}, ["tiny: trial data.arms shaped", "data.arms", "no such field"]),
     "a level that is none": ({"factors": {"data.arm": ["shapely"]}}, ["data.arm", "shapely"]),
@@ -251,7 +251,7 @@ def test_trials_are_compared_at_equal_entropy_between_temperatures():
                         entropy_standard_error=0.1, distinct_2=0.5, distinct_4=0.5, self_bleu=0.5, nfe=8.0, parameters=1)
 
     rows = [row("x", 5.0, 100.0), row("x", 5.4, 400.0), row("y", 5.6, 90.0), row("y", 5.2, 10.0), row("y", 5.9, 1.0, steps=4)]
-    entropy, found = at_equal_entropy(rows, 8)
+    entropy, found = present(at_equal_entropy(rows, 8))
     assert entropy == pytest.approx(5.3)
     assert found["x", 0]["J"] == pytest.approx(100 * 4**0.75)
     assert found["y", 0]["J"] == pytest.approx(10 * 9**0.25)

@@ -30,7 +30,8 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.open, self.text = [], [], []
+        self.elements, self.text = [], []
+        self.open: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []

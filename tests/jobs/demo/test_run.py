@@ -4,11 +4,13 @@ import json
 import shlex
 import shutil
 import time
+from typing import Any
 
+import click
 import pytest
 import torch
 
-from tests.support import make_dataset
+from tests.support import make_dataset, present
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.demo import run as module
 from tsdfm.pipeline.training.distill import train_at
@@ -27,7 +29,7 @@ def stages(tmp_path):
 
 def test_the_commands_are_the_stages(stages, monkeypatch, tmp_path):
     """Every line, parsed by the command line itself, gives the config that the demo runs."""
-    found = {"generate": [], "distill": [], "evaluate": []}
+    found: dict[str, list[Any]] = {"generate": [], "distill": [], "evaluate": []}
     monkeypatch.setattr("tsdfm.jobs.generate.run.generate", lambda config: found["generate"].append(config) or 1 / 0)
     monkeypatch.setattr("tsdfm.jobs.distill.run.distill", lambda config, out: found["distill"].append((out, config)) or 1 / 0)
     monkeypatch.setattr("tsdfm.pipeline.evaluation.run.evaluate", lambda config, *_: found["evaluate"].append(config) or 1 / 0)
@@ -38,7 +40,7 @@ def test_the_commands_are_the_stages(stages, monkeypatch, tmp_path):
             with pytest.raises(ZeroDivisionError):
                 group.main([command, *arguments], standalone_mode=False)
         else:
-            group.get_command(None, command).make_context(command, list(arguments))
+            present(group.get_command(click.Context(group), command)).make_context(command, list(arguments))
     assert found["generate"] == [stages.data]
     assert found["distill"] == [(stages.out / f"student-{arm}", config) for arm, config in stages.students.items()]
     assert found["evaluate"] == list(stages.evaluations.values())

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.support import Outcome, TinyModels, assert_refused, make_dataset, tree
+from tests.support import Outcome, TinyModels, assert_refused, make_dataset, present, tree
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.training.distill import open_reader, open_start
@@ -198,7 +199,7 @@ def state_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.training")
 
 
-def settings(data: Path, **changes: object) -> dict[str, object]:
+def settings(data: Path, **changes: object) -> dict[str, Any]:
     optim = {"steps": UPDATES, "batch_size": 8, "lr": 1e-3, "warmup": 5, "log_every": 5, "checkpoint_every": 20}
     return {"data": {"paths": [str(data)]}, "budgets": {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0}, "optim": optim} | changes
 
@@ -214,14 +215,14 @@ def reference(tmp_path_factory, data) -> dict[str, torch.Tensor]:
     """The student's weights as trained without Ray, in this process."""
     config = DistillConfig.model_validate(settings(data["mask"]))
     student = train_student(open_start(config), tmp_path_factory.mktemp("state"), Place(0, 1, torch.device("cpu")), lambda *_: None)
-    return student.state_dict()
+    return present(student).state_dict()
 
 
 def assert_is(out: Path, reference: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
     weights = load_file(out / "model.safetensors")
     assert weights.keys() == reference.keys()
     for name, value in reference.items():
-        torch.testing.assert_close(weights[name], value, rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=tolerance, msg=(name + ": {}").format)
 
 
 def finish(*arguments: object, cwd: Path | None = None) -> tuple[dict, str]:
@@ -308,7 +309,7 @@ def test_two_workers_agree_with_one(tmp_path, data, reference):
     lines = []
     student = train_student(open_start(alone), tmp_path / "alone", Place(0, 1, torch.device("cpu")),
                             lambda step, scalars: lines.append(scalars))
-    assert_is(out, student.state_dict(), tolerance=2e-5)
+    assert_is(out, present(student).state_dict(), tolerance=2e-5)
     assert report["scalars"]["loss"] == pytest.approx(lines[-1]["loss"], rel=1e-4)
     assert report["scalars"]["loss/8"] == pytest.approx(lines[-1]["loss/8"], rel=1e-4)
 

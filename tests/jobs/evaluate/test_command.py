@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.support import LENGTH
+from tests.support import LENGTH, present
 from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
 from tsdfm.pipeline.evaluation.judge import Judge
 from tsdfm.pipeline.evaluation.run import evaluate
+from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.text.corpus import load_documents
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 
 WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
@@ -37,7 +39,7 @@ def arguments(tmp_path, tiny_models, corpus):
 def counts(monkeypatch):
     """How often texts were sampled (rollouts of more than warming up), judged, and the corpus read."""
     found = {"rollouts": 0, "judged": 0, "corpora": 0}
-    roll_out, score, load = evaluation.roll_out, Judge.score, module.load_documents
+    score = Judge.score
 
     def rolled(model, compass, rollout, shaping, ids, arm):
         found["rollouts"] += 1
@@ -50,7 +52,7 @@ def counts(monkeypatch):
 
     def loaded(config):
         found["corpora"] += 1
-        return load(config)
+        return load_documents(config)
 
     monkeypatch.setattr(evaluation, "roll_out", rolled)
     monkeypatch.setattr(Judge, "score", scored)
@@ -71,7 +73,7 @@ def test_rows_real_text_and_files(cli, arguments, tmp_path, tiny_models):
     assert [(row.model, row.steps) for row in found.rows] == [
         (str(m), n) for m in (tiny_models.mask, tiny_models.uniform) for n in (1, 4)]
     for row in found.rows:
-        assert 1 <= row.nfe <= row.steps
+        assert 1 <= present(row.nfe) <= present(row.steps)
         assert row.samples == 6
         judged = row.judges[str(tiny_models.ar)]
         assert judged.low < judged.perplexity < judged.high
@@ -106,13 +108,13 @@ def test_only_what_is_new_is_made(cli, arguments, counts, tiny_models, tmp_path)
 
 
 def test_an_interrupted_run_goes_on(cli, arguments, counts, monkeypatch):
-    sample, calls = module.sample_texts, []
+    calls = []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return sample(*args, **kwargs)
+        return evaluation.sample_texts(*args, **kwargs)
 
     monkeypatch.setattr(module, "sample_texts", interrupted)
     outcome = cli(*arguments)

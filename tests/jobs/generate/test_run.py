@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from tests.support import TinyModels, make_dataset, tiny_config
+from tests.support import TinyModels, make_dataset, present, tiny_config
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.schemas.generate import GenerateConfig
 
@@ -168,7 +168,7 @@ def test_a_running_cluster_serves_through_auto(tmp_path, tiny_models, reference,
         address = ""
         deadline = time.monotonic() + 120
         while "address" not in address and time.monotonic() < deadline:
-            line = head.stdout.readline()
+            line = present(head.stdout).readline()
             if "--address=" in line:
                 address = line.split("--address='")[1].split("'")[0]
                 break
@@ -281,7 +281,8 @@ def test_datasets_duckdb_and_polars_read_it_without_our_code(tmp_path, tiny_mode
     streamed = next(iter(datasets.load_dataset(str(out), split="train", streaming=True)))
     assert streamed["tokens"] == rows[0]["tokens"]
     pattern = str(out / "data" / "*.parquet")
-    assert duckdb.sql(f"select count(*), sum(len(event_step)) from '{pattern}'").fetchall() == [(20, manifest.totals.events)]
+    counted = present(duckdb.sql(f"select count(*), sum(len(event_step)) from '{pattern}'"))
+    assert counted.fetchall() == [(20, manifest.totals.events)]
     assert pl.read_parquet(pattern)["final_energy"].null_count() == 0
 
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.inspection_data import dataset, logs_of
+from tests.support import present
 from tsdfm.jobs.inspect.command import inspect_command
 from tsdfm.jobs.inspect.tables import FRAMES_SHOWN
 from tsdfm.pipeline.dataset.frames import frames
@@ -43,7 +44,7 @@ def refusal(store, *arguments):
 
 
 def data_of(page):
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+    return json.loads(present(re.search(r'<script type="application/json" id="data">(.*?)</script>', page))[1])
 
 
 def rows_of(page):
@@ -62,10 +63,12 @@ def test_tables_show_the_figures(paired):
     summary, result = summarise(store), run(store)
     assert result.stdout == ""
     for arm in summary.arms:
-        assert f"{arm.final_energy.mean:.4f} ± {arm.final_energy.deviation:.4f}" in result.stderr
+        energy = present(arm.final_energy)
+        assert f"{energy.mean:.4f} ± {energy.deviation:.4f}" in result.stderr
         assert f"{arm.distinct_2:.4f}" in result.stderr
-    assert f"{summary.pairs.mean_difference:+.4f} ± {summary.pairs.standard_error:.4f}" in result.stderr
-    for times, choices in zip(summary.bins, summary.selection.bins, strict=True):
+    pairs = present(summary.pairs)
+    assert f"{pairs.mean_difference:+.4f} ± {pairs.standard_error:.4f}" in result.stderr
+    for times, choices in zip(summary.bins, present(summary.selection).bins, strict=True):
         name = f"{times.t_start:.3f}-{times.t_end:.3f}"
         [line] = [line for line in result.stderr.splitlines() if name in line]
         if choices.gain is not None:
@@ -100,7 +103,7 @@ def test_a_trajectory_forms_in_the_terminal(paired):
     headers = [line for line in shown.splitlines() if line.startswith("step ")]
     assert len(headers) == min(FRAMES_SHOWN, len(pictures))
     by_step = {frame.step + 1: frame for frame in pictures}
-    steps = [int(re.match(r"step (\d+)/37 ", line)[1]) for line in headers]
+    steps = [int(present(re.match(r"step (\d+)/37 ", line))[1]) for line in headers]
     assert steps == sorted(steps)
     assert (steps[0], steps[-1]) == (pictures[0].step + 1, pictures[-1].step + 1)
     for step, header in zip(steps, headers, strict=True):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support import assert_refused, make_dataset
+from tests.support import assert_refused, make_dataset, present
 from tsdfm.pipeline.evaluation.counterfactual import counterfactual
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.counterfactual import Counterfactual
@@ -32,8 +32,8 @@ def test_tables_show_the_figures_and_their_limits(out, cli):
     assert outcome.stdout == ""
     for row in found.fewer:
         line = next(line for line in outcome.stderr.splitlines() if line.split()[:2] == [str(row.candidates), str(row.scored)])
-        for estimate in (row.first_step, row.first_step_any, row.all_steps, row.all_steps_any):
-            assert f"{estimate.mean:.4f} ± {estimate.high - estimate.mean:.4f}" in line
+        for estimate in map(present, (row.first_step, row.first_step_any, row.all_steps, row.all_steps_any)):
+            assert f"{estimate.mean:.4f} ± {present(estimate.high) - estimate.mean:.4f}" in line
     for words in ("1.96 standard errors over trajectories", "one-step answers", "would meet other states",
                   "argmin of 4", "beta 64", "earns most at t ="):
         assert words in outcome.stderr

@@ -12,7 +12,7 @@ from tsdfm.jobs.ablate.plan import read_sweep, studies
 from tsdfm.jobs.cli import COMMANDS
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.schema import CONFIGS
-from tsdfm.jobs.shell.flags import flags_of
+from tsdfm.jobs.shell.flags import GroupedCommand, flags_of
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.generate import GenerateConfig
@@ -69,18 +69,20 @@ def test_help_has_a_sentence_for_every_option(name):
 def test_common_flags_exist():
     for name in FLAGGED:
         known = {option for parameter in command(name).params for option in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
-        assert command(name).common <= known, name
+        found = command(name)
+        assert isinstance(found, GroupedCommand)
+        assert found.common <= known, name
 
 
 def test_ranges_and_defaults_are_told():
-    told = {flag.path: flag.option().help for flag in flags_of(GenerateConfig)}
+    told = {flag.path: flag.option().help or "" for flag in flags_of(GenerateConfig)}
     assert told["shaping.candidates"].endswith("[1..127; default: 8]")
     assert told["rollout.temperature"].endswith("[above 0, at most 10; default: 1.0]")
     assert told["rollout.length"].endswith("[1..65536; default: as many as the model was trained on]")
-    told = {flag.path: flag.option().help for flag in flags_of(DistillConfig)}
+    told = {flag.path: flag.option().help or "" for flag in flags_of(DistillConfig)}
     assert told["optim.steps"].endswith("[at least 1; default: 2000]")  # a student's, not any optimiser's
     assert told["optim.lr"].endswith("[above 0; default: 0.0005]")
-    told = {flag.path: flag.option().help for flag in flags_of(CompassConfig)}
+    told = {flag.path: flag.option().help or "" for flag in flags_of(CompassConfig)}
     assert told["corpus.part"].endswith("[default: first]")
     assert told["shape.hidden_size"].endswith("[8..16384; default: 128]")
 
@@ -165,7 +167,7 @@ def test_no_default_record_loses_a_field_when_another_is_given():
                 continue
             whole = field.default.model_dump()
             for inner in whole:
-                kept = model._keep_what_defaults_say({name: {inner: whole[inner]}})[name]
+                kept = model._keep_what_defaults_say({name: {inner: whole[inner]}})[name]  # type: ignore[operator]  # pydantic wraps it
                 filled = type(field.default).model_validate(kept)
                 assert filled == field.default, f"{model.__name__}.{name}.{inner}"
                 checked += 1

@@ -1,15 +1,16 @@
 """`pretrain` and `fit-compass`, from text to a dataset made with what they trained."""
 
 import json
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
-from tests.support import make_dataset
+from tests.support import make_dataset, present
 from tsdfm.pipeline.flow.mixture_path import MixturePath
-from tsdfm.pipeline.models.folder import load
+from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.training.fit_compass import auc, auc_per_bin
 
@@ -57,8 +58,9 @@ def test_from_text_to_a_dataset(cli, configs, tmp_path, tiny_models):
         else:
             assert len(fitted["held_out_auc"]) == 8
         manifest = make_dataset(tmp_path / f"out-{kind}", tiny_models, teacher=str(teacher), compass=str(folders[kind]))
-        assert manifest.identity.compass.kind == kind
-        assert manifest.identity.compass.fingerprint == load(folders[kind]).fingerprint
+        compass = present(manifest.identity.compass)
+        assert compass.kind == kind
+        assert compass.fingerprint == load(folders[kind]).fingerprint
     both = cli("fit-compass", configs / "compass.yaml", "--part", "second", "--teacher", teacher, "--out", tmp_path / "judge", "--json")
     assert both.code == 0
     assert load(tmp_path / "judge").fingerprint != load(folders["ar"]).fingerprint
@@ -70,7 +72,7 @@ def test_a_uniform_teacher_trains_with_the_generalized_kl(cli, configs, tmp_path
     file.write_text(yaml.safe_dump(config))
     outcome = cli("pretrain", file, "--out", tmp_path / "teacher", "--json")
     assert outcome.code == 0, outcome.stderr
-    assert load(tmp_path / "teacher").network.config.mask_id is None
+    assert load_denoiser(tmp_path / "teacher").network.config.mask_id is None
     assert cli("sample", "--model", tmp_path / "teacher", "--steps", 4, "-n", 2).code == 0
 
 
@@ -119,7 +121,7 @@ def test_an_encoder_that_counts_a_token_separates_texts_by_it(tiny_models):
             return (x == 5).sum(-1).float() - (x == 6).sum(-1).float()
 
     text, states = torch.full((50, 4), 5), torch.full((20, 8, 4), 6)
-    bins = auc_per_bin(Counter(), text, states, MixturePath(1.0, 10, None))
+    bins = auc_per_bin(cast(NceEncoder, Counter()), text, states, MixturePath(1.0, 10, None))
     assert len(bins) == 8
     assert bins[-1].auc == 1.0
     assert bins[0].t_from == pytest.approx(1 / 8)
@@ -128,4 +130,4 @@ def test_an_encoder_that_counts_a_token_separates_texts_by_it(tiny_models):
 def test_the_nce_encoder_starts_from_the_teachers_trunk(tiny_models):
     network = load(tiny_models.nce).network
     assert isinstance(network, NceEncoder)
-    assert set(network.trunk.state_dict()) == set(load(tiny_models.mask).network.trunk.state_dict())
+    assert set(network.trunk.state_dict()) == set(load_denoiser(tiny_models.mask).network.trunk.state_dict())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.inspection_data import KINDS, dataset, logs_of
-from tests.support import vocabulary
+from tests.support import present, vocabulary
 from tsdfm.pipeline.dataset.frames import Pieces, frames
 from tsdfm.pipeline.dataset.manifest import read_vocabulary
 
@@ -60,7 +60,7 @@ def test_energies_and_choice_belong_to_the_step(opened):
             assert frame.choice == log.step_choice[shaped[frame.step]]
             assert frame.energies == (None if np.isnan(energies).any() else energies)
             written = log.event_token[log.event_step == frame.step].tolist()
-            kept = [each[frame.choice] for each in frame.candidates]
+            kept = [each[present(frame.choice)] for each in frame.candidates]
             assert kept == [vocab.decode([token]) for token in written]
 
 

@@ -4,6 +4,7 @@ import math
 import types
 import typing
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,8 @@ from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.flow.compass import CausalCompass
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models import folder as checkpoint
+from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, TrajectoryRow, check_shard
@@ -31,6 +34,9 @@ class Words:
     @staticmethod
     def decode(tokens):
         return " ".join(map(str, tokens))
+
+
+WORDS = cast(Vocabulary, Words)
 
 
 @st.composite
@@ -52,7 +58,7 @@ def logs(draw, mask=None):
 
     token = ints(count)
     source = None if mask else ints(length)
-    state = np.full(length, MASK, np.int32) if mask else source.copy()
+    state = np.full(length, MASK, np.int32) if source is None else source.copy()
     for (_, i), v in zip(events, token, strict=True):
         state[i] = v
     floats = draw(st.lists(energies, min_size=shaped * k, max_size=shaped * k))
@@ -71,7 +77,7 @@ def logs(draw, mask=None):
 
 def row_of(log):
     """The validated pydantic model of one log, as Python values."""
-    columns = shards.columns_of(log, Words).items()
+    columns = shards.columns_of(log, WORDS).items()
     return TrajectoryRow.model_validate({name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in columns})
 
 
@@ -112,18 +118,18 @@ def test_state_after_is_the_naive_replay(drawn):
 def test_round_trip_through_parquet(drawn):
     """to_table -> encode -> decode -> to_log gives the same log, and the same rows always the same bytes."""
     rows = [log for _, log in drawn]
-    table = shards.to_table(rows, Words)
+    table = shards.to_table(rows, WORDS)
     assert table.schema.equals(ARROW_SCHEMA)
     table.validate(full=True)
     data = shards.encode(table, "ab" * 32)
-    assert shards.encode(shards.to_table(rows, Words), "ab" * 32) == data
+    assert shards.encode(shards.to_table(rows, WORDS), "ab" * 32) == data
     read, identity = shards.decode(data, "somewhere")
     assert identity == "ab" * 32
     assert read.schema.equals(ARROW_SCHEMA)
     assert read.num_rows == len(rows)
     for index, log in enumerate(rows):
         assert_equal(shards.to_log(read, index), log)
-    assert shards.encode(shards.to_table([shards.to_log(read, i) for i in range(len(rows))], Words), "ab" * 32) == data
+    assert shards.encode(shards.to_table([shards.to_log(read, i) for i in range(len(rows))], WORDS), "ab" * 32) == data
     if rows:
         assert shards.encode(table, "cd" * 32) != data
 
@@ -132,7 +138,7 @@ def test_round_trip_through_parquet(drawn):
 def test_a_row_validates_and_equals_its_arrow_cells(drawn):
     _, log = drawn
     row = row_of(log)
-    cells = shards.to_table([log], Words).to_pylist()[0]
+    cells = shards.to_table([log], WORDS).to_pylist()[0]
     plain = row.model_dump()
     assert list(plain) == list(cells) == ARROW_SCHEMA.names
     for name in cells:
@@ -172,7 +178,8 @@ def test_row_model_and_arrow_schema_agree():
 
 @pytest.mark.parametrize(("name", "high"), [("trajectory_id", 2**63), ("event_token", 2**31), ("step_choice", 128)])
 def test_the_row_model_takes_what_the_arrow_type_holds_and_no_more(name, high):
-    log = JumpLog(1, "blind", None, *[np.zeros(1, np.int32)] * 4, np.zeros((1, 1), np.int32), np.zeros((1, 0), np.int32),
+    one = np.zeros(1, np.int32)
+    log = JumpLog(1, "blind", None, one, one, one, one, np.zeros((1, 1), np.int32), np.zeros((1, 0), np.int32),
                   np.zeros((1, 0), np.float16), np.zeros((1, 1), np.float32), np.zeros(1, np.int8), None)
     plain = row_of(log).model_dump()
     wrapped = [high - 1] if isinstance(plain[name], list) else high - 1
@@ -195,7 +202,7 @@ def test_not_a_parquet_file_is_one_line():
 
 
 def test_truncated_parquet_is_an_input_error(rolled):
-    data = shards.encode(shards.to_table(rolled("mask", "blind")[0], Words), "ab")
+    data = shards.encode(shards.to_table(rolled("mask", "blind")[0], WORDS), "ab")
     for cut in (4, len(data) // 2, len(data) - 1):
         with pytest.raises(InputError):
             shards.decode(data[:cut], "x")
@@ -206,10 +213,12 @@ def test_truncated_parquet_is_an_input_error(rolled):
 @pytest.fixture(scope="module")
 def rolled(tiny_models):
     """(source, arm, rollout overrides, shaping overrides) -> logs of a tiny teacher, and the grid to check them against."""
-    compass = CausalCompass(checkpoint.load(tiny_models.ar).network)
+    network = checkpoint.load(tiny_models.ar).network
+    assert isinstance(network, CausalLM)
+    compass = CausalCompass(network)
 
     def roll(source, arm, rollout=None, shaping=None, count=6):
-        teacher = checkpoint.load(getattr(tiny_models, source)).network
+        teacher = checkpoint.load_denoiser(getattr(tiny_models, source)).network
         rollout_config = RolloutConfig(**{"steps": 12, "seed": 1, "top_k": 3} | (rollout or {}))
         shaping_config = ShapingConfig(**{"candidates": 4} | (shaping or {}))
         made = roll_out(teacher, compass, rollout_config, shaping_config, range(count), arm)
@@ -230,7 +239,7 @@ def rolled(tiny_models):
                          ids=str)
 def test_a_rollout_passes_every_check(rolled, source, arm, select, rollout):
     made, grid = rolled(source, arm, rollout, {"select": select})
-    table = shards.to_table(made, Words)
+    table = shards.to_table(made, WORDS)
     assert check_shard(table, grid) == []
     read, _ = shards.decode(shards.encode(table, "ab"), "x")
     assert check_shard(read, grid) == []
@@ -242,20 +251,20 @@ def test_a_rollout_passes_every_check(rolled, source, arm, select, rollout):
 @pytest.mark.parametrize("shaping", [{"tau": 0.5}, {"shape_every": 5}, {"tau": 0.99}, {"candidates": 1}], ids=str)
 def test_partly_shaped_rollouts_pass_every_check(rolled, shaping):
     made, grid = rolled("uniform", "shaped", {}, shaping)
-    assert check_shard(shards.to_table(made, Words), grid) == []
+    assert check_shard(shards.to_table(made, WORDS), grid) == []
 
 
 def test_never_shaped_is_a_shaped_arm_of_no_shaped_step(rolled):
     """tau = 1 is allowed and shapes nothing: the log must be as sound as any other."""
     made, grid = rolled("mask", "shaped", {}, {"tau": 1.0})
     assert grid.shaped_steps == ()
-    assert check_shard(shards.to_table(made, Words), grid) == []
+    assert check_shard(shards.to_table(made, WORDS), grid) == []
 
 
 def test_a_cold_rollout_with_a_top_k_passes_every_check(rolled):
     """Log-probabilities below what float16 holds (-65,504): the check of a top-k must survive them."""
     made, grid = rolled("mask", "blind", {"temperature": 1e-6, "top_k": 4})
-    assert check_shard(shards.to_table(made, Words), grid) == []
+    assert check_shard(shards.to_table(made, WORDS), grid) == []
 
 
 def test_every_broken_event_is_found(rolled):
@@ -280,7 +289,7 @@ def test_every_broken_event_is_found(rolled):
     }
     assert (good.event_step[0] == good.event_step[1])
     for name, log in broken.items():
-        faults = check_shard(shards.to_table([*made[:2], log, *made[3:]], Words), grid)
+        faults = check_shard(shards.to_table([*made[:2], log, *made[3:]], WORDS), grid)
         assert {fault.row for fault in faults} == {2}, name
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.inspection_data import KINDS, dataset
+from tests.support import present
 from tsdfm.pipeline.dataset.frames import Pieces, frames
 from tsdfm.pipeline.dataset.manifest import read_vocabulary
 from tsdfm.pipeline.dataset.player import player_page
@@ -184,7 +185,7 @@ def test_a_browser_shows_the_states(tmp_path, paired):
                "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
                file.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    shown = json.loads(html.unescape(re.search(r"<body>(.*)</body>", dom, re.DOTALL)[1]))
+    shown = json.loads(html.unescape(present(re.search(r"<body>(.*)</body>", dom, re.DOTALL))[1]))
     assert [entry[0] for entry in shown] == [-1, *(frame.step for frame in pictures)]
     assert shown[0][1] == ["_"] * grid.length
     for (_, pieces, now, chosen), frame in zip(shown[1:], pictures, strict=True):

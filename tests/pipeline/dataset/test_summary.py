@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.inspection_data import KINDS, dataset, distinct_by_counting, entropy_by_counting, logs_of
+from tests.support import present
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset import summary as inspection
 from tsdfm.pipeline.dataset.manifest import digest, read_shard
@@ -131,10 +132,10 @@ def test_choices_are_those_of_single_steps(summarised):
 def test_the_choices_hold_every_case(tmp_path, tiny_models):
     """The cases above are not vacuous: some candidates agree, some don't, some choices keep the blind one."""
     store, _ = dataset("mask", tmp_path / "out", tiny_models)
-    total = summarise(store).selection.total
+    total = present(summarise(store).selection).total
     assert 0 < total.scored < total.shaped
-    assert 0 < total.kept_blind_share < 1
-    assert total.gain > 0  # argmin never chooses worse than candidate 0
+    assert 0 < present(total.kept_blind_share) < 1
+    assert present(total.gain) > 0  # argmin never chooses worse than candidate 0
 
 
 def test_pairs_are_compared_id_by_id(summarised):
@@ -144,7 +145,7 @@ def test_pairs_are_compared_id_by_id(summarised):
         return
     shaped, blind = (logs_of(store, manifest, arm) for arm in ("shaped", "blind"))
     assert [log.trajectory_id for log in shaped] == [log.trajectory_id for log in blind]
-    difference = [s.final_energy - b.final_energy for s, b in zip(shaped, blind, strict=True)]
+    difference = [present(s.final_energy) - present(b.final_energy) for s, b in zip(shaped, blind, strict=True)]
     assert summary.pairs.pairs == len(difference)
     assert summary.pairs.mean_difference == pytest.approx(statistics.fmean(difference))
     error = statistics.stdev(difference) / math.sqrt(len(difference))
@@ -160,7 +161,7 @@ def test_bytes_are_those_of_the_files(summarised):
     assert summary.size.tokens == tokens
     assert summary.size.bytes == sum(file.stat().st_size for file in files)
     assert summary.size.bytes_per_token == pytest.approx(summary.size.bytes / tokens)
-    columns = {}
+    columns: dict[str, int] = {}
     for file in files:
         group = pq.ParquetFile(file).metadata.row_group(0)
         for index in range(group.num_columns):
@@ -206,8 +207,9 @@ def test_trajectories_are_read_from_their_shards(paired):
 
 @pytest.mark.parametrize("number", [-1, 7])
 def test_an_unknown_trajectory_is_refused_with_the_range(paired, number):
+    store, manifest = paired
     with pytest.raises(InputError, match=rf"trajectory {number}: .* holds 0\.\.6"):
-        read_trajectories(*paired, [0, number])
+        read_trajectories(store, manifest, [0, number])
 
 
 def test_a_changed_shard_is_refused(paired):

@@ -4,6 +4,7 @@ import itertools
 import math
 import statistics
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_the_candidates_asked_about(candidates, asked):
 
 # ---- against loops over single steps
 
-RUNS = {
+RUNS: dict[str, dict[str, Any]] = {
     "argmin": {"trajectories": 20, "shard_size": 7, "rollout": {"steps": 12}, "shaping": {"candidates": 6}},
     "resample": {"teacher": "uniform", "arm": "shaped", "trajectories": 16, "shard_size": 16, "rollout": {"steps": 10},
                  "shaping": {"candidates": 5, "select": "resample", "beta": 5.0, "tau": 0.2}},

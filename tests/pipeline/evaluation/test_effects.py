@@ -51,9 +51,10 @@ def test_seeds_widen_the_interval_and_are_averaged():
 def test_trials_without_a_twin_count_for_nothing_and_steps_stand_apart():
     cells = [scored(4, a="0", b="0"), scored(5, a="1", b="0"), scored(9, a="1", b="1"), scored(2, steps=4, a="0", b="0")]
     found = effects(cells, {"a": "0", "b": "0"})
-    assert {(each.factor, each.steps, each.measure): (each.difference, each.pairs) for each in found} == {
+    wanted: dict[object, object] = {
         ("a", 8, "log perplexity (J)"): (pytest.approx(1), 1), ("b", 8, "log perplexity (J)"): (pytest.approx(4), 1),
         ("a", 8, "entropy"): (pytest.approx(0), 1), ("b", 8, "entropy"): (pytest.approx(0), 1)}
+    assert {(each.factor, each.steps, each.measure): (each.difference, each.pairs) for each in found} == wanted
 
 
 def test_it_is_a_function_of_the_scores():

@@ -4,11 +4,13 @@ import math
 
 import pytest
 
-from tsdfm.pipeline.evaluation.frontier import COLOURS, MARKERS, draw_frontier, frontier_of, short_names
+from tests.support import present
+from tsdfm.pipeline.evaluation.figures import short_names
+from tsdfm.pipeline.evaluation.frontier import COLOURS, MARKERS, draw_frontier, frontier_of
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Perplexity, Results, Row
 
 
-def row(model, steps, temperature, entropy, perplexity, judges, vocabulary="words"):
+def row(model, steps, temperature, entropy, perplexity, judges, vocabulary="words"):  # noqa: PLR0913
     found = {judge: Perplexity(perplexity=perplexity * (i + 1), low=perplexity * (i + 1) * 0.9, high=perplexity * (i + 1) * 1.1,
                                tokens=100) for i, judge in enumerate(judges)}
     real = steps is None
@@ -30,7 +32,7 @@ def test_a_curve_per_model_and_step_count_by_rising_temperature():
     assert [(c.model, c.steps) for c in found.curves] == [("a", 1), ("a", 8), ("b", 1), ("b", 8)]
     for curve in found.curves:
         assert [p.temperature for p in curve.points] == [0.5, 0.75, 1.0]
-        assert [p.perplexity for p in curve.points] == [100 * t * t / curve.steps for t in (0.5, 0.75, 1.0)]
+        assert [p.perplexity for p in curve.points] == [100 * t * t / present(curve.steps) for t in (0.5, 0.75, 1.0)]
     assert [p.perplexity for p in found.reference] == [20]
 
 

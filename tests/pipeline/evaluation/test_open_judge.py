@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,7 +211,7 @@ def test_without_transformers_the_way_to_get_it_is_named(llama, monkeypatch):
 
 
 def test_the_hub_gives_a_snapshot_without_pickles_or_code(llama, monkeypatch):
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def download(repository, revision, allow_patterns):
         asked.update(repository=repository, revision=revision, patterns=allow_patterns)

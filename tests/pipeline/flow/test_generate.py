@@ -7,6 +7,7 @@ from tests.support import tiny_config
 from tsdfm.pipeline.flow.compass import CausalCompass
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
@@ -18,6 +19,7 @@ CPU = torch.device("cpu")
 def test_energies_that_are_not_finite(tiny_models, value):
     """The smallest of them is chosen, and NaN is not comparable: nobody would notice."""
     network = load(tiny_models.ar).network
+    assert isinstance(network, CausalLM)
     with torch.no_grad():
         next(iter(network.parameters()))[7] = value
     teacher = load_denoiser(tiny_models.mask).network

@@ -97,7 +97,7 @@ def test_the_grid(steps):
     assert len(grid) == steps + 1
     assert grid.dtype == torch.float64
     assert grid.tolist() == [s / steps for s in range(steps + 1)]
-    assert (grid[0], grid[-1]) == (0, 1)
+    assert (grid[0].item(), grid[-1].item()) == (0, 1)
 
 
 @pytest.mark.parametrize("mask_id", [None, 6, 2])

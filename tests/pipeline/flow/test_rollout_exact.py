@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from tests.support import present
 from tsdfm.kernels import sample_rows
 from tsdfm.pipeline.flow import rollout as module
 from tsdfm.pipeline.flow.mixture_path import MixturePath
@@ -116,23 +117,23 @@ def jump(space, state, p, g, choice, cell):
             if not rung:
                 out[space.index(state)] += weight
                 continue
-            indices, q = [], []
+            reached, chances = [], []
             for tokens in itertools.product(space.tokens, repeat=size):
                 after = list(state)
                 probability = 1.0
                 for position, token in zip(rung, tokens, strict=True):
                     after[position] = token
                     probability *= p[position, token]
-                indices.append(space.index(after))
-                q.append(probability)
-            indices, q = np.array(indices), np.array(q)
+                reached.append(space.index(after))
+                chances.append(probability)
+            indices, q = np.array(reached), np.array(chances)
             if choice is not None:
                 q = chosen(indices, q, choice, cell, space.length)
             np.add.at(out, indices, weight * q)
     return out
 
 
-def euler_step(space, table, t, t_next, choice, *, exponent, temperature):
+def euler_step(space, table, t, t_next, choice, *, exponent, temperature):  # noqa: PLR0913
     cell, cell_next = (round(x * (len(table) - 1)) for x in (t, t_next))
     g = ring(t, t_next, exponent)
     return np.stack([
@@ -141,7 +142,7 @@ def euler_step(space, table, t, t_next, choice, *, exponent, temperature):
     ])
 
 
-def rk4_step(space, table, t, t_next, choice, *, exponent, temperature, chained=False):
+def rk4_step(space, table, t, t_next, choice, *, exponent, temperature, chained=False):  # noqa: PLR0913
     """Sums over the midpoint states a and b and the end state c that give k2, k3 and k4."""
     middle = (t + t_next) / 2
     cell, half, end = (round(x * (len(table) - 1)) for x in (t, middle, t_next))
@@ -170,7 +171,7 @@ def rk4_step(space, table, t, t_next, choice, *, exponent, temperature, chained=
     return kernel
 
 
-def enumerate_chain(space, table, steps, choice=None, *, shaped=None, exponent=1.0, temperature=1.0, step=euler_step, **more):
+def enumerate_chain(space, table, steps, choice=None, *, shaped=None, exponent=1.0, temperature=1.0, step=euler_step, **more):  # noqa: PLR0913
     """[N, V^L, V^L]: the joint distribution of the states before and after each step."""
     p, joints = space.start(), []
     for s in range(steps):
@@ -182,7 +183,7 @@ def enumerate_chain(space, table, steps, choice=None, *, shaped=None, exponent=1
     return np.stack(joints)
 
 
-def sample(teacher, compass, space, rollout, shaping, arm, samples=SAMPLES):
+def sample(teacher, compass, space, rollout, shaping, arm, samples=SAMPLES):  # noqa: PLR0913
     """[N + 1, samples]: index of every trajectory's state after 0..N steps, replayed from its events."""
     return np.concatenate([
         replay(roll_out(teacher, compass, rollout, shaping, range(start, start + BATCH), arm), space, rollout.steps)
@@ -241,7 +242,7 @@ def build(toys, monkeypatch):
     monkeypatch.setattr(sample_rows, "CDF_BLOCK", 2)  # so that three tokens, too, fill several blocks, and cheaply
     table_denoiser, table_compass = toys
 
-    def make(space, steps, *, exponent=1.0, seed=0, depends_on_state=True, ties=False, proposal_weight=1.0):
+    def make(space, steps, *, exponent=1.0, seed=0, depends_on_state=True, ties=False, proposal_weight=1.0):  # noqa: PLR0913
         g = torch.Generator().manual_seed(1000 + seed)
         times, states = 2 * steps + 1, space.vocab**space.length
         shape = (times, states if depends_on_state else 1, space.length, space.vocab)
@@ -479,7 +480,7 @@ def test_seed_and_id_are_both_keys(build):
     teacher, _, _, _ = build(UNIFORM, 4)
 
     def run(seed, ids):
-        return [(*log.source_tokens, *log.tokens, *log.event_step)
+        return [(*present(log.source_tokens), *log.tokens, *log.event_step)
                 for log in roll_out(teacher, None, RolloutConfig(steps=4, seed=seed), ShapingConfig(), ids, "blind")]
 
     assert run(1, range(50)) == run(1, range(50))

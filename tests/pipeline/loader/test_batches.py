@@ -8,12 +8,14 @@ import signal
 import time
 import weakref
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 import tsdfm.pipeline.loader.batches as reader_module
 import tsdfm.pipeline.loader.streams as streams
@@ -22,9 +24,11 @@ from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.manifest import digest, read_manifest, read_shard
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.loader.mixing import LONGEST_PERIOD, Mix, shares_of
+from tsdfm.pipeline.loader.windows import Trajectories
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DataConfig
+from tsdfm.schemas.trajectory import ARROW_SCHEMA
 
 ROLLOUT = {"steps": 8, "batch_size": 16, "top_k": 3}
 
@@ -33,7 +37,7 @@ ROLLOUT = {"steps": 8, "batch_size": 16, "top_k": 3}
 def made(tmp_path_factory, tiny_models):
     """Folders of small datasets by name: 'mask' (26 rows of each arm in 7 shards), 'uniform', 'long' (N = 16), 'blind', 'foreign'."""
     root = tmp_path_factory.mktemp("datasets")
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "mask": {"trajectories": 26}, "long": {"trajectories": 7, "rollout": ROLLOUT | {"steps": 16, "seed": 5, "top_k": 0}},
         "uniform": {"trajectories": 9, "teacher": str(tiny_models.uniform), "compass": "none", "arm": "blind"},
         "blind": {"arm": "blind", "compass": "none", "rollout": ROLLOUT | {"seed": 7}},
@@ -178,7 +182,7 @@ def test_only_ids_below_the_limit(made):
 
 def test_budgets_and_times_are_drawn_by_weight_and_evenly(made):
     reader = open_reader(made / "mask", budgets={1: 1.0, 4: 2.0, 8: 1.0}, batch_size=32, group=8)
-    pairs = Counter()
+    pairs: Counter[Any] = Counter()
     for batch in reader.batches(0, 250):
         counts = Counter(batch.dt.tolist())
         assert counts == {1.0: 8, 0.25: 16, 0.125: 8}  # stratified: exact in every batch
@@ -267,8 +271,8 @@ def test_facts_are_json_and_name_what_was_read(made):
 # ----------------------------------------------------------------- memory and processes
 
 def test_two_groups_at_a_time_and_each_shard_decoded_once_an_epoch(made, monkeypatch):
-    alive, decoded = weakref.WeakSet(), []
-    concatenate, decode = streams.Trajectories.concatenate, shards.decode
+    alive: weakref.WeakSet[Trajectories] = weakref.WeakSet()
+    decoded, concatenate, decode = [], Trajectories.concatenate, shards.decode
 
     def counted(parts):
         assert len(alive) < 2  # the older one went before
@@ -280,7 +284,7 @@ def test_two_groups_at_a_time_and_each_shard_decoded_once_an_epoch(made, monkeyp
         decoded.append(where)
         return decode(data, where)
 
-    monkeypatch.setattr(streams.Trajectories, "concatenate", counted)
+    monkeypatch.setattr(Trajectories, "concatenate", counted)
     monkeypatch.setattr(shards, "decode", noted)
     reader = whole(made / "mask", group=2, batch_size=26)
     for epoch in range(5):
@@ -422,9 +426,9 @@ def test_loader_workers_of_a_remote_dataset_are_spawned(made, cache, monkeypatch
     """fsspec's own name for local files stands in for an object store: it can be opened in another process."""
     uri = f"local://{made / 'mask'}"
     assert open_store(uri).local is None
-    contexts, loader = [], reader_module.DataLoader
+    contexts = []
     monkeypatch.setattr(reader_module, "DataLoader", lambda *arguments, **options: (
-        contexts.append(options["multiprocessing_context"]), loader(*arguments, **options))[1])
+        contexts.append(options["multiprocessing_context"]), DataLoader(*arguments, **options))[1])
     expected = list(open_reader(made / "mask").batches(0, 3))
     for one, other in zip(open_reader(uri).batches(0, 3, loader_workers=1), expected, strict=True):
         assert_same(one, other)
@@ -479,7 +483,7 @@ def test_an_unsound_row_whose_checksum_was_mended(copy):
     table, owner = shards.decode(file.read_bytes(), "x")
     rows = table.to_pylist()
     rows[2]["event_token"][0] = (rows[2]["event_token"][0] + 1) % 50
-    data = shards.encode(pa.Table.from_pylist(rows, schema=shards.ARROW_SCHEMA), owner)
+    data = shards.encode(pa.Table.from_pylist(rows, schema=ARROW_SCHEMA), owner)
     file.write_bytes(data)
     edit_manifest(folder, lambda m: m["shards"][0].update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)))
     assert refused(folder).startswith(f"{folder}/data/{file.name}: row 2: ")
@@ -512,7 +516,7 @@ def test_a_shard_that_the_manifest_does_not_name(copy):
 @pytest.mark.parametrize(("field", "value"), [
     ("tokenizer", "ab" * 32), ("teacher.source", "uniform"), ("teacher.vocab_size", 301), ("teacher.mask_id", 7),
     ("teacher.kappa_exponent", 2.0), ("rollout.length", 8)])
-def test_datasets_that_differ_in_meaning_are_not_mixed(made, copy, field, value):
+def test_datasets_that_differ_in_meaning_are_not_mixed(made, copy, field: str, value):
     folder = copy("mask")
 
     def change(manifest):

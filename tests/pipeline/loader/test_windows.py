@@ -1,6 +1,7 @@
 """Windows against a replay that takes one event after another: states, targets, candidates, weights, top-k."""
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import present
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.loader.windows import Batch, Trajectories, join
+from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.trajectory import Grid, check_shard
 
 VOCAB, MASK = 12, 11
@@ -23,6 +26,9 @@ class Words:
     @staticmethod
     def decode(tokens):
         return " ".join(map(str, tokens))
+
+
+WORDS = cast(Vocabulary, Words)
 
 
 @st.composite
@@ -60,7 +66,7 @@ def make_log(grid, arm, noise, number):
             chosen[here] = choice[slot]
     token = sets[np.arange(len(events)), chosen]
     source = None if mask else noise.integers(VOCAB, size=grid.length).astype(np.int32)
-    tokens = np.full(grid.length, MASK, np.int32) if mask else source.copy()
+    tokens = np.full(grid.length, MASK, np.int32) if source is None else source.copy()
     for (_, i), v in zip(events, token, strict=True):
         tokens[i] = v
     falling = -np.sort(noise.exponential(size=(len(events), grid.top_k))) - 2
@@ -95,7 +101,7 @@ def mixture(log, grid, event, beta):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_window_is_the_naive_replay(drawn, data, objective):
     grid, arm, logs = drawn
-    table = shards.to_table(logs, Words)
+    table = shards.to_table(logs, WORDS)
     assert check_shard(table, grid) == []
     beta = data.draw(st.sampled_from([0.0, 1.0, 64.0]))
     triples = st.tuples(st.integers(0, len(logs) - 1), st.integers(0, grid.steps - 1), st.integers(1, grid.steps))
@@ -115,16 +121,18 @@ def test_a_window_is_the_naive_replay(drawn, data, objective):
             assert all(batch.target[index, i] == log.tokens[i] for i in events)
         for i in range(grid.length):
             if objective == "candidates":
-                assert batch.candidates[index, i].tolist() == (log.event_candidates[events[i]].tolist() if i in events
+                assert present(batch.candidates)[index, i].tolist() == (log.event_candidates[events[i]].tolist() if i in events
                                                                else [0] * log.event_candidates.shape[1])
                 weights = mixture(log, grid, events[i], beta) if i in events else [0.0] * log.event_candidates.shape[1]
-                np.testing.assert_allclose(batch.weights[index, i].numpy(), weights, rtol=1e-6, atol=1e-12)
+                np.testing.assert_allclose(present(batch.weights)[index, i].numpy(), weights, rtol=1e-6, atol=1e-12)
             if objective.endswith("kl"):
                 ids, logprobs = ((log.event_topk_ids[events[i]], log.event_topk_logprobs[events[i]]) if i in events
                                  else ([0] * grid.top_k,) * 2)
-                np.testing.assert_array_equal(batch.topk_ids[index, i], ids)
-                np.testing.assert_array_equal(batch.topk_logprobs[index, i], np.asarray(logprobs, np.float32))
+                np.testing.assert_array_equal(present(batch.topk_ids)[index, i], ids)
+                np.testing.assert_array_equal(present(batch.topk_logprobs)[index, i], np.asarray(logprobs, np.float32))
     if objective == "candidates":
+        assert batch.weights is not None
+        assert batch.candidates is not None
         np.testing.assert_allclose(batch.weights.sum(-1)[batch.target >= 0], 1, atol=1e-6)
         assert (batch.weights.dtype, batch.candidates.dtype) == (torch.float32, torch.int64)
     assert (batch.candidates is None) == (batch.weights is None) == (objective != "candidates")
@@ -134,7 +142,7 @@ def test_a_window_is_the_naive_replay(drawn, data, objective):
 @given(drawn=datasets(), cut=st.integers(0, 5))
 def test_concatenated_shards_are_one_table(drawn, cut):
     grid, arm, logs = drawn
-    table = shards.to_table(logs, Words)
+    table = shards.to_table(logs, WORDS)
     whole = Trajectories.of(table, grid, arm)
     parts = [table.slice(0, cut), table.slice(cut)] if 0 < cut < len(logs) else [table]
     joined = Trajectories.concatenate([Trajectories.of(part, grid, arm) for part in parts])
@@ -150,7 +158,7 @@ def test_a_window_never_writes_into_the_log():
     grid = Grid(length=5, steps=4, vocab_size=VOCAB, mask_id=None, candidates=2, top_k=0, shaped_steps=[0, 2],
                 select="resample", compass=False)
     noise = np.random.default_rng(0)
-    trajectories = Trajectories.of(shards.to_table([make_log(grid, "shaped", noise, i) for i in range(3)], Words), grid, "shaped")
+    trajectories = Trajectories.of(shards.to_table([make_log(grid, "shaped", noise, i) for i in range(3)], WORDS), grid, "shaped")
     before = {name: np.copy(value) for name, value in vars(trajectories).items()}
     rows = np.array([2, 0, 2])
     batch = trajectories.window(rows, np.array([3, 2, 1]), np.array([4, 4, 3]), "candidates", 1.0)

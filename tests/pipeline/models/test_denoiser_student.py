@@ -124,7 +124,7 @@ def test_sampling_with_n_steps_names_steps_of_one_nth(source, steps, tiny_models
     student = trained(student_of(load_denoiser(getattr(tiny_models, source)).network)).eval()
     hidden = student.hidden
     for solver in ("euler", "rk4"):
-        seen = []
+        seen: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         student.hidden = lambda x, t, dt=None, seen=seen: (seen.append((t, dt)), hidden(x, t, dt))[1]
         roll_out(student, None, RolloutConfig(steps=steps, solver=solver), ShapingConfig(candidates=1), range(3), "blind")
         assert seen
@@ -147,7 +147,7 @@ def test_a_saved_student_opens_and_writes(source, cli, tmp_path, tiny_models):
     folder = saved(tmp_path / "student", getattr(tiny_models, source))
     assert sorted(p.name for p in folder.iterdir()) == [
         "README.md", "config.json", "model.safetensors", "tokenizer.json", "training.json"]
-    assert load(folder).network.config.step_size is True
+    assert load_denoiser(folder).network.config.step_size is True
     texts = {}
     for steps in (1, 4):
         outcome = cli("sample", "--model", folder, "--steps", steps, "-n", 3, "--json")

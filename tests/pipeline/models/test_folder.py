@@ -253,7 +253,7 @@ def test_a_mask_id_that_is_not_the_tokenizers_is_refused(folder):
 
 def test_a_model_without_masks_has_no_row_for_them(tmp_path, tiny_models):
     """A uniform teacher of the tokenizer's full size would draw [MASK] as source and as token."""
-    opened = load(tiny_models.mask)
+    opened = load_denoiser(tiny_models.mask)
     config = opened.network.config.model_copy(update={"source": "uniform", "mask_id": None})
     save(tmp_path / "model", Denoiser(config), opened.vocabulary, None)
     refused(tmp_path / "model")

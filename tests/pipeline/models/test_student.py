@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support import denoiser_config, make_dataset, scatter_weights, vocabulary
+from tests.support import denoiser_config, make_dataset, present, scatter_weights, vocabulary
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.student import evenly_spaced, with_blocks
 from tsdfm.pipeline.training.distill import open_start
@@ -56,7 +56,7 @@ def test_a_student_of_one_block_trains_and_too_many_are_refused(tmp_path, tiny_m
         return DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")]}, "budgets": {8: 1.0}, "init_blocks": blocks,
                                              "optim": {"steps": 2, "batch_size": 4}})
 
-    student = train_student(open_start(config(1)), tmp_path / "state", Place(0, 1, torch.device("cpu")), lambda *_: None)
+    student = present(train_student(open_start(config(1)), tmp_path / "state", Place(0, 1, torch.device("cpu")), lambda *_: None))
     assert (student.config.n_blocks, student.config.step_size) == (1, True)
     with pytest.raises(InputError, match=r"init_blocks: 3 is more than the 2 blocks"):
         open_start(config(3))
@@ -71,5 +71,5 @@ def test_keeping_all_blocks_is_leaving_the_setting_out(tmp_path, tiny_models):
                                                "optim": {"steps": 2, "batch_size": 4}})
         start = open_start(config)
         assert start.weights.network.config.n_blocks == 2
-        students.append(train_student(start, tmp_path / f"state-{blocks}", Place(0, 1, torch.device("cpu")), lambda *_: None))
+        students.append(present(train_student(start, tmp_path / f"state-{blocks}", Place(0, 1, torch.device("cpu")), lambda *_: None)))
     assert all(map(torch.equal, students[0].state_dict().values(), students[1].state_dict().values()))

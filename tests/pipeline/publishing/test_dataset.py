@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.loopback_hub import TOKEN, environment, folder_files
-from tests.support import make_dataset, tree
+from tests.support import make_dataset, present, tree
 from tsdfm.pipeline.dataset.card import read_front_matter
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
@@ -83,9 +83,9 @@ def test_the_card_is_for_readers(hub, out):
     publish(out)
     text = hub.repos[KEY].files["README.md"].decode()
     card = DatasetCard(text)
-    assert card.data.license == "cc-by-4.0"
-    assert card.data.size_categories == ["n<1K"]
-    assert [each["config_name"] for each in card.data.configs] == ["default", "arms"]
+    assert card.data["license"] == "cc-by-4.0"
+    assert card.data["size_categories"] == ["n<1K"]
+    assert [each["config_name"] for each in card.data["configs"]] == ["default", "arms"]
     for name in ARROW_SCHEMA.names:
         assert f"`{name}`" in text
     for paper in ("2605.07924", "2509.20624", "2407.15595", "2410.21357"):
@@ -153,11 +153,11 @@ def test_other_readers_open_the_files(hub, tmp_path, tiny_models):
         (tmp_path / "copy" / path).write_bytes(data)
     for files, rows in (("data/*.parquet", 20), ("arms/shaped-*.parquet", 10), ("arms/blind-*.parquet", 10)):
         glob = str(tmp_path / "copy" / files)
-        table = duckdb.sql(f"select * from '{glob}'")
+        table = present(duckdb.sql(f"select * from '{glob}'"))
         assert table.columns == ARROW_SCHEMA.names
         assert table.types[ARROW_SCHEMA.get_field_index("step_choice")] == "TINYINT[]"
         assert len(table.fetchall()) == rows
-        kept = duckdb.sql(f"select count(*) from (select unnest(event_topk_logprobs) as l from '{glob}') where l <= 0")
+        kept = present(duckdb.sql(f"select count(*) from (select unnest(event_topk_logprobs) as l from '{glob}') where l <= 0"))
         assert kept.fetchall() == [(rows * 16 * 3,)]
         frame = pl.read_parquet(glob)
         assert frame.columns == ARROW_SCHEMA.names
@@ -338,7 +338,7 @@ def test_two_publishers_do_not_mix(hub, out):
     ("GET .*/whoami-v2", 401, "Invalid credentials in Authorization header", InputError, "the token is wrong or has expired"),
     ("POST .*/commit/", 401, "Invalid credentials in Authorization header", InputError, "the token is wrong or has expired"),
 ])
-def test_refusals_are_one_line_and_a_rerun_completes(hub, out, pattern, status, message, kind, words):
+def test_refusals_are_one_line_and_a_rerun_completes(hub, out, pattern, status, message, kind, words):  # noqa: PLR0913
     hub.fail(pattern, status, times=99, message=message)
     assert words in refused(lambda: publish(out), kind)
     assert not (out / RECEIPT_FILE).exists()
@@ -440,5 +440,5 @@ def test_a_dataset_on_an_object_store(hub, out):
     for path, data in folder_files(out).items():
         store.write(path, data)
     receipt = publish_dataset(store, PublishConfig(out=store.uri, repo="team/runs"), lambda *_: None)
-    assert Receipt.model_validate_json(store.read(RECEIPT_FILE)) == receipt
+    assert Receipt.model_validate_json(present(store.read(RECEIPT_FILE))) == receipt
     assert verify(open_store(receipt.uri), lambda *_: None)[1] == []

@@ -107,8 +107,8 @@ def test_the_model_card_and_its_table(hub, student, evaluation):
     files = hub.repos[KEY].files
     text = files["README.md"].decode()
     card = ModelCard(text)
-    assert card.data.license == "apache-2.0"
-    assert card.data.pipeline_tag == "text-generation"
+    assert card.data["license"] == "apache-2.0"
+    assert card.data["pipeline_tag"] == "text-generation"
     assert "| **this student** | 8 | 1 | 12.2 (12.2-12.2) |" in text
     assert "| teacher | 8 |" in text
     assert "/home/me" not in text
@@ -127,7 +127,7 @@ def test_a_student_of_a_published_dataset_names_it(hub, student):
     publish(student)
     from huggingface_hub import ModelCard
 
-    assert ModelCard(hub.repos[KEY].files["README.md"].decode()).data.datasets == ["team/runs"]
+    assert ModelCard(hub.repos[KEY].files["README.md"].decode()).data["datasets"] == ["team/runs"]
 
 
 def test_what_is_no_student_or_no_evaluation_of_it(hub, student, tiny_models, evaluation, tmp_path):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.support import make_dataset
+from tests.support import make_dataset, present
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.storage import locks
 from tsdfm.pipeline.storage.locks import LOCK_FILE
@@ -60,7 +60,7 @@ def test_a_lease_that_nobody_renews_dies(monkeypatch):
     stale = {"host": "gone", "pid": 1, "started": "then", "renewed": time.time() - locks.LEASE_SECONDS - 1}
     store.write(LOCK_FILE, json.dumps(stale).encode())
     with store.owned():
-        assert json.loads(store.read(LOCK_FILE))["pid"] == os.getpid()
+        assert json.loads(present(store.read(LOCK_FILE)))["pid"] == os.getpid()
     store.write(LOCK_FILE, json.dumps(stale | {"renewed": time.time()}).encode())
     with pytest.raises(InputError, match="process 1 on gone"), store.owned():
         pass
@@ -70,9 +70,9 @@ def test_a_lease_is_renewed_while_it_is_held(monkeypatch):
     monkeypatch.setattr(locks, "RENEW_SECONDS", 0.05)
     store = open_store("memory://renewed/out")
     with store.owned():
-        first = json.loads(store.read(LOCK_FILE))["renewed"]
+        first = json.loads(present(store.read(LOCK_FILE)))["renewed"]
         deadline = time.monotonic() + 10
-        while json.loads(store.read(LOCK_FILE))["renewed"] == first:
+        while json.loads(present(store.read(LOCK_FILE)))["renewed"] == first:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

@@ -371,14 +371,13 @@ def test_zst_is_streamed(tmp_path, monkeypatch):
     """A file is not read whole: the first document comes before the last line has been decompressed."""
     write_zst(tmp_path / "a.jsonl.zst", [f"{i} {os.urandom(40).hex()}" for i in range(20_000)])
     read = []
-    real = io.TextIOWrapper
 
-    class Counting(real):
+    class Counting(io.TextIOWrapper):
         def __next__(self):
             read.append(1)
             return super().__next__()
 
-    monkeypatch.setattr(corpus.io, "TextIOWrapper", Counting)
+    monkeypatch.setattr(io, "TextIOWrapper", Counting)
     documents = corpus._file_documents(tmp_path / "a.jsonl.zst", "text")
     next(documents)
     assert len(read) == 1

@@ -7,6 +7,7 @@ import socket
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -16,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch.multiprocessing.spawn import spawn
 
 from tests.support import TinyModels, make_dataset, make_models, write_corpus
+from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import load, load_denoiser, save
 from tsdfm.pipeline.models.student import student_of
-from tsdfm.pipeline.training import distill as module
 from tsdfm.pipeline.training.distill import open_init, open_reader, open_start, record_of
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.student_card import student_card
@@ -149,7 +150,7 @@ def test_facts_and_card_say_what_the_student_was_made_of(data, tmp_path, tiny_mo
     text = (tmp_path / "student" / "README.md").read_text()
     for words in (identity[:16], "1, 2, 4, 8", "`event`", load(tiny_models.mask).fingerprint[:16], '"batch_size": 4', "1 updates"):
         assert words in text, words
-    assert load(tmp_path / "student").network.config.step_size
+    assert load_denoiser(tmp_path / "student").network.config.step_size
 
 
 # ------------------------------------------------------------------ resume
@@ -219,7 +220,7 @@ def test_stop_at_the_last_line_is_the_end(data, tmp_path):
 
 # ------------------------------------------------------------------ the same run, or another
 
-CHANGES = {
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "objective": ({"objective": "endpoint"}, "objective"),
     "beta": ({"beta": 1.0}, "beta"),
     "budgets": ({"budgets": {1: 1.0, 2: 1.0, 4: 1.0, 8: 2.0}}, "budgets.8"),
@@ -414,7 +415,7 @@ def test_a_run_that_diverges_keeps_a_checkpoint_of_finite_weights(lr, data, tmp_
 def test_a_nan_in_the_middle_keeps_the_last_checkpoint(data, tmp_path, monkeypatch):
     config = small(data["mask"])
     whole = train(config, tmp_path / "whole")
-    batch_of = module.Reader.batch
+    batch_of = Reader.batch
 
     def spoilt(self, step, rank=0, world=1):
         batch = batch_of(self, step, rank, world)
@@ -423,7 +424,7 @@ def test_a_nan_in_the_middle_keeps_the_last_checkpoint(data, tmp_path, monkeypat
         return batch
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Reader, "batch", spoilt)
+        patch.setattr(Reader, "batch", spoilt)
         with pytest.raises(WorkError, match="update 6"):
             train(config, tmp_path / "cut")
     assert json.loads((tmp_path / "cut" / HEADER_FILE).read_text())["step"] == 4
@@ -528,7 +529,7 @@ def _process(rank, world, port, jobs):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     for settings, folder, stop_at in jobs:
-        lines = []
+        lines: list[tuple[int, dict[str, float]]] = []
 
         def report(step, scalars, lines=lines, stop_at=stop_at):
             lines.append((step, scalars))

@@ -3,6 +3,7 @@
 import itertools
 import math
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.training.losses import TIME_MARGIN, causal_nll, cross_entropy, generalized_kl, nce
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig
 
@@ -166,7 +168,7 @@ def test_cross_entropy_counts_the_noised_positions(source):
     """Mask: the masked ones only; uniform: all. The mean over them of -log p(x_1^i | x_t)."""
     model = Table(source)
     x_1 = torch.tensor(TEXTS * 5)
-    value = cross_entropy(model, x_1, torch.Generator().manual_seed(3)).item()
+    value = cross_entropy(cast(Denoiser, model), x_1, torch.Generator().manual_seed(3)).item()
     x_t, t = model.seen
     assert sorted((t * len(x_1)).long().tolist()) == list(range(len(x_1)))  # one time per stratum
     logprob = model.head(model.hidden(x_t, t)).log_softmax(-1)
@@ -179,7 +181,7 @@ def test_cross_entropy_counts_the_noised_positions(source):
 def test_a_batch_without_noise_has_no_loss_and_still_a_gradient():
     model = Table("mask")
     for seed in range(100):
-        loss = cross_entropy(model, torch.tensor([[0, 1]]), torch.Generator().manual_seed(seed))
+        loss = cross_entropy(cast(Denoiser, model), torch.tensor([[0, 1]]), torch.Generator().manual_seed(seed))
         if not (model.seen[0] == 3).any():
             assert loss.item() == 0
             assert loss.isfinite()
@@ -217,8 +219,10 @@ def test_nce_is_binary_cross_entropy_and_its_optimum_the_density_ratio():
     real, noise = torch.tensor([[0], [1], [0], [0]]), torch.tensor([[1], [1], [0], [1]])
     t = torch.zeros(4)
 
-    def model(x, t):
+    def scores(x, t):
         return logits[x[:, 0]]
+
+    model = cast(NceEncoder, scores)
 
     logits = torch.tensor([0.3, -2.0], requires_grad=True)
     expected = np.mean([math.log1p(math.exp(-v)) for v in (0.3, -2.0, 0.3, 0.3)]) + np.mean(

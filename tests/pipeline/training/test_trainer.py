@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import nn
 
-from tests.support import write_corpus
+from tests.support import present, write_corpus
 from tsdfm.pipeline.text.corpus import prepare, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.pretrain import evaluate, pretrain
@@ -50,15 +51,20 @@ def killed_at(step, loss_at):
     return wrapped
 
 
+def into(reports):
+    return lambda step, scalars: reports.append((step, scalars))
+
+
 def train(folder, *, config=OPTIM, die_at=(), identity=None, stay_dead=False):
     """Train, dying and coming back as a new process would; returns model, trainer, and the last session's reports."""
     for death in die_at if stay_dead else (*die_at, None):
-        model, reports = model_of(), []
+        model = model_of()
+        reports: list[tuple[int, Any]] = []
         trainer = Trainer(model, config, folder, identity or {"optim": config.model_dump(mode="json")})
         trainer.resume()
         loss_at = loss_of(model) if death is None else killed_at(death, loss_of(model))
         try:
-            trainer.run(whole(loss_at), lambda step, scalars, reports=reports: reports.append((step, scalars)))
+            trainer.run(whole(loss_at), into(reports))
         except Killed:
             continue
     return model, trainer, reports
@@ -208,7 +214,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_checkpoint(tmp_path):
     assert all(p.isfinite().all() for p in resumed.parameters)
 
 
-def test_the_saved_model_is_the_ema(tmp_path):
+def test_the_saved_model_is_the_ema(tmp_path, monkeypatch):
     """Recomputed from the weights of every update: decay min(ema, (1 + s) / (10 + s))."""
     config = OPTIM.model_copy(update={"ema": 0.7, "steps": 30})
     model, seen = model_of(), []
@@ -222,7 +228,7 @@ def test_the_saved_model_is_the_ema(tmp_path):
 
     raw = []
     save = trainer.save
-    trainer.save = lambda: (raw.append([p.detach().double().clone() for p in model.parameters()]), save())
+    monkeypatch.setattr(trainer, "save", lambda: (raw.append([p.detach().double().clone() for p in model.parameters()]), save()))
     trainer.run(whole(loss_at), lambda *_: None)
     after = [*seen[1:], raw[-1]]
     for step, weights in enumerate(after):
@@ -367,7 +373,7 @@ def small(corpus, **optim):
 @pytest.mark.parametrize("source", ["mask", "uniform"])
 def test_pretrain_end_to_end(tmp_path, corpus, source):
     config = small(corpus).model_copy(update={"source": source})
-    made = pretrain(config, tmp_path, lambda *_: None)
+    made = present(pretrain(config, tmp_path, lambda *_: None))
     model, vocabulary, record = made.network, made.vocabulary, made.record
     assert vocabulary.size == 300
     assert model.config.vocab_size == 300 - (source == "uniform")
@@ -389,11 +395,11 @@ def test_too_little_held_out_text_is_refused_before_the_training(tmp_path, corpu
 
 
 def test_pretrain_stops_and_goes_on(tmp_path, corpus):
-    whole_run = pretrain(small(corpus), tmp_path / "a", lambda *_: None)
+    whole_run = present(pretrain(small(corpus), tmp_path / "a", lambda *_: None))
     asked = iter([False, False, True])
     assert pretrain(small(corpus), tmp_path / "b", lambda *_: None, stop=lambda: next(asked)) is None
     assert json.loads((tmp_path / "b" / HEADER_FILE).read_text())["step"] == 3
-    resumed = pretrain(small(corpus), tmp_path / "b", lambda *_: None)
+    resumed = present(pretrain(small(corpus), tmp_path / "b", lambda *_: None))
     assert_same(resumed.network, whole_run.network)
 
 
@@ -402,7 +408,7 @@ def test_pretrain_resumes_bit_for_bit(tmp_path, corpus, dropout):
     """Dropout, too, is a random number of its update."""
     config = small(corpus)
     config = config.model_copy(update={"shape": config.shape.model_copy(update={"dropout": dropout})})
-    uncut = pretrain(config, tmp_path / "a", lambda *_: None)
+    uncut = present(pretrain(config, tmp_path / "a", lambda *_: None))
 
     def die(step, scalars):
         raise Killed
@@ -410,14 +416,14 @@ def test_pretrain_resumes_bit_for_bit(tmp_path, corpus, dropout):
     with pytest.raises(Killed):
         pretrain(config, tmp_path / "b", die)  # at update 5, after the checkpoint of 4
     torch.rand(17)  # a new process would stand elsewhere in torch's own stream, too
-    resumed = pretrain(config, tmp_path / "b", lambda *_: None)
+    resumed = present(pretrain(config, tmp_path / "b", lambda *_: None))
     assert_same(resumed.network, uncut.network)
     assert resumed.record == uncut.record
 
 
 def test_pretrain_depends_on_its_seed(tmp_path, corpus):
     """Same initial weights or not, the batches and the noise differ: so do the results."""
-    first, second = (pretrain(small(corpus, seed=seed), tmp_path / str(seed), lambda *_: None).record for seed in (0, 1))
+    first, second = (present(pretrain(small(corpus, seed=seed), tmp_path / str(seed), lambda *_: None)).record for seed in (0, 1))
     assert first.held_out_cross_entropy != second.held_out_cross_entropy
 
 
@@ -443,7 +449,7 @@ def test_halves_of_a_corpus_share_no_document(corpus):
 
 
 def test_evaluate_is_deterministic_and_weights_every_window_alike(tmp_path, corpus):
-    model = pretrain(small(corpus), tmp_path, lambda *_: None).network
+    model = present(pretrain(small(corpus), tmp_path, lambda *_: None)).network
     windows = torch.randint(299, (130, 8), generator=torch.Generator().manual_seed(0))
     model.train()
     scores = evaluate(model, windows)
