@@ -196,7 +196,7 @@ def test_the_commands_of_the_page_use_options_that_exist(table):
 def test_the_claims_commands_use_options_that_exist(claims, tmp_path, monkeypatch):
     runner_of: Any = claims.Runner
 
-    class Planner(runner_of):
+    class Planner(runner_of):  # type: ignore[misc]
         def run(self, *arguments):
             self.commands.append(shlex.join(map(str, arguments)))
             return {}

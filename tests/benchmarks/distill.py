@@ -145,7 +145,7 @@ def make_data(setting: Setting) -> None:
     torch.manual_seed(SEED)
     teacher, compass = (WORK / f"{setting.source}-{role}" for role in ("teacher", "compass"))
     trunk = denoiser_config(setting.source, vocabulary, **MAKER)
-    networks: dict[Path, nn.Module] = {teacher: Denoiser(trunk), compass: NceEncoder(NceConfig(trunk=trunk))}
+    networks: dict[Path, Denoiser | NceEncoder] = {teacher: Denoiser(trunk), compass: NceEncoder(NceConfig(trunk=trunk))}
     for folder, network in networks.items():
         randomise(network)
         save(folder, network, vocabulary, None)
@@ -218,9 +218,12 @@ def build_update(setting: Setting) -> Piece:
     reader = open_reader(setting)
     batches = [reader.batch(step) for step in range(setting.updates)]
 
+    def at(batch: Batch) -> Callable[[int, torch.Generator], Tensor]:
+        return lambda step, generator: update_of(loss, batch)
+
     def piece() -> dict[str, float]:
         for batch in batches:
-            trainer.update(whole(lambda step, generator, batch=batch: update_of(loss, batch)))
+            trainer.update(whole(at(batch)))
         targets = sum(int((batch.target >= 0).sum()) for batch in batches)
         return {"tokens": setting.updates * setting.tokens, "targets": targets / len(batches) / setting.tokens}
 

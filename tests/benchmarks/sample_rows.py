@@ -11,6 +11,7 @@ All sides multiply by the same oneDNN product, so the ratios are not those of an
 """
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -43,12 +44,12 @@ def build(name: str, rows: int, vocab: int, depth: int) -> Piece:
             for part in weight.split(PRODUCT_TOKENS):
                 linear(rows, part)
 
-    work = {"ours": lambda: sample_rows(hidden, weight, None, uniforms, top_k=TOP), "plain": partial(plain, batched=False),
-            "batched": partial(plain, batched=True), "product": product}[name]
+    work: dict[str, Callable[[], object]] = {"ours": lambda: sample_rows(hidden, weight, None, uniforms, top_k=TOP), "plain": partial(plain, batched=False),
+            "batched": partial(plain, batched=True), "product": product}
 
     def piece() -> dict[str, float]:
         with torch.no_grad():
-            work()
+            work[name]()
         return {"tokens": rows * DRAWS}
 
     return piece

@@ -25,6 +25,7 @@ from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
 from tsdfm.pipeline.evaluation.judge import Judge
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import Samples, measure, of_tokens
+from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import embedded, load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.text.corpus import held_out, load_documents, windows_of
@@ -62,6 +63,7 @@ def _arms(out: Path, config: dict[str, object]) -> dict[str, Samples]:
 def real_text(pairs: int) -> Samples:
     """Windows of held-out documents, as many as there are pairs (or fewer, if the text ends)."""
     opened = load(embedded("judge"))
+    assert isinstance(opened.network, CausalLM)
     stream = torch.from_numpy(opened.vocabulary.stream(held_out(load_documents(CorpusConfig()))))
     return of_tokens(windows_of(stream, opened.network.config.length, pairs).numpy(), opened.vocabulary)
 

@@ -42,7 +42,7 @@ def compiled(kernel, types, constants, warps, stages, capability):
         file.flush()
         usage, code = (subprocess.run([CUOBJDUMP, flag, file.name], capture_output=True, text=True, check=True).stdout
                        for flag in ("--dump-resource-usage", "-sass"))
-    figures = {name: int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")}
+    figures = {name: int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK", "LOCAL")}
     instructions = {name: len(re.findall(rf"\b{name}\b", code)) for name in ("HGMMA", "HMMA", "STL", "LDL")}
     return {"shared": binary.metadata.shared, **figures, **instructions}
 
