@@ -107,10 +107,10 @@ class DatasetManifest(Frozen):
                              f"{self.identity.shard_size} in each")
         if sum(shard.bytes for shard in self.shards) != self.totals.bytes:
             raise ValueError("totals.bytes is not the sum of the shards' bytes")
-        if self.totals.tokens != self.totals.rows * (self.identity.rollout.length or 0):
-            raise ValueError("totals.tokens is not rows times length")
         if sum(shard.rows for shard in self.shards) != self.totals.rows:
             raise ValueError("totals.rows is not the sum of the shards' rows")
+        if self.totals.tokens != self.totals.rows * (self.identity.rollout.length or 0):
+            raise ValueError("totals.tokens is not rows times length")
         identity = self.identity
         if tuple(self.time_grid) != identity.rollout.times:
             raise ValueError("time_grid is not the grid of its config")

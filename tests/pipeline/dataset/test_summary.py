@@ -236,6 +236,7 @@ def test_an_unsound_row_is_refused_even_if_its_checksum_fits(paired):
     store.write(record.path, data)
     forged = json.loads(store.read("manifest.json"))
     forged["shards"][0] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    forged["totals"]["bytes"] = sum(shard["bytes"] for shard in forged["shards"])
     store.write("manifest.json", json.dumps(forged).encode())
     with pytest.raises(InputError, match=r"train-00000-of-00003\.parquet: row 2: event_position outside"):
         summarise(store)
