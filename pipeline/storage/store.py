@@ -89,6 +89,9 @@ class LocalStore(Store):
         """See `Store.remove`."""
         with explained("delete it", f"{self.uri}/{path}"):
             self._at(path).unlink(missing_ok=True)
+        if "/" in path:
+            with contextlib.suppress(OSError):
+                self._at(path).parent.rmdir()  # a folder is there for its files; one that holds others stays
 
     def names(self, folder: str = "") -> list[str]:
         """See `Store.names`."""

@@ -485,11 +485,18 @@ def test_an_unsound_row_whose_checksum_was_mended(copy):
     rows[2]["event_token"][0] = (rows[2]["event_token"][0] + 1) % 50
     data = shards.encode(pa.Table.from_pylist(rows, schema=ARROW_SCHEMA), owner)
     file.write_bytes(data)
-    edit_manifest(folder, lambda m: m["shards"][0].update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data)))
+
+    def mend(data):
+        def change(manifest):
+            manifest["shards"][0].update(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+            manifest["totals"]["bytes"] = sum(shard["bytes"] for shard in manifest["shards"])
+        return change
+
+    edit_manifest(folder, mend(data))
     assert refused(folder).startswith(f"{folder}/data/{file.name}: row 2: ")
     foreign = shards.encode(table, "ab" * 32)
     file.write_bytes(foreign)
-    edit_manifest(folder, lambda m: m["shards"][0].update(sha256=hashlib.sha256(foreign).hexdigest()))
+    edit_manifest(folder, mend(foreign))
     assert "belongs to another dataset" in refused(folder)
 
 
@@ -519,11 +526,14 @@ def test_a_shard_that_the_manifest_does_not_name(copy):
 def test_datasets_that_differ_in_meaning_are_not_mixed(made, copy, field: str, value):
     folder = copy("mask")
 
-    def change(manifest):
+    def change(whole):
+        manifest = whole
         *path, last = ["identity", *field.split(".")]
         for name in path:
             manifest = manifest[name]
         manifest[last] = value
+        if field == "rollout.length":
+            whole["totals"]["tokens"] = whole["totals"]["rows"] * value
 
     line = refused(made / "mask", edit_manifest(folder, change))
     assert line.startswith(f"{folder}: can't be mixed with {made / 'mask'}; give datasets that agree in: {field} (there ")

@@ -387,7 +387,7 @@ def test_a_student_may_start_from_a_student(data, tmp_path, tiny_models):
 def poisoned(folder, target, name="trunk.blocks.0.qkv.weight"):
     shutil.copytree(folder, target)
     weights = load_file(target / "model.safetensors")
-    weights[name][0] = torch.nan
+    weights[name][:] = 3e38  # finite, unlike their products
     save_file(weights, target / "model.safetensors")
     return str(target)
 
