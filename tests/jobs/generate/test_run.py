@@ -312,3 +312,18 @@ def test_a_ray_that_runs_in_the_process_is_used_and_left_running(tmp_path, tiny_
                           timeout=250)
     assert done.stdout.strip().endswith("done"), done.stderr
     assert (tmp_path / "student" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_workers_import_nothing_from_where_the_user_stands(tmp_path, tiny_models):
+    """Ray puts the driver's working directory on its workers' path: a file of a library's name there would be run."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    for name in ("safetensors", "tokenizers", "zstandard"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\nraise ImportError('not the library')\n")
+    file = config_file(tmp_path, tmp_path / "out", tiny_models, trajectories=2, workers=1)
+    done = subprocess.run([Path(sys.executable).with_name("tsdfm-pipeline"), "generate", file], cwd=folder, capture_output=True, text=True,
+                          check=False, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "was run").exists()
+    assert shards_in(tmp_path / "out") == 2
