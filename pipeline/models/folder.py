@@ -11,13 +11,14 @@ import uuid
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -168,6 +169,19 @@ def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabul
                          "they don't belong together")
 
 
+DRAWING = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leave new weights undrawn, on the device 'meta', where drawing does nothing and imports a compiler, for seconds."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = kwargs or {}
+        if function in DRAWING:
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
+
+
 def load(folder: Path) -> ModelFolder[Network]:
     """Open a model folder, in float32, in eval mode, without gradients. Raises InputError naming what is wrong."""
     if not folder.is_dir():
@@ -176,7 +190,7 @@ def load(folder: Path) -> ModelFolder[Network]:
     config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
     vocabulary = Vocabulary.load(folder)
     _check_vocabulary(config.trunk if isinstance(config, NceConfig) else config, vocabulary, folder)
-    with torch.device("meta"):  # no weights are drawn, and torch's generator stands where it stood
+    with torch.device("meta"), _Undrawn():  # nothing is allocated or drawn: what a config says is not yet to be trusted
         network = build(config)
     try:
         _fill(network, load_safetensors(weight_bytes), str(folder / WEIGHTS_FILE))
