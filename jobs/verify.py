@@ -3,6 +3,7 @@
 import click
 
 from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say
+from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.reports import FaultReport, VerifyReport
 
@@ -33,6 +34,5 @@ def verify_command(out: str, as_json: bool) -> None:
         emit(VerifyReport(out=out, sound=not faults, rows=manifest.totals.rows, shards=len(manifest.shards),
                           faults=[FaultReport(path=each.path, row=each.row, what=each.what) for each in faults]))
     if faults:
-        raise WorkError(f"{out}: {len(faults)} faults; restore the files named above, or run generate again to remake them")
-    shards = len(manifest.shards)
-    say(f"{out}: sound: {manifest.totals.rows} trajectories in {shards} shard{'' if shards == 1 else 's'}")
+        raise WorkError(f"{out}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to remake them")
+    say(f"{out}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")
