@@ -34,5 +34,6 @@ def verify_command(out: str, as_json: bool) -> None:
         emit(VerifyReport(out=out, sound=not faults, rows=manifest.totals.rows, shards=len(manifest.shards),
                           faults=[FaultReport(path=each.path, row=each.row, what=each.what) for each in faults]))
     if faults:
-        raise WorkError(f"{out}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to remake them")
+        raise WorkError(f"{out}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to "
+                        "remake them")
     say(f"{out}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")
