@@ -15,14 +15,15 @@ import torch
 
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_model
 from tsdfm.pipeline.text.metrics import BLEU_ORDER, distinct_n, self_bleu, unigram_entropy
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.evaluate import Measures, Perplexity, TextScore
-from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.sample import SampleConfig
 
@@ -59,14 +60,13 @@ def sample_texts(
     """
     if rollout.solver != "euler":
         raise ValueError(f"forward passes are counted for solver 'euler' only, not '{rollout.solver}'")
-    blind = ShapingConfig(candidates=1)
     warm_up = range(min(rollout.batch_size, number))
-    roll_out(model, None, rollout.model_copy(update={"steps": 1}), blind, warm_up, "blind")
+    roll_out_blind(model, rollout.model_copy(update={"steps": 1}), warm_up, Use.MEASURE)
     tokens, nfe, seconds = [], [], 0.0
     for start in range(0, number, rollout.batch_size):
         ids = range(start, min(start + rollout.batch_size, number))
         began = time.perf_counter()
-        logs = roll_out(model, None, rollout, blind, ids, "blind")
+        logs = roll_out_blind(model, rollout, ids, Use.MEASURE)
         seconds += time.perf_counter() - began
         tokens += [log.tokens.astype(np.int64) for log in logs]
         nfe += [len(np.unique(log.event_step)) for log in logs]
@@ -84,7 +84,7 @@ def sample(config: SampleConfig) -> list[str]:
     texts = []
     for start in range(0, config.number, rollout.batch_size):
         ids = range(start, min(start + rollout.batch_size, config.number))
-        logs = roll_out(opened.network, None, rollout, ShapingConfig(candidates=1), ids, "blind")
+        logs = roll_out_blind(opened.network, rollout, ids, Use.MEASURE)
         texts += [opened.vocabulary.decode(log.tokens.tolist()) for log in logs]
     return texts
 

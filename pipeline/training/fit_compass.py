@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tsdfm.pipeline.flow.mixture_path import MixturePath
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
@@ -18,7 +19,7 @@ from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, Corpus, prepare, windows_of
 from tsdfm.pipeline.training.losses import causal_nll, nce
 from tsdfm.pipeline.training.token_windows import TokenWindows
 from tsdfm.pipeline.training.trainer import Report, Stop, Trainer, never, seeded, whole
-from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.model import CausalConfig, NceConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import CompassConfig
@@ -27,8 +28,6 @@ from tsdfm.schemas.training_record import CausalRecord, NceRecord, Separation
 TIME_BINS = 8
 HELD_OUT_SHARE = 0.2  # of the rollouts, kept for the AUC
 ROLLOUT_BATCH = 64
-# Keeps the noise apart from the trajectories of `generate`, which the compass will judge and must not have seen.
-NOISE_SEED = 0x6E6F6973
 
 
 @dataclass(frozen=True)
@@ -107,12 +106,15 @@ def fit_nce(
 
 
 def noise_states(config: CompassConfig, teacher: Denoiser, progress: Progress = unheard) -> Tensor:
-    """Every state of every blind rollout: [R, N, L] int64, entry [r, s] at time (s + 1)/N."""
-    rollout = RolloutConfig(steps=config.rollout_steps, seed=(config.optim.seed + NOISE_SEED) % 2**32)
+    """Every state of every blind rollout: [R, N, L] int64, entry [r, s] at time (s + 1)/N.
+
+    None is a trajectory of `generate`: those the compass will judge, and it must not have seen them.
+    """
+    rollout = RolloutConfig(steps=config.rollout_steps, seed=config.optim.seed)
     states = np.empty((config.rollouts, config.rollout_steps, teacher.config.length), dtype=np.int64)
     for start in range(0, config.rollouts, ROLLOUT_BATCH):
         ids = range(start, min(start + ROLLOUT_BATCH, config.rollouts))
-        for log in roll_out(teacher, None, rollout, ShapingConfig(candidates=1), ids, "blind"):
+        for log in roll_out_blind(teacher, rollout, ids, Use.CONTRAST):
             for step in range(config.rollout_steps):
                 states[log.trajectory_id, step] = log.state_after(step, teacher.config.mask_id)
         progress("rolling out noise", ids.stop, config.rollouts)

@@ -14,7 +14,8 @@ from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
 from tsdfm.pipeline.evaluation.judge import Judge
 from tsdfm.pipeline.evaluation.run import evaluate
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.text.corpus import load_documents
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 
@@ -41,10 +42,10 @@ def counts(monkeypatch):
     found = {"rollouts": 0, "judged": 0, "corpora": 0}
     score = Judge.score
 
-    def rolled(model, compass, rollout, shaping, ids, arm):
+    def rolled(model, rollout, ids, use):
         found["rollouts"] += 1
-        assert (compass, shaping.candidates, arm) == (None, 1, "blind")
-        return roll_out(model, compass, rollout, shaping, ids, arm)
+        assert use == Use.MEASURE
+        return roll_out_blind(model, rollout, ids, use)
 
     def scored(self, tokens, texts, vocabulary):
         found["judged"] += 1
@@ -54,7 +55,7 @@ def counts(monkeypatch):
         found["corpora"] += 1
         return load_documents(config)
 
-    monkeypatch.setattr(evaluation, "roll_out", rolled)
+    monkeypatch.setattr(evaluation, "roll_out_blind", rolled)
     monkeypatch.setattr(Judge, "score", scored)
     monkeypatch.setattr(module, "load_documents", loaded)
     return found
