@@ -74,6 +74,12 @@ class CausalConfig(TransformerShape):
     length: int = Field(ge=1, le=65536, description="longest sequence the model was trained on, in tokens")
     bos_id: int = Field(0, ge=0, description="id fed before the first token")
 
+    @model_validator(mode="after")
+    def _bos_is_a_token(self) -> "CausalConfig":
+        if self.bos_id >= self.vocab_size:
+            raise ValueError(f"bos_id {self.bos_id} is outside the vocabulary of {self.vocab_size}; give an id below it")
+        return self
+
 
 class NceConfig(Frozen):
     """A time-conditioned encoder with a scalar head: the `nce` compass."""

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from tsdfm.jobs.ablate.plan import Trial
 from tsdfm.pipeline.evaluation.effects import ScoredTexts
-from tsdfm.pipeline.evaluation.run import RESULTS_FILE, kept_texts
+from tsdfm.pipeline.evaluation.run import METHOD, RESULTS_FILE, kept_texts
 from tsdfm.pipeline.models.folder import WEIGHTS_FILE
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.text.metrics import unigram_entropy
@@ -36,7 +36,7 @@ def complete(folder: Path, evaluation: Evaluation) -> bool:
     except (OSError, InputError):
         return False
     wanted = evaluation.config("any", "any", reference=results.settings.reference)
-    return results.settings.model_dump(exclude=MOVABLE) == wanted.model_dump(exclude=MOVABLE)
+    return results.method == METHOD and results.settings.model_dump(exclude=MOVABLE) == wanted.model_dump(exclude=MOVABLE)
 
 
 def _results(folder: Path) -> Results:

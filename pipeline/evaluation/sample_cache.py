@@ -68,9 +68,10 @@ class SampleCache:
         path = self._path("scores", identity)
         table = _read(path, identity)
         if table is not None:
-            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy())
+            window = json.loads(table.schema.metadata[METADATA]).get("window")
+            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), window)
         made = make()
-        self._write(path, identity, {"nats": pa.array(made.nats), "tokens": pa.array(made.tokens)}, {})
+        self._write(path, identity, {"nats": pa.array(made.nats), "tokens": pa.array(made.tokens)}, {"window": made.window})
         return made
 
     def write(self, name: str, data: bytes) -> None:

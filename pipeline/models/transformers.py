@@ -8,7 +8,7 @@ config.json says is compared with the headers of the weights before anything is 
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -48,12 +48,13 @@ class CausalModel:
         found = (getattr(config, name, None) for name in POSITIONS)
         return next((number for number in found if isinstance(number, int) and number > 0), None)
 
-    def check_ids(self, highest: int) -> None:
-        """Raises InputError unless every id up to `highest` has a row in both embeddings."""
+    def check_ids(self, ids: Collection[int]) -> None:
+        """Raises InputError unless every id has a row in both embeddings."""
         rows = min(len(self.weight), len(self.model.get_input_embeddings().weight))
-        if highest >= rows:
-            raise InputError(f"{self.what}: has rows for {rows} ids, and its tokenizer gives ids up to {highest}; give the "
-                             "model that belongs to the tokenizer")
+        lost = [number for number in ids if not 0 <= number < rows]
+        if lost:
+            raise InputError(f"{self.what}: has rows for {rows} ids, and its tokenizer gives {max(lost)}; give the model that "
+                             "belongs to the tokenizer")
 
     @torch.no_grad()
     def check_positions(self, length: int) -> None:
@@ -80,6 +81,15 @@ def open_options(gguf: str | None) -> dict[str, Any]:
     return options | ({"gguf_file": gguf} if gguf else {})
 
 
+def library(what: str) -> Any:
+    """The transformers library, for a model that messages name `what`. Raises InputError where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        raise InputError(f"{what}: {NEEDS}") from None
+    return transformers
+
+
 def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None = None) -> CausalModel:
     """Open and check a causal LM in float32, in eval mode, without gradients.
 
@@ -92,14 +102,11 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
     Raises InputError: transformers is missing or can't open it, its files are not regular or hold less than config.json says,
     or it is no causal LM with a plain head.
     """
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise InputError(f"{what}: {NEEDS}") from None
+    transformers = library(what)
     try:
         with quiet():
             _check_files(what, folder, gguf)
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, told = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, **open_options(gguf),
                 **({} if gguf else {"use_safetensors": True}))
     except InputError:
