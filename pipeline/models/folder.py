@@ -22,6 +22,7 @@ from torch import nn
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.models.transformers import is_transformers_folder
 from tsdfm.pipeline.models.weights import stored_shapes, undrawn
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
@@ -192,6 +193,9 @@ def load(folder: Path) -> ModelFolder[Network]:
     """Open a model folder, in float32, in eval mode, without gradients. Raises InputError naming what is wrong."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder; give 'embedded' or a folder with {CONFIG_FILE}")
+    if is_transformers_folder(folder):
+        raise InputError(f"{folder}: holds a model of transformers (by its {CONFIG_FILE}), which can be a judge or a compass; "
+                         "give a model folder of this project")
     config_bytes, file = _read(folder, CONFIG_FILE), folder / WEIGHTS_FILE
     config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
     vocabulary = Vocabulary.load(folder)

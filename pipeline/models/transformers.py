@@ -187,6 +187,7 @@ def _check(opened: CausalModel) -> None:
     """What the scores rest on: hidden states that don't look ahead, and finite logits that are a head of them."""
     what, positions = opened.what, min(PROBE, opened.positions or PROBE)
     rows = min(len(opened.weight), len(opened.model.get_input_embeddings().weight))
+    opened.check_positions(positions)
     ids = torch.linspace(0, rows - 1, positions, device=opened.weight.device).long()[None]
     hidden, logits = opened.hidden(ids), opened.model(input_ids=ids, use_cache=False).logits
     changed = ids.clone()
