@@ -5,13 +5,13 @@ here is looked at after it has been opened, so nothing can be put in its place i
 """
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a file to read its bytes. Raises OSError, IsADirectoryError for a folder: not there, or not a regular file."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe, too, is opened without waiting for a writer
     try:

@@ -97,9 +97,12 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
     vocabulary = None if gguf else _own_vocabulary(name, folder)
     tokenizer = None if vocabulary else _tokenizer(name, folder, gguf)
     opened = open_causal(f"judge {name}", folder, device, gguf)
+    backend: Tokenizer | None
+    unknown: int | None
     if vocabulary is not None:
         start, encode, backend, unknown = vocabulary.eos_id, _encoder(vocabulary), vocabulary.tokenizer, None
     else:
+        assert tokenizer is not None
         start, encode = _start(name, opened.model, tokenizer), _reader(tokenizer)
         backend, unknown = getattr(tokenizer, "backend_tokenizer", None), tokenizer.unk_token_id
     if backend is not None:
@@ -107,7 +110,7 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
     accelerate(opened.model)
     if opened.positions is not None and opened.positions <= TRIED:
         opened.check_positions(opened.positions)
-    shared = frozenset() if backend is None else _shared(backend, models)
+    shared: frozenset[str] = frozenset() if backend is None else _shared(backend, models)
     return Judge(name, _fingerprint(folder, gguf), vocabulary.fingerprint if vocabulary else None, shared, opened.hidden,
                  opened.weight, opened.bias, start, encode, opened.positions, unknown)
 

@@ -243,6 +243,7 @@ def test_without_real_text_only_the_tokenizer_tells(cli, arguments, tiny_models)
 def test_texts_longer_than_the_judge_are_scored_in_windows_and_it_is_said(cli, arguments, tmp_path, tiny_models):
     """A judge of the models' own vocabulary with half their positions."""
     network = load(tiny_models.ar).network
+    assert isinstance(network, CausalLM)
     config = network.config.model_copy(update={"length": LENGTH // 2})
     judge = CausalLM(config)
     judge.load_state_dict(network.state_dict())

@@ -1,6 +1,7 @@
 """Frames against the states of the jump log, and pieces against decoding everything at once."""
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,7 @@ def trained(kind):
     words = ["the quick brown fox jumps over the lazy dog", "they don't keep the most coherent jumps", "masks fall in turn, e.g. 7 times"]
     texts = [f"{words[i % 3]} {i}" for i in range(300)]
     special = ["[EOS]", "[UNK]"]
+    trainer: Any
     if kind == "WordPiece":
         tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()

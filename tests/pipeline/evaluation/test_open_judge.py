@@ -169,7 +169,7 @@ def test_a_judge_without_a_tokenizer_or_of_another_is_refused(tmp_path, transfor
     refused(tmp_path / "without", "tokenizer")
     (tmp_path / "wider" / "tokenizer.json").write_text(vocabulary(320).to_json())
     refused(tmp_path / "wider", "rows for 300 ids")
-    bare = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+    bare: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
             "post_processor": None, "decoder": None, "model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}}
     (tmp_path / "knows-nothing" / "tokenizer.json").write_text(json.dumps(bare))
     (tmp_path / "knows-nothing" / "tokenizer_config.json").write_text(json.dumps(

@@ -1,5 +1,7 @@
 """The numbers of a rollout: a pure function of (seed, id, step, candidate, position, purpose), each used once."""
 
+from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -66,14 +68,14 @@ def test_no_two_uses_or_purposes_share_an_address(monkeypatch):
     monkeypatch.setattr(module, "uniform", noted)
     for use in Use:
         noise = Noise(3, IDS, use)
-        asked = {"source": lambda n: n.source(10)}
+        asked: dict[str, Callable[[], torch.Tensor]] = {"source": partial(noise.source, 10)}
         for stage in range(4):
-            asked |= {f"rings {stage}": lambda n, s=stage: n.rings(ROWS, STEPS, 10, s),
-                      f"tokens {stage}": lambda n, s=stage: n.tokens(ROWS, STEPS, POSITIONS, 6, s),
-                      f"choice {stage}": lambda n, s=stage: n.choice(ROWS, STEPS, s)}
+            asked |= {f"rings {stage}": partial(noise.rings, ROWS, STEPS, 10, stage),
+                      f"tokens {stage}": partial(noise.tokens, ROWS, STEPS, POSITIONS, 6, stage),
+                      f"choice {stage}": partial(noise.choice, ROWS, STEPS, stage)}
         for name, ask in asked.items():
             found: list[torch.Tensor] = []
-            ask(noise)
+            ask()
             addresses[use, name] = {tuple(row) for row in torch.cat(found).tolist()}
     for (one, there), (other, here) in combinations(addresses.items(), 2):
         assert not there & here, (one, other)

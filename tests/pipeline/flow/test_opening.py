@@ -66,11 +66,11 @@ def energies(tiny_models, compass):
 @pytest.mark.parametrize("kind", ["ar", "nce"])
 def test_a_compass_that_was_fitted_to_shorter_texts(tmp_path, tiny_models, kind):
     opened = load(getattr(tiny_models, kind))
-    if kind == "ar":
-        network = CausalLM(CausalConfig(**SHAPE, vocab_size=299, length=LENGTH - 1))
+    network: CausalLM | NceEncoder
+    if isinstance(opened.network, NceEncoder):
+        network = NceEncoder(NceConfig(trunk=opened.network.config.trunk.model_copy(update={"length": LENGTH - 1})))
     else:
-        trunk = opened.network.config.trunk.model_copy(update={"length": LENGTH - 1})
-        network = NceEncoder(NceConfig(trunk=trunk))
+        network = CausalLM(CausalConfig(**SHAPE, vocab_size=299, length=LENGTH - 1))
     scatter_weights(network, 0)
     save(tmp_path / kind, network, opened.vocabulary, None)
     refused(tiny_models, tmp_path / kind, f"{LENGTH - 1} tokens", f"have {LENGTH}")

@@ -205,7 +205,8 @@ def test_a_top_k_of_the_whole_vocabulary_has_no_rest(words):
     assert torch.allclose(forward_kl(log_q, tail, top.values).float(), forward, atol=0.02)
     assert torch.allclose(reverse_kl(log_q, tail, top.values).float(), reverse, atol=0.02)
     same = stored(q).topk(words, -1)
-    assert (forward_kl(*log_q_of(logits, same.indices, no_mask), same.values).abs() < 1e-4).all()
+    log_q, tail = log_q_of(logits, same.indices, no_mask)
+    assert (forward_kl(log_q, tail, same.values).abs() < 1e-4).all()
 
 
 def test_rounding_never_makes_the_rest_negative():
@@ -214,15 +215,16 @@ def test_rounding_never_makes_the_rest_negative():
     assert (logprobs.exp().sum(-1) > 1).any()
     ids = torch.tensor([[0, 1]] * 3)
     logits = torch.zeros(3, 6, requires_grad=True)
-    found = forward_kl(*log_q_of(logits, ids), logprobs)
+    log_q, tail = log_q_of(logits, ids)
+    found = forward_kl(log_q, tail, logprobs)
     found.sum().backward()
     assert (found > 0).all()
     assert torch.isfinite(present(logits.grad)).all()
     p = logprobs.exp()
     p = torch.cat([p / p.sum(-1, keepdim=True).clamp_min(1), torch.zeros(3, 4)], -1)
     p[:, 2:] = ((1 - p.sum(-1)) / 4)[:, None]
-    least = forward_kl(*log_q_of(p.clamp_min(1e-12).log(), ids), logprobs)
-    assert (least.abs() < 1e-6).all()
+    log_q, tail = log_q_of(p.clamp_min(1e-12).log(), ids)
+    assert (forward_kl(log_q, tail, logprobs).abs() < 1e-6).all()
 
 
 def test_the_mixture_merges_equal_candidates():
