@@ -160,7 +160,8 @@ def _start(name: str, model: Any, tokenizer: Any) -> int:
 def _reader(tokenizer: Any) -> Encode:
     """Texts to tokens through a tokenizer of transformers."""
     def encode(texts: list[str]) -> list[list[int]]:
-        encoded: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True).input_ids
+        encoded: list[list[int]] = tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
         return encoded
     return encode
 

@@ -135,9 +135,9 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
 
 
 def _check_files(what: str, folder: Path, gguf: str | None) -> None:
-    """Raises InputError for files that are not regular, and for a config.json that wants more weights than there are.
+    """Raises InputError for files that are not regular, and for a config that wants more weights than there are.
 
-    A model is built by its config.json, and what its files lack would be allocated and drawn at random.
+    A model is built by its config, and what its files lack would be allocated and drawn at random.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -147,23 +147,30 @@ def _check_files(what: str, folder: Path, gguf: str | None) -> None:
                 check_regular(path)
             except OSError as error:
                 raise InputError(f"{what}: {path} is {error.strerror}; copy it anew") from None
-    if gguf:
-        return
-    config = AutoConfig.from_pretrained(folder, **open_options(None))
+    config = AutoConfig.from_pretrained(folder, **open_options(gguf))
     files = sorted(folder.glob("*.safetensors"))
-    shapes = [shape for path in files for shape in stored_shapes(path).values()]
-    numbers = sum(map(prod, shapes))
-    if not files:
+    if not gguf and not files:
         return  # which the library explains
-    room = PACKED * sum(path.stat().st_size for path in files) if hasattr(config, "quantization_config") else numbers
+    sizes = _sizes_in_gguf(folder / gguf) if gguf else [
+        prod(shape) for path in files for shape in stored_shapes(path).values()]
+    numbers = sum(sizes)
+    packed = not gguf and getattr(config, "quantization_config", None)
+    room = PACKED * sum(path.stat().st_size for path in files) if packed else numbers
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if layers <= len(shapes):  # building even empty layers takes time
+    if layers <= len(sizes):  # building even empty layers takes time
         with torch.device("meta"), undrawn():
             built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         if sum(each.numel() for each in built.parameters()) <= room:
             return
-    raise InputError(f"{what}: its config.json is of a larger model than its files hold ({len(shapes)} tensors, {numbers:,} "
+    raise InputError(f"{what}: its config is of a larger model than its files hold ({len(sizes)} tensors, {numbers:,} "
                      "numbers); they don't belong together")
+
+
+def _sizes_in_gguf(file: Path) -> list[int]:
+    """How many numbers each tensor of a GGUF file holds, by its header."""
+    from gguf import GGUFReader
+
+    return [int(tensor.n_elements) for tensor in GGUFReader(file).tensors]
 
 
 @contextlib.contextmanager

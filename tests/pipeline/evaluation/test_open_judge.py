@@ -306,6 +306,53 @@ def test_an_unreadable_gguf_is_refused(tmp_path, transformers):
     refused(tmp_path / "broken.gguf", "cannot open it")
 
 
+def write_gguf(path, blocks):
+    """A Llama of two blocks over our vocabulary, whose header says how many it has."""
+    gguf = pytest.importorskip("gguf")
+    width, inner, words, rng = 32, 48, vocabulary(), np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(24)
+    writer.add_embedding_length(width)
+    writer.add_block_count(blocks)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(300)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([words.tokenizer.id_to_token(number) for number in range(300)])
+    writer.add_token_types([3 if number in (words.eos_id, words.mask_id) else 1 for number in range(300)])
+    writer.add_token_merges([" ".join(pair) for pair in json.loads(words.to_json())["model"]["merges"]])
+    writer.add_bos_token_id(words.eos_id)
+    writer.add_eos_token_id(words.eos_id)
+    shapes = {"token_embd": (300, width), "output_norm": (width,)}
+    for block in range(2):
+        shapes |= {f"blk.{block}.attn_{part}": (width, width) for part in ("q", "k", "v", "output")}
+        shapes |= {f"blk.{block}.{part}": (width,) for part in ("attn_norm", "ffn_norm")}
+        shapes |= {f"blk.{block}.ffn_gate": (inner, width), f"blk.{block}.ffn_up": (inner, width), f"blk.{block}.ffn_down": (width, inner)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", rng.normal(size=shape, scale=0.2).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_of_the_models_vocabulary_reads_its_tokens(tmp_path, transformers):
+    judge = open_judge(str(write_gguf(tmp_path / "tiny.gguf", 2)), CPU, [vocabulary()])
+    assert (judge.longest, judge.reads_tokens(vocabulary().fingerprint)) == (24, True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    tokens = np.random.default_rng(0).integers(299, size=(3, 20))
+    found = judge.score(tokens, ["never read"] * 3, vocabulary().fingerprint)
+    np.testing.assert_allclose(found.nats, direct(model, vocabulary().eos_id, tokens.tolist()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [3, 10**6])
+def test_a_gguf_of_more_blocks_than_it_holds_is_refused(tmp_path, transformers, blocks):
+    refused(write_gguf(tmp_path / "huge.gguf", blocks), "larger model than its files hold")
+
+
 def test_without_transformers_the_way_to_get_it_is_named(llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     refused(llama, "needs transformers", "pip install")
