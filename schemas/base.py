@@ -1,6 +1,7 @@
 """The base of every config and record, and the two kinds of failure a user can meet."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -10,11 +11,23 @@ M = TypeVar("M", bound="Frozen")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class InputError(Exception):
+LONGEST = 1500  # characters of a message: where it quotes more, its middle is left out
+_LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+class OneLine(Exception):
+    """An error whose message is one line that can be read, whatever it quotes: no line breaks, and at most LONGEST characters."""
+
+    def __init__(self, message: str) -> None:
+        line = _LINE_BREAKS.sub(" ", message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST - 500]} ... {line[-500:]}")
+
+
+class InputError(OneLine):
     """The input is wrong: one line saying what, where, and how to mend it. Exit code 2."""
 
 
-class WorkError(Exception):
+class WorkError(OneLine):
     """The input was fine and the work failed (disk full, workers lost): one line. Exit code 1."""
 
 
@@ -63,7 +76,7 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
 
 
 def _problem(error: dict[str, Any]) -> str:
-    field = ".".join(str(part) for part in error["loc"])
+    field = ".".join(f"{part!s:.80}" for part in error["loc"])
     if not field:
         return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
