@@ -2,6 +2,7 @@
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -75,6 +76,10 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
+_SHORT = reprlib.Repr()  # of a value that may be of any size, or hold itself
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
+
+
 def _problem(error: dict[str, Any]) -> str:
     field = ".".join(f"{part!s:.80}" for part in error["loc"])
     if not field:
@@ -84,7 +89,7 @@ def _problem(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{field}: this field is required; add it"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if error["type"] == "value_error" else f"{field}: {message}, not {error['input']!r:.60}"
+    return f"{field}: {message}" if error["type"] == "value_error" else f"{field}: {message}, not {_SHORT.repr(error['input']):.60}"
 
 
 def explain(error: ValidationError, where: str) -> InputError:
@@ -109,6 +114,14 @@ def _short(value: object) -> str:
 def to_json(record: BaseModel) -> str:
     """A record as it stands in a file: indented, keys sorted, a line break at the end."""
     return json.dumps(record.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+
+
+def plain_json(text: str | bytes, where: str) -> Any:
+    """A JSON document of any form. Raises InputError, naming `where`, whatever is wrong with the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not readable JSON ({first_line(error, 100)}); restore it") from None
 
 
 def parse(model: type[M], data: object, where: str) -> M:

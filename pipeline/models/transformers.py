@@ -5,7 +5,6 @@ opened: its hidden states must not look ahead, and its logits must be nothing mo
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tsdfm.kernels.linear import linear
-from tsdfm.schemas.base import InputError, first_line
+from tsdfm.schemas.base import InputError, first_line, plain_json
 
 PROBE = 8  # tokens on which a model is compared with itself
 AGREEMENT = 1e-4  # of numbers that are computed alike
@@ -43,8 +42,8 @@ class CausalModel:
 def is_transformers_folder(folder: Path) -> bool:
     """Whether a folder's config.json is one of transformers (has `model_type`) rather than ours (has `kind`)."""
     try:
-        data = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+        data = plain_json((folder / "config.json").read_bytes(), str(folder))
+    except (OSError, InputError):
         return False
     return isinstance(data, dict) and "model_type" in data and "kind" not in data
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.schemas.base import InputError, WorkError, differences, first_line
+from tsdfm.schemas.base import InputError, WorkError, differences, first_line, plain_json
 from tsdfm.schemas.optim import OptimConfig
 
 CHECKPOINT_SECONDS = 300.0  # between checkpoints at the most, however long an update takes
@@ -141,8 +141,8 @@ class Trainer:
         if not (state_file.is_file() and header_file.is_file()):
             return False
         try:
-            old = json.loads(header_file.read_text())["identity"]
-        except (ValueError, KeyError, TypeError):
+            old = plain_json(header_file.read_bytes(), str(header_file))["identity"]
+        except (InputError, KeyError, TypeError):
             raise InputError(f"{header_file}: unreadable training checkpoint; remove the folder") from None
         differing = differences(old, json.loads(json.dumps(self.identity)))
         if differing:

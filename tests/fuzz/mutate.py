@@ -116,10 +116,11 @@ YAML_LINES = (
     "? [1, 2]\n: 3\n", "? {a: 1}\n: 3\n", "<<: *nothing\n", "a: &a [*a]\n", "!!python/object:os.system {}\n", "x: !!binary ====\n", "seed: 2020-13-45\n",
     "seed: 2020-01-01 00:00:00\n", "\tseed: 1\n", "%YAML 9.9\n---\n", "---\na: 1\n---\nb: 2\n", "x: !!set {1, 2}\n", "1: 2\n1.0: 3\n", "null: 1\n", "true: 1\n",
     "x: !!int twelve\n", "x: !!float 1..2\n", "x: !!timestamp now\n", "x: 1:60:60\n", "x: 0o9\n", "<<: {seed: 1}\n", "<<: [1]\n", "- 1\n", "x: !u!y 1\n",
-    f"x: {'[' * 2000}\n", f"x: {'[' * 400}{']' * 400}\n", "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"{name}: &{name} [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n" for name in "bcdefghi"), "x: \"\\ud800\"\n", "x: \"\\U00110000\"\n", "x: >-9\n  y\n",
-    f"x: {'9' * 6000}\n",
+    f"x: {'[' * 2000}\n", f"x: {'[' * 400}{']' * 400}\n", "x: \"\\ud800\"\n", "x: \"\\U00110000\"\n", "x: >-9\n  y\n",
+    f"x: {'9' * 6000}\n", *(f"{name}: &a [*a]\n" for name in ("seed", "optim", "rollout")), *(f"{name}: &a {{seed: *a}}\n" for name in ("optim", "rollout", "base")),
 )
+# Each list holds nine of the one before: a few lines that are billions of words where they are written out.
+BOMB = "".join(f"{name}: &{name} [{', '.join([f'*{chr(ord(name) - 1)}'] * 9)}]\n" for name in "bcdefghijk")
 
 
 def changed_yaml(document: Any, rng: random.Random) -> bytes:
@@ -127,6 +128,9 @@ def changed_yaml(document: Any, rng: random.Random) -> bytes:
     kind = rng.random()
     if kind < 0.25:
         lines = yaml.safe_dump(document, sort_keys=False).splitlines(keepends=True)
+        if rng.random() < 0.1:
+            field = rng.choice(["x", "seed", "steps", "optim", "rollout", "data", "model", "base", "factors"])
+            return f"a: &a [x]\n{BOMB}{field}: *k\n{''.join(lines) if rng.random() < 0.5 else ''}".encode()
         lines.insert(rng.randrange(len(lines) + 1), rng.choice(YAML_LINES))
         return "".join(lines).encode()
     if kind < 0.4:

@@ -91,5 +91,5 @@ def faults(run: Run, folder: Path) -> Iterator[str]:
         yield f"a line of {len(longest)} characters: {longest[:300]}..."
     if STEERING.search(outcome.stderr.replace("\n", "")):
         yield f"control characters reach the terminal: {outcome.stderr[-300:]!r}"
-    if not any(str(path) in outcome.stderr or path.name in outcome.stderr for path in [folder, *folder.rglob("*")]):
+    if "--set" not in lines[-1] and not any(str(path) in outcome.stderr or path.name in outcome.stderr for path in [folder, *folder.rglob("*")]):
         yield f"names no file: {lines[-1][:300]}"

@@ -309,8 +309,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def _no_files(folder: Path, models: TinyModels) -> None:
-    pass
+def _commands(folder: Path, models: TinyModels) -> None:
+    """No files; but the first case must not wait for imports."""
+    for name in CONFIGS:
+        command(name, "--help")
 
 
 def _spoil_config(folder: Path, rng: random.Random) -> None:
@@ -361,7 +363,7 @@ SUBJECTS: dict[str, Subject] = {
     "tokenizers": Subject(_tokenizers, _spoil_tokenizer, _use_tokenizer, ("teacher", "teacher.training", "pretrain.yaml")),
     "training states": Subject(_training, _spoil_training, _go_on, ("teacher", "teacher.training", "pretrain.yaml")),
     "corpora": Subject(_corpora, _spoil_corpus, _read_corpus, ("teacher", "teacher.training", "pretrain.yaml")),
-    "configs": Subject(_no_files, _spoil_config, _read_config),
+    "configs": Subject(_commands, _spoil_config, _read_config),
     "foreign checkpoints": Subject(_foreign, _spoil_foreign, _import, ("teacher",)),
 }
 
