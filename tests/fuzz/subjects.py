@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -34,7 +35,10 @@ from tests.fuzz.outcome import Run, command, library
 from tests.support import TinyModels, make_dataset, make_models, tiny_config, write_corpus
 from tsdfm.pipeline import batches, open_dataset
 from tsdfm.pipeline.dataset.manifest import digest
+from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
+from tsdfm.pipeline.evaluation.sample_cache import SampleCache
+from tsdfm.pipeline.evaluation.samples import Samples, summarise
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.opening import open_models
 from tsdfm.pipeline.training.distill import check
@@ -353,6 +357,49 @@ def _import(folder: Path, rng: random.Random, models: TinyModels) -> Run:
     return command("import-teacher", file, "--tokenizer", folder / "tokenizer.json", *heads, "--out", folder / "teacher")
 
 
+# What an evaluation keeps
+
+
+IDENTITY = {"model": "f" * 64, "steps": 8}
+
+
+def _some_texts() -> Samples:
+    return Samples(np.arange(12, dtype=np.int64).reshape(3, 4), ["a", "b", ""], np.array([4, 3, 4]), 1.5, "words")
+
+
+def _kept(folder: Path) -> tuple[Samples, Likelihood]:
+    cache = SampleCache(folder / "kept")
+    labels = {"model": "embedded", "steps": 8, "temperature": 1.0, "seed": 0}
+    return (cache.samples(IDENTITY, labels, _some_texts),
+            cache.likelihood(IDENTITY, lambda: Likelihood(np.array([1.0, 2.0, 3.0]), np.array([4, 4, 4]))))
+
+
+def _evaluation(folder: Path, models: TinyModels) -> None:
+    _kept(folder)
+
+
+def _spoil_evaluation(folder: Path, rng: random.Random) -> None:
+    file = next((folder / "kept" / rng.choice(["samples", "scores"])).iterdir())
+    kind = rng.random()
+    if kind < 0.3:
+        _change(file, changed_bytes, rng)
+    elif kind < 0.5:
+        _change(file, changed_footer, rng)
+    elif kind < 0.7:
+        table = pq.read_table(file)
+        facts = changed_json(table.schema.metadata[b"tsdfm"], rng)
+        file.write_bytes(parquet(table.replace_schema_metadata({b"tsdfm": facts}), rng))
+    else:
+        file.write_bytes(parquet(changed_table(pq.read_table(file), rng), rng))
+
+
+def _read_evaluation(folder: Path, rng: random.Random, models: TinyModels) -> Run:
+    def read() -> None:
+        samples, likelihood = _kept(folder)
+        summarise(samples, {"judge": likelihood})
+    return library(f"SampleCache({folder / 'kept'})", read)
+
+
 SUBJECTS: dict[str, Subject] = {
     "shards": Subject(_dataset, _spoil_shard, _read_dataset, ("page.html", "student.training")),
     "manifests": Subject(_dataset, _spoil_manifest, _read_dataset, ("page.html", "student.training")),
@@ -365,6 +412,7 @@ SUBJECTS: dict[str, Subject] = {
     "corpora": Subject(_corpora, _spoil_corpus, _read_corpus, ("teacher", "teacher.training", "pretrain.yaml")),
     "configs": Subject(_commands, _spoil_config, _read_config),
     "foreign checkpoints": Subject(_foreign, _spoil_foreign, _import, ("teacher",)),
+    "evaluations": Subject(_evaluation, _spoil_evaluation, _read_evaluation, ("kept",)),
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.fuzz.child import serve
 
 CASES = {"shards": 1300, "manifests": 1000, "tokenizers of datasets": 350, "cards": 100, "unfinished datasets": 150, "models": 800, "tokenizers": 400,
-         "training states": 350, "corpora": 500, "configs": 800, "foreign checkpoints": 350}
+         "training states": 350, "corpora": 500, "configs": 800, "foreign checkpoints": 350, "evaluations": 250}
 FEW = 6  # of each in the default suite
 SHOWN = 10
 
