@@ -4,12 +4,11 @@ import importlib
 import os
 import signal
 import sys
-from types import FrameType
 
 import click
 
 from tsdfm.jobs.shell.console import say
-from tsdfm.jobs.shell.interrupts import Interrupted
+from tsdfm.jobs.shell.interrupts import Interrupted, interrupt
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 # Group -> command -> (where it is, what it does in a few words)
@@ -78,17 +77,13 @@ def main() -> None:
     """Entry point: exit codes as in the help; one line, never a traceback."""
     # Threads that wait must not spin: beside other work, two that do are many times slower than one. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # All end as Ctrl-C does: a closed terminal, Slurm and Kubernetes ask so.
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         _run()
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End as Ctrl-C does: a closed terminal, Slurm and Kubernetes ask so."""
-    raise KeyboardInterrupt
 
 
 def _run() -> None:

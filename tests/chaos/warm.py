@@ -96,22 +96,27 @@ def _serve(connection: Connection, modules: tuple[str, ...]) -> None:
 
 def _run(job: Job, connection: Connection) -> End:
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        ready, there = os.pipe()
         child = os.fork()
         if child == 0:
             connection.close()
-            _work(job, stdout.fileno(), stderr.fileno())
+            _work(job, stdout.fileno(), stderr.fileno(), there)
+        os.close(there)
+        os.read(ready, 1)  # from here on it is what it would be as a process of its own
+        os.close(ready)
         code, seconds, left = _watch(job, child)
         for file in (stdout, stderr):
             file.seek(0)
         return End(code, stdout.read().decode(errors="replace"), stderr.read().decode(errors="replace"), seconds, left)
 
 
-def _work(job: Job, stdout: int, stderr: int) -> None:
+def _work(job: Job, stdout: int, stderr: int, ready: int) -> None:
     """The child: does the job and ends."""
     os.setsid()
     for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), stdout, stderr)):
         os.dup2(source, target)
     code = 0
+    os.close(ready)
     try:
         job.work(*job.arguments)
     except SystemExit as leave:
