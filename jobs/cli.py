@@ -102,6 +102,12 @@ def _run() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except MemoryError:
+        _fail("out of memory; what is finished is kept; give this more memory, or lower a batch size", 1)
+    except OSError as error:  # of the machine, not of the program: a disk that is full, a file that is gone
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or first_line(error)}; what is finished is kept; mend that, and the same command goes on "
+              "with it", 1)
     except Exception as error:
         if os.environ.get("TSDFM_TRACEBACK"):
             raise

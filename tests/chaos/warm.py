@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 CRASHED = 70  # exit code of a job that raised what nobody caught
-BROOD_SECONDS = 10.0  # that what a job has started may outlive it
+BROOD_SECONDS = 40.0  # that what a job has started may outlive it
 
 
 @dataclass(frozen=True)
