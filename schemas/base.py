@@ -17,7 +17,7 @@ _LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 class OneLine(Exception):
-    """An error whose message is one line that can be read, whatever it quotes: no line breaks, and at most LONGEST characters."""
+    """An error whose message is one line, whatever it quotes: it has no line breaks, and at most LONGEST characters."""
 
     def __init__(self, message: str) -> None:
         line = _LINE_BREAKS.sub(" ", message)
@@ -89,7 +89,8 @@ def _problem(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{field}: this field is required; add it"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if error["type"] == "value_error" else f"{field}: {message}, not {_SHORT.repr(error['input']):.60}"
+    shown = "" if error["type"] == "value_error" else f", not {_SHORT.repr(error['input']):.60}"
+    return f"{field}: {message}{shown}"
 
 
 def explain(error: ValidationError, where: str) -> InputError:

@@ -11,7 +11,6 @@ from types import FrameType
 from tsdfm.jobs.shell.console import say
 from tsdfm.schemas.base import WorkError
 
-
 IMPORTING = "<frozen importlib._bootstrap>"
 AGAIN_SECONDS = 0.1  # until a signal that came at a bad moment is sent again
 

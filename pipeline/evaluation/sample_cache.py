@@ -3,8 +3,9 @@
     FOLDER/samples/KEY.parquet   one set of texts: model, steps, temperature, seed, index, text, tokens, nfe
     FOLDER/scores/KEY.parquet    one judge's nats and tokens of each of its texts
 
-Every file is written atomically and holds its identity, and a checksum of columns and identity, in the schema's metadata; KEY is a hash of
-the identity. What is damaged is made anew. The folders can be read whole, e.g. `polars.read_parquet("FOLDER/samples/*.parquet")`.
+Every file is written atomically and holds its identity in the schema's metadata, and a checksum of that and its columns; KEY
+is a hash of the identity. What is damaged is made anew. The folders can be read whole, e.g.
+`polars.read_parquet("FOLDER/samples/*.parquet")`.
 """
 
 import hashlib

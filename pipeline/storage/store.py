@@ -17,7 +17,6 @@ from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.locks import flock, lease
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or none that this user may have
 
 

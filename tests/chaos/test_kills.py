@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(kills, mother, tmp_path, tiny_mo
     started = time.monotonic()
     while done < kills:
         number += 1
-        out, told, here = tmp_path / f"out{number}", [], 0
+        out, told, here = tmp_path / f"out{number}", list[str](), 0
         while here < PER_DATASET and done + here < kills and len(told) < 3 * PER_DATASET:
             there = (out / "manifest.json").exists()
             where, end = killed(mother, out, tiny_models, rng)

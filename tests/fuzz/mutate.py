@@ -72,29 +72,40 @@ def changed_document(document: Any, rng: random.Random) -> Any:
         places = _containers(found)
         if not places:
             return odd_value(rng)
-        place = rng.choice(places)
-        keys: list[Any] = list(place) if isinstance(place, dict) else list(range(len(place)))
-        key, other = rng.choice(keys), rng.choice(keys)
-        match rng.choice(["odd", "odd", "odd", "gone", "new", "near", "swapped", "doubled", "moved"]):
-            case "odd":
-                place[key] = odd_value(rng)
-            case "gone":
-                del place[key]
-            case "new" if isinstance(place, dict):
-                place[rng.choice(["extra", "", *WORDS])] = odd_value(rng)
-            case "near" if isinstance(place[key], int | float) and not isinstance(place[key], bool):
-                place[key] = rng.choice([place[key] + 1, place[key] - 1, -place[key], place[key] * 2, str(place[key]), float(place[key])])
-            case "near" if isinstance(place[key], str):
-                place[key] = rng.choice([place[key].upper(), place[key][:-1], place[key] + rng.choice(WORDS), [place[key]]])
-            case "swapped":
-                place[key], place[other] = place[other], place[key]
-            case "doubled" if isinstance(place, list):
-                place.insert(key, place[other])
-            case "moved" if isinstance(place, dict):
-                place[rng.choice(WORDS[1:])] = place.pop(key)
-            case _:
-                place[key] = {"value": place[key]}
+        _change_place(rng.choice(places), rng)
     return found
+
+
+def _change_place(place: Any, rng: random.Random) -> None:
+    """Change something in a list or mapping that is not empty."""
+    keys: list[Any] = list(place) if isinstance(place, dict) else list(range(len(place)))
+    key, other = rng.choice(keys), rng.choice(keys)
+    match rng.choice(["odd", "odd", "odd", "gone", "new", "near", "swapped", "doubled", "moved"]):
+        case "odd":
+            place[key] = odd_value(rng)
+        case "gone":
+            del place[key]
+        case "new" if isinstance(place, dict):
+            place[rng.choice(["extra", "", *WORDS])] = odd_value(rng)
+        case "near":
+            place[key] = _near(place[key], rng)
+        case "swapped":
+            place[key], place[other] = place[other], place[key]
+        case "doubled" if isinstance(place, list):
+            place.insert(key, place[other])
+        case "moved" if isinstance(place, dict):
+            place[rng.choice(WORDS[1:])] = place.pop(key)
+        case _:
+            place[key] = {"value": place[key]}
+
+
+def _near(value: Any, rng: random.Random) -> Any:
+    """A value that is nearly right."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
+        return rng.choice([value + 1, value - 1, -value, value * 2, str(value), float(value)])
+    if isinstance(value, str):
+        return rng.choice([value.upper(), value[:-1], value + rng.choice(WORDS), [value]])
+    return [value]
 
 
 def changed_json(data: bytes, rng: random.Random) -> bytes:

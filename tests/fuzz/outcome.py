@@ -15,6 +15,7 @@ from tsdfm.jobs.shell.console import CONTROLS
 from tsdfm.schemas.base import InputError, WorkError
 
 LONGEST = 2000  # characters of one line that is still clear
+UNFORESEEN = ("Traceback", "this is a defect", "Error: unexpected")
 STEERING = re.compile(f"[{''.join(chr(code) for code in CONTROLS)}]")
 
 
@@ -69,27 +70,28 @@ def library(asked: str, work: Callable[[], object]) -> Run:
 
 def faults(run: Run, folder: Path) -> Iterator[str]:
     """What is wrong with how a run on files of `folder` ended."""
-    outcome, lines = run.outcome, run.outcome.stderr.strip("\n").split("\n")
-    errors = [line for line in lines if line.startswith("Error: ")]
-    if run.aside:
-        yield f"written past the program to standard error: {run.aside[:300]!r}"
-    for word in ("Traceback", "this is a defect", "Error: unexpected"):
-        if word in outcome.stderr:
-            yield f"{word!r} in: {lines[-1][:600]}"
-    if outcome.code == 0:
-        if errors:
-            yield f"exit code 0, and an error: {errors[0][:300]}"
-        return
-    if outcome.code not in (1, 2):
-        yield f"exit code {outcome.code}: {outcome.stderr[-300:]}"
-    if len(errors) != 1 or lines[-1] != errors[0]:
-        yield f"not one line of error, at the end: {outcome.stderr[-600:]!r}"
-    if outcome.stdout:
-        yield f"an error, and on standard output {outcome.stdout[:200]!r}"
+    said = run.outcome.stderr
+    lines = said.strip("\n").split("\n")
     longest = max(lines, key=len)
-    if len(longest) > LONGEST:
-        yield f"a line of {len(longest)} characters: {longest[:300]}..."
-    if STEERING.search(outcome.stderr.replace("\n", "")):
-        yield f"control characters reach the terminal: {outcome.stderr[-300:]!r}"
-    if "--set" not in lines[-1] and not any(str(path) in outcome.stderr or path.name in outcome.stderr for path in [folder, *folder.rglob("*")]):
-        yield f"names no file: {lines[-1][:300]}"
+    checks = {
+        f"written past the program to standard error: {run.aside[:300]!r}": not run.aside,
+        f"a line of {len(longest)} characters: {longest[:300]}...": len(longest) <= LONGEST,
+        f"control characters reach the terminal: {said[-300:]!r}": not STEERING.search(said.replace("\n", "")),
+        f"an error that nobody foresaw: {lines[-1][:600]}": not any(word in said for word in UNFORESEEN),
+    }
+    yield from (what for what, held in checks.items() if not held)
+    yield from _ending(run.outcome, lines, folder)
+
+
+def _ending(outcome: Outcome, lines: list[str], folder: Path) -> Iterator[str]:
+    """What is wrong with the last line and the exit code."""
+    errors = [line for line in lines if line.startswith("Error: ")]
+    named = "--set" in lines[-1] or any(str(path) in outcome.stderr or path.name in outcome.stderr for path in [folder, *folder.rglob("*")])
+    success = {f"exit code 0, and an error: {errors[:1]}": not errors}
+    failure = {
+        f"exit code {outcome.code}: {outcome.stderr[-300:]}": outcome.code in (1, 2),
+        f"not one line of error, at the end: {outcome.stderr[-600:]!r}": errors == lines[-1:],
+        f"an error, and on standard output {outcome.stdout[:200]!r}": not outcome.stdout,
+        f"names no file: {lines[-1][:300]}": named,
+    }
+    yield from (what for what, held in (failure if outcome.code else success).items() if not held)

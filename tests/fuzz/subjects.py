@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,7 @@ from tsdfm.pipeline.training.distill import check
 from tsdfm.schemas.distill import DataConfig, DistillConfig
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import Identity
+from tsdfm.schemas.terms import Objective
 
 CPU = torch.device("cpu")
 
@@ -86,7 +87,7 @@ def _read_dataset(folder: Path, rng: random.Random, models: TinyModels) -> Run:
         case "rows":
             return library(f"open_dataset({name}).rows()", lambda: [(row.text, row.state_after(1, row.mask_id)) for row in open_dataset(name).rows()])
         case "batches":
-            objective = rng.choice(["event", "endpoint", "candidates", "forward_kl"])
+            objective: Objective = rng.choice(get_args(Objective))
             data = DataConfig(paths=[name], best=rng.choice([1.0, 0.5]))
             return library(f"batches({name}, {objective})", lambda: list(batches(data, objective, updates=2, batch_size=4)))
         case _:

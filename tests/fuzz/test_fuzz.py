@@ -7,7 +7,6 @@ with the number of its case; `python -m tests.fuzz.child SUBJECT NUMBER` repeats
 
 import multiprocessing
 import os
-import sys
 from multiprocessing.connection import Connection
 
 import pytest
@@ -69,7 +68,6 @@ def check(reader: Reader, name: str, numbers: range) -> None:
     faults = {number: found for number in numbers if (found := reader.case(name, number))}
     lines = [f"python -m tests.fuzz.child '{name}' {number}: {each}" for number, found in faults.items() for each in found]
     assert not faults, f"{len(faults)} of {len(numbers)} cases of {name}:\n" + "\n".join(lines[:SHOWN])
-    print(f"{len(numbers)} cases of {name}", file=sys.stderr)
 
 
 @pytest.mark.slow
