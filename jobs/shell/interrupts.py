@@ -1,6 +1,7 @@
 """Stop at the user's wish: once, cleanly; twice, at once."""
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -46,7 +47,10 @@ class _Flag:
 
 @contextmanager
 def interruptible(first: str) -> Iterator[_Flag]:
-    """First SIGINT, SIGTERM or SIGHUP: do what `first` says, then stop. Second: stop at once (nothing finished is lost)."""
+    """First SIGINT, SIGTERM or SIGHUP: say how to go on, do what `first` says, then stop. Second: stop at once.
+
+    Nothing that is finished is lost.
+    """
     flag = _Flag()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -54,7 +58,7 @@ def interruptible(first: str) -> Iterator[_Flag]:
             interrupt(number, frame)
             return
         flag.raised = True
-        say(f"{first}; interrupt again to stop at once")
+        say(f"{first}; interrupt again to stop at once; resume with: {shlex.join(resume_command())}")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT or SIGHUP in every command at any time: within ten seconds it has ended, with 130, in one line that says how to go on."""
+"""SIGTERM, SIGINT or SIGHUP in every command at any time: within ten seconds it says how to go on, and it ends with 130, without a traceback."""
 
 import random
 import signal
@@ -17,7 +17,9 @@ from tests.loopback_hub import TOKEN, LoopbackHub, environment
 from tests.support import TinyModels, make_dataset, write_corpus
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-SECONDS = 10.0  # in which a command ends that was told to
+SECONDS = 10.0  # in which a command says how to go on; most have ended by then
+IN_HAND_SECONDS = 90.0  # of one that at once says how to go on, and then finishes what it has in hand: a checkpoint, a shard
+IN_HAND = "interrupt again to stop at once; resume with: tsdfm-pipeline"
 HOW_TO_GO_ON = ("resume with: tsdfm-pipeline", "the same command goes on")
 TINY = ["--length", "8", "--set", "shape={hidden_size: 16, n_blocks: 1, n_heads: 1}", "--set", "cond_dim=8"]
 ENDLESS = ["--updates", "1000000", "--set", "optim.batch_size=2", "--set", "optim.threads=1"]
@@ -92,7 +94,7 @@ def wrong(end: End) -> list[str]:
     checks = {
         f"exit code {end.code}": end.code == 130, "a traceback": "Traceback" not in end.stderr and "Exception ignored" not in end.stderr,
         "it does not say how to go on": last.startswith("Error: ") and any(words in last for words in HOW_TO_GO_ON),
-        f"{end.seconds:.1f} s": end.seconds < SECONDS, f"left behind: {end.left}": not end.left, "crashed": end.code != CRASHED,
+        f"{end.seconds:.1f} s": end.seconds < (IN_HAND_SECONDS if IN_HAND in end.stderr else SECONDS), f"left behind: {end.left}": not end.left, "crashed": end.code != CRASHED,
     }
     return [what for what, held in checks.items() if not held]
 
