@@ -40,7 +40,7 @@ from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.pipeline.training.distill import open_start
 from tsdfm.pipeline.training.trainer import HEADER_FILE
-from tsdfm.schemas.base import InputError, WorkError, parse_json
+from tsdfm.schemas.base import InputError, WorkError, parse_json, plain_json
 from tsdfm.schemas.demo import DemoConfig
 from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
@@ -176,10 +176,10 @@ def _wanted(config: DistillConfig) -> dict[str, Any]:
 def _is_state_of(state: Path, wanted: dict[str, Any]) -> bool:
     """Whether training state is a student's."""
     try:
-        header = json.loads(read_regular(state / HEADER_FILE))
-    except (OSError, ValueError):
+        found = plain_json(read_regular(state / HEADER_FILE), str(state))["identity"]
+    except (OSError, InputError, KeyError, TypeError):
         return False
-    return _holds(header["identity"], wanted)
+    return _holds(found, wanted)
 
 
 def _record(folder: Path) -> StudentRecord | None:

@@ -22,7 +22,7 @@ from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json
+from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import check_shard
@@ -68,9 +68,9 @@ def claim(store: Store, identity: Identity) -> None:
         if held is None:
             continue
         try:
-            found = json.loads(held)
+            found = plain_json(held, f"{store.uri}/{file}")
             old = found["identity"] if file == MANIFEST_FILE else found
-        except (ValueError, KeyError, TypeError):
+        except (InputError, KeyError, TypeError):
             raise InputError(f"{store.uri}/{file}: not readable; restore it, or give another --out") from None
         differing = differences(old, identity.model_dump(mode="json"))
         if differing:
