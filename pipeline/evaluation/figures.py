@@ -34,8 +34,15 @@ def share(value: float | None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things: '1 step', '8 steps'."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    """A number of things: '1 step', '8 steps', '2 trajectories', '3 batches'."""
+    return f"{number:,} {noun if number == 1 else plural(noun)}"
+
+
+def plural(noun: str) -> str:
+    """A noun's plural: 'steps', 'trajectories', 'batches'."""
+    if noun.endswith("y") and noun[-2] not in "aeou":
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
