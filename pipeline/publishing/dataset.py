@@ -5,10 +5,10 @@
     arms/shaped-00000-of-00008.parquet ...     of a dataset of both arms: its rows again, an arm a file
 
 The manifest names shards by checksum, so they travel as they are, and they hold both arms. A split, though, is a set of files:
-`datasets` could filter rows by a config's `filters`, but the Hub's viewer and every other reader show the files that the card
-names, whole. So that config `arms` has the splits `shaped` and `blind` everywhere, each shard's rows are written once more,
-arm by arm, which about doubles the bytes (`arm_splits: false` leaves them out). A dataset of one arm needs no copies: its split
-is `data/`.
+`datasets` can filter rows by a config's `filters`, as the card of a local folder has it, but the Hub's viewer and every other
+reader show the files that the card names, whole. So that the configs `shaped` and `blind`, and `arms` with both as splits, are
+the same for everybody, each shard's rows are written once more, arm by arm, which about doubles the bytes (`arm_splits: false`
+leaves them out). A dataset of one arm needs no copies: its split is `data/`.
 
 The manifest's hint of where the teacher was is left out if it is a folder of this machine.
 """
@@ -92,7 +92,7 @@ def _copies_arms(identity: Identity, config: PublishConfig) -> bool:
     return config.arm_splits and len(identity.arms) > 1
 
 
-def _splits(identity: Identity, config: PublishConfig) -> dict[str, str]:
+def _splits(identity: Identity, config: PublishConfig) -> dict[Arm, str]:
     """Of config `arms`: each split and its files; {} if the arms share files."""
     if len(identity.arms) == 1:
         return {identity.arms[0]: "data/train-*.parquet"}

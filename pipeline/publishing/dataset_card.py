@@ -1,19 +1,28 @@
 """The card of a published dataset: what a stranger needs to use it, and what `datasets` and the Hub read of it."""
 
-from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, TAGS, column_table, front_matter
+from tsdfm.pipeline.dataset.card import (
+    DEFAULT_CONFIG,
+    TAGS,
+    arm_config,
+    arms_config,
+    column_table,
+    front_matter,
+    reading_notes,
+    sizes,
+)
 from tsdfm.pipeline.dataset.manifest import digest
 from tsdfm.pipeline.evaluation.figures import NONE, maybe, plus_minus
 from tsdfm.pipeline.publishing.citations import BIBTEX
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.publish import PublishConfig
 from tsdfm.schemas.summary import ArmSummary, DatasetSummary
+from tsdfm.schemas.terms import Arm
 
 PLOT_FILE = "energies.png"
-ARMS_CONFIG = "arms"
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
 
 
-def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: dict[str, str], config: PublishConfig) -> str:
+def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: dict[Arm, str], config: PublishConfig) -> str:
     """The card's text; a function of its arguments alone. `splits`: name of an arm -> glob of its files, {} for none."""
     identity = manifest.identity
     parts = [
@@ -25,14 +34,13 @@ def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: d
     return "\n".join(parts)
 
 
-def _fields(manifest: DatasetManifest, splits: dict[str, str], config: PublishConfig) -> dict[str, object]:
+def _fields(manifest: DatasetManifest, splits: dict[Arm, str], config: PublishConfig) -> dict[str, object]:
     configs: list[dict[str, object]] = [DEFAULT_CONFIG]
     if splits:
-        configs.append({"config_name": ARMS_CONFIG, "data_files": [
-            {"split": arm, "path": pattern} for arm, pattern in splits.items()]})
+        configs += [arms_config(splits), *(arm_config(arm, pattern) for arm, pattern in splits.items())]
     size = next((name for limit, name in _SIZES if manifest.totals.rows < limit), "10M<n<100M")
     return {"license": config.license, "task_categories": ["text-generation"], "size_categories": [size], "tags": TAGS,
-            "configs": configs}
+            "configs": configs, "trajectories": sizes(manifest.identity)}
 
 
 def _what(manifest: DatasetManifest) -> str:
@@ -48,9 +56,9 @@ each of the {identity.rollout.steps} steps, without loss: few-step students are 
 """
 
 
-def _loading(repo: str, splits: dict[str, str]) -> str:
+def _loading(repo: str, splits: dict[Arm, str]) -> str:
     arms = "".join(
-        f'\n{arm} = load_dataset("{repo}", "{ARMS_CONFIG}", split="{arm}")' for arm in splits)
+        f'\n{arm} = load_dataset("{repo}", "{arm}", split="train")' for arm in splits)
     return f"""## Use it
 
 ```python
@@ -68,15 +76,14 @@ REVISION is a commit of this repository; every shard's checksum (`manifest.json`
 
 
 def _columns(identity: Identity) -> str:
-    rollout, candidates = identity.rollout, identity.shaping.candidates
-    tokens = "null: every row starts from [MASK]" if identity.teacher.source == "mask" else "a list in every row"
     return f"""## Columns
 
 {column_table()}
 
-L = {rollout.length} tokens, N = {rollout.steps} steps, k = {rollout.top_k}, K = {candidates} candidates (1 on the blind arm).
-An event of step s lies between times s/N and (s + 1)/N. `source_tokens` is {tokens}.
-`tokenizer.json` decodes ids; `manifest.json` holds the whole configuration.
+## Sizes, and how to read the lists
+
+{reading_notes(identity)}
+`manifest.json` holds the whole configuration.
 """
 
 
