@@ -83,5 +83,10 @@ def test_the_recipe_of_the_readme_collates_any_rows(tmp_path, tiny_models, load,
                 state[row, batch["event_position"][row, event]] = batch["event_token"][row, event]
     assert (state == batch["tokens"]).all()
     assert [int((steps >= 0).sum()) for steps in batch["event_step"]] == [len(row["event_step"]) for row in rows]
-    blind = list(load("OUT", "blind", split="train"))
-    assert room["collate"](blind)["event_candidates"].shape[2] == 1
+    mixed = list(load("OUT", split="train"))
+    batch = room["collate"](mixed)
+    for row, candidates, energies in zip(mixed, batch["event_candidates"], batch["step_energy"], strict=True):
+        assert candidates[candidates >= 0].tolist() == row["event_candidates"]
+        assert candidates.shape[1] == energies.shape[1] == grid.candidates
+        kept = [energy for energy in row["step_energy"] if energy == energy]
+        assert energies[~energies.isnan()].tolist() == pytest.approx(kept)
