@@ -4,12 +4,12 @@ import importlib
 import os
 import signal
 import sys
-from types import FrameType
 
 import click
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.interrupts import Interrupted
+from tsdfm.jobs.start import CODE, INTERRUPTED, interrupt
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 # Group -> command -> (where it is, what it does in a few words)
@@ -78,17 +78,13 @@ def main() -> None:
     """Entry point: exit codes as in the help; one line, never a traceback."""
     # Threads that wait must not spin: beside other work, two that do are many times slower than one. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # A closed terminal, Slurm and Kubernetes ask to stop as Ctrl-C does.
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         _run()
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End as Ctrl-C does: a closed terminal, Slurm and Kubernetes ask so."""
-    raise KeyboardInterrupt
 
 
 def _run() -> None:
@@ -101,9 +97,9 @@ def _run() -> None:
     except InputError as error:
         _fail(str(error), 2)
     except WorkError as error:
-        _fail(str(error), 130 if isinstance(error, Interrupted) else 1)
+        _fail(str(error), CODE if isinstance(error, Interrupted) else 1)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; finished work is kept, the same command goes on with it", 130)
+        _fail(INTERRUPTED, CODE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
