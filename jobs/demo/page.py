@@ -74,7 +74,7 @@ def _frontier(story: Story) -> str:
     frontier = story.frontier
     shown = plot(
         lambda width: frontier_figure(frontier, width),
-        f"Perplexity against unigram entropy of the teacher and both students in {story.steps} steps over sampling "
+        f"Perplexity against unigram entropy of the teacher and both students in {count(story.steps, 'step')} over sampling "
         "temperatures; the figures are in the table below",
         "Lower temperature buys perplexity at the price of entropy, so one model beats another only where its curve lies below "
         "the other's at the same entropy. Lower and further right is better; the star is real text.")
@@ -91,7 +91,7 @@ def _energies(data: DatasetSummary) -> str:
     ends = "; ".join(f"{arm}: {energy.mean:.3f} nats per token" for arm, energy in finals.items())
     pairs = "" if data.pairs is None else (
         f" Paired, shaped minus blind: {data.pairs.mean_difference:+.3f}{_error(data.pairs.standard_error)} nats per token "
-        f"over {data.pairs.pairs} pairs; shaped is lower in {share(data.pairs.share_lower)} of them.")
+        f"over {count(data.pairs.pairs, 'pair')}; shaped is lower in {share(data.pairs.share_lower)} of them.")
     return section("What shaping did to the trajectories", plot(
         lambda width: _energies_figure(data, choices, finals, width),
         f"Energy along t of the blind draw and of the kept candidate; finished texts {ends}",

@@ -33,7 +33,7 @@ from tsdfm.jobs.shell.console import Stages, people, say
 from tsdfm.pipeline.dataset.summary import summarise
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.evaluation.effects import JudgedTexts, Ratio, perplexity_ratio, ratio_at_equal_entropy
-from tsdfm.pipeline.evaluation.figures import ppl_interval
+from tsdfm.pipeline.evaluation.figures import count, ppl_interval
 from tsdfm.pipeline.evaluation.frontier import frontier_of
 from tsdfm.pipeline.evaluation.run import kept_texts
 from tsdfm.pipeline.models.folder import TRAINING_FILE, embedded, load_denoiser, state_folder
@@ -126,7 +126,7 @@ def demo(config: DemoConfig) -> DemoReport:
     with _stage("verify", seconds), Stages() as progress:
         _, faults = verify(store, progress)
         if faults:
-            raise WorkError(f"{store.uri}: {len(faults)} faults, the first: {faults[0]}")
+            raise WorkError(f"{store.uri}: {count(len(faults), 'fault')}, the first: {faults[0]}")
         write_page(store, str(stages.out / "trajectories.html"), None)
     students, results = dict[Arm, Literal["kept", "made"]](), dict[str, Results]()
     for arm, each in stages.students.items():

@@ -27,6 +27,7 @@ from tsdfm.pipeline.training.student_trainer import Place
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.reports import DistillReport
+from tsdfm.schemas.words import count
 
 RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
 POLL_SECONDS = 0.5
@@ -41,8 +42,8 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     out, config = out.absolute(), with_anchored_paths(config)
     start = check(config, out)
     config = _pinned(config, start.reader)
-    say(f"{start.reader.rows_per_epoch} trajectories, {config.objective} objective, {config.optim.steps} updates of "
-        f"{config.optim.batch_size}, from {start.weights.path}")
+    say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
+        f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
     started = time.monotonic()
     with cluster(config.address, config.workers * config.optim.threads + 1):
         last = _train(config, out)

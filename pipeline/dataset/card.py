@@ -9,6 +9,7 @@ import yaml
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.trajectory import ARROW_SCHEMA, TrajectoryRow
+from tsdfm.schemas.words import count
 
 DEFAULT_CONFIG = {
     "config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}], "default": True}
@@ -87,14 +88,15 @@ def dataset_card(manifest: DatasetManifest) -> str:
     """The card's text; a function of the manifest alone."""
     identity = manifest.identity
     compass = f"`{identity.compass.kind}` compass" if identity.compass else "no compass"
-    how = f"{identity.shaping.candidates} candidates per step, `{identity.shaping.select}`, tau {identity.shaping.tau:g}"
+    shaping = identity.shaping
+    how = f"{count(shaping.candidates, 'candidate')} per step, `{shaping.select}`, tau {shaping.tau:g}"
     head = front_matter({"configs": [DEFAULT_CONFIG, *_arm_configs(identity)], "tags": TAGS, "trajectories": sizes(identity)})
     calls = "\n".join(f'{arm} = load_dataset("PATH_OR_REPOSITORY", "{arm}", split="train")' for arm in identity.arms)
     return f"""{head}
 # Trajectories of a discrete flow matching teacher
 
-{manifest.totals.rows} trajectories (arm: {identity.arm}) of {identity.rollout.length} tokens over
-{identity.rollout.steps} steps, made by tsdfm-pipeline from a `{identity.teacher.source}`-source teacher
+{count(manifest.totals.rows, "trajectory")} (arm: {identity.arm}) of {count(identity.grid.length, "token")} over
+{count(identity.grid.steps, "step")}, made by tsdfm-pipeline from a `{identity.teacher.source}`-source teacher
 with a {compass} ({how}).
 
 ```python

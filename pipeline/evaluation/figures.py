@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsdfm.schemas.evaluate import Perplexity
+from tsdfm.schemas.words import count as count
 
 NONE = "-"  # where there is no figure
 
@@ -31,18 +32,6 @@ def plus_minus(value: float, error: float | None, decimals: int) -> str:
 def share(value: float | None) -> str:
     """A share of one as a percentage: '12.5 %'."""
     return NONE if value is None else f"{100 * value:.1f} %"
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things: '1 step', '8 steps', '2 trajectories', '3 batches'."""
-    return f"{number:,} {noun if number == 1 else plural(noun)}"
-
-
-def plural(noun: str) -> str:
-    """A noun's plural: 'steps', 'trajectories', 'batches'."""
-    if noun.endswith("y") and noun[-2] not in "aeou":
-        return f"{noun[:-1]}ies"
-    return f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

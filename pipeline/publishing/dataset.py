@@ -36,6 +36,7 @@ from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.publish import PublishConfig, Receipt
 from tsdfm.schemas.terms import Arm
+from tsdfm.schemas.words import count
 
 _OWNED = re.compile(r"(data|arms)/[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
 
@@ -50,11 +51,11 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
     check_login(config.repo)
     manifest, faults = verify(store, progress)
     if faults:
-        raise InputError(f"{store.uri}: {len(faults)} faults, the first {faults[0]}; run verify to list all, and generate to "
-                         "remake what it names; nothing was published")
+        raise InputError(f"{store.uri}: {count(len(faults), 'fault')}, the first {faults[0]}; run verify to list all, and "
+                         "generate to remake what it names; nothing was published")
     summary = summarise(store, progress)
     identity = manifest.identity
-    upload = Upload(config.repo, "dataset", f"{manifest.totals.rows} trajectories, identity {digest(identity)[:16]}")
+    upload = Upload(config.repo, "dataset", f"{count(manifest.totals.rows, 'trajectory')}, identity {digest(identity)[:16]}")
     upload.open(config.private, MANIFEST_FILE, _paths(manifest, config))
     energies: dict[Arm, list[npt.NDArray[np.float32]]] = {arm: [] for arm in identity.arms}
     for done, record in enumerate(manifest.shards):

@@ -11,7 +11,7 @@ from tsdfm.pipeline.dataset.card import (
     sizes,
 )
 from tsdfm.pipeline.dataset.manifest import digest
-from tsdfm.pipeline.evaluation.figures import NONE, maybe, plus_minus
+from tsdfm.pipeline.evaluation.figures import NONE, count, maybe, plus_minus
 from tsdfm.pipeline.publishing.citations import BIBTEX
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.publish import PublishConfig
@@ -46,13 +46,14 @@ def _fields(manifest: DatasetManifest, splits: dict[Arm, str], config: PublishCo
 def _what(manifest: DatasetManifest) -> str:
     identity, totals = manifest.identity, manifest.totals
     start = "all [MASK]" if identity.teacher.source == "mask" else "independent uniform tokens"
-    return f"""{totals.rows:,} trajectories of {identity.rollout.length} tokens, made by tsdfm-pipeline
-({totals.tokens:,} tokens, {totals.events:,} jumps, {totals.bytes:,} bytes of shards).
+    return f"""{count(totals.rows, 'trajectory')} of {count(identity.rollout.length or 0, 'token')}, made by tsdfm-pipeline
+({count(totals.tokens, 'token')}, {count(totals.events, 'jump')}, {count(totals.bytes, 'byte')} of shards).
 
 A discrete flow matching model writes a text in many small random jumps. Each row is one such text being written: where it
 starts ({start}), every jump (step, position, token) in order, and, on the shaped arm, the K candidates
 that were drawn at each step, with the energies that a compass gave them. Replaying the jumps on the source gives the state at
-each of the {identity.rollout.steps} steps, without loss: few-step students are distilled from these rows, with no teacher.
+each of the {count(identity.rollout.steps, 'step')}, without loss: few-step students are distilled from these
+rows, with no teacher.
 """
 
 
@@ -98,7 +99,8 @@ def _how(manifest: DatasetManifest) -> str:
         "compass": compass,
         "shaping": f"{shaping.candidates} candidates, `{shaping.select}`, from t >= {shaping.tau:g}, "
                    f"one step in {shaping.shape_every}",
-        "rollout": f"{rollout.steps} steps, `{rollout.solver}`, temperature {rollout.temperature:g}, seed {rollout.seed}",
+        "rollout": f"{count(rollout.steps, 'step')}, `{rollout.solver}`, temperature {rollout.temperature:g}, "
+                   f"seed {rollout.seed}",
         "arms": ", ".join(identity.arms) + (" (paired: same rings, same first candidate)" if identity.arm == "both" else ""),
         "identity": f"`{digest(identity)[:16]}` (sha256 of the configuration)",
         "made with": versions,
@@ -112,7 +114,7 @@ def _energies(summary: DatasetSummary) -> str:
     if summary.pairs is not None and summary.pairs.standard_error is not None:
         pairs = summary.pairs
         text += (f"\nPaired, shaped minus blind: {pairs.mean_difference:+.4f} ± {pairs.standard_error:.4f} (standard error) "
-                 f"nats/token over {pairs.pairs} pairs; shaped is lower in {pairs.share_lower:.1%}.\n")
+                 f"nats/token over {count(pairs.pairs, 'pair')}; shaped is lower in {pairs.share_lower:.1%}.\n")
     if any(arm.final_energy for arm in summary.arms):
         text += f"\n![Final energies by arm]({PLOT_FILE})\n"
     return text
