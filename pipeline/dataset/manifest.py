@@ -26,6 +26,7 @@ from tsdfm.schemas.base import Frozen, InputError, differences, first_line, pars
 from tsdfm.schemas.columns import values
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import check_shard
+from tsdfm.schemas.words import count
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
 RECEIPTS = ".receipts"  # folder of what is known of finished shards until the manifest is
@@ -117,7 +118,7 @@ def _id_faults(found: Sequence[tuple[int, str]], wanted: Sequence[tuple[int, str
         seen.add(pair)
     missing = [pair for pair in wanted if pair not in seen]
     if missing:
-        yield None, f"{len(missing)} rows are missing, the first trajectory {missing[0][0]} ({missing[0][1]})"
+        yield None, f"{count(len(missing), 'row')} missing, the first trajectory {missing[0][0]} ({missing[0][1]})"
     elif clean:
         yield None, "rows are not in the order of their trajectory ids"
 
