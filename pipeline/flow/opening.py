@@ -116,7 +116,8 @@ def open_compass(
                          "fit a compass with this teacher")
     network = opened.network.to(device)
     if isinstance(network, Denoiser):
-        raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own energy")
+        raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own "
+                         "energy")
     _check_fit(folder, network, teacher.network.config, length)
     if isinstance(network, CausalLM):
         return CausalCompass(network), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
@@ -131,8 +132,8 @@ def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserCo
             raise InputError(f"compass {folder}: was fitted on the {trunk.source} source, the teacher's is {teacher.source}; "
                              "fit a compass with this teacher")
         if trunk.vocab_size != teacher.vocab_size:
-            raise InputError(f"compass {folder}: has rows for {trunk.vocab_size} ids, the teacher for {teacher.vocab_size}; fit "
-                             "a compass with this teacher")
+            raise InputError(f"compass {folder}: has rows for {trunk.vocab_size} ids, the teacher for {teacher.vocab_size}; "
+                             "fit a compass with this teacher")
     longest = network.config.trunk.length if isinstance(network, NceEncoder) else network.config.length
     if longest < length:
         raise InputError(f"compass {folder}: was fitted to texts of {longest} tokens, these have {length}; fit a compass "
