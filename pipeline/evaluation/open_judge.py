@@ -54,7 +54,7 @@ def _ours(name: str, folder: Path, device: torch.device) -> Judge:
         raise InputError(f"judge {name}: is the embedded compass; a judge never shares weights with the compass, give another")
     network.to(device)
     return Judge(name, opened.fingerprint, vocabulary.fingerprint, lambda inputs: network.hidden(inputs)[0],
-                 network.head_weight, None, network.config.bos_id, _encoder(vocabulary), None)
+                 network.head_weight, None, network.config.bos_id, vocabulary.encode, None)
 
 
 def _download(name: str) -> Path:
@@ -71,7 +71,7 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
     opened = open_causal(f"judge {name}", folder, device, gguf)
     vocabulary = None if gguf else _own_vocabulary(folder)
     if vocabulary is not None:
-        start, encode = vocabulary.eos_id, _encoder(vocabulary)
+        start, encode = vocabulary.eos_id, vocabulary.encode
     else:
         tokenizer = _tokenizer(name, folder, gguf)
         start, encode = _start(name, opened.model, tokenizer), _reader(tokenizer)
@@ -112,19 +112,13 @@ def _reader(tokenizer: Any) -> Encode:
     return encode
 
 
-def _encoder(vocabulary: Vocabulary) -> Encode:
-    """Texts to tokens through a tokenizer of ours."""
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [list(each.ids) for each in vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)]
-    return encode
-
-
 def _own_vocabulary(folder: Path) -> Vocabulary | None:
-    """The folder's tokenizer if it is one of ours, i.e. holds [MASK]; any other knows by itself how its texts begin."""
+    """The folder's tokenizer if it is one of ours, i.e. [MASK] is its last id; others know by themselves how texts begin."""
     try:
         if Tokenizer.from_file(str(folder / TOKENIZER_FILE)).token_to_id(MASK) is None:
             return None
-        return Vocabulary.load(folder)
+        vocabulary = Vocabulary.load(folder)
+        return vocabulary if vocabulary.mask_id == vocabulary.size - 1 else None
     except Exception:  # the tokenizers library raises nothing narrower; transformers will say what is wrong
         return None
 

@@ -58,7 +58,8 @@ def fit_ar(
     teacher, vocabulary = opened.network, opened.vocabulary
     corpus = prepare(config.corpus, vocabulary, vocabulary.size)
     shape = CausalConfig(
-        **config.shape.model_dump(), vocab_size=vocabulary.size - 1, length=teacher.config.length, bos_id=vocabulary.eos_id)
+        **config.shape.model_dump(), vocab_size=vocabulary.size_without_mask, length=teacher.config.length,
+        bos_id=vocabulary.eos_id)
     with seeded(config.optim.seed):
         model = CausalLM(shape)
     windows = _windows(config, corpus, teacher.config.length)

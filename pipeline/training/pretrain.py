@@ -45,12 +45,12 @@ def pretrain(config: PretrainConfig, folder: Path, report: Report, stop: Stop = 
     such corpus or tokenizer, too little text, or a `folder` that holds a run of another config; WorkError: the loss is not
     finite.
     """
-    given = Vocabulary.load(Path(config.tokenizer)) if config.tokenizer else None
+    given = Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
     corpus = prepare(config.corpus, given, config.vocab_size)
-    mask = config.source == "mask"
+    words, mask = corpus.vocabulary, config.source == "mask"
     model_config = DenoiserConfig(
-        **config.shape.model_dump(), vocab_size=corpus.vocabulary.size - (not mask), length=config.length,
-        cond_dim=config.cond_dim, source=config.source, mask_id=corpus.vocabulary.mask_id if mask else None,
+        **config.shape.model_dump(), vocab_size=words.size if mask else words.size_without_mask, length=config.length,
+        cond_dim=config.cond_dim, source=config.source, mask_id=words.mask_id if mask else None,
         kappa_exponent=config.kappa_exponent,
     )
     held = windows_of(corpus.held_out, config.length, EVAL_WINDOWS)  # refused now, not after the training
@@ -64,4 +64,4 @@ def pretrain(config: PretrainConfig, folder: Path, report: Report, stop: Stop = 
     if not trainer.run(whole(lambda step, generator: loss(model, windows.batch(step), generator)), report, stop=stop):
         return None
     scores = evaluate(model, held)
-    return Teacher(model, corpus.vocabulary, PretrainRecord(config=config, corpus=corpus.facts, **scores))
+    return Teacher(model, words, PretrainRecord(config=config, corpus=corpus.facts, **scores))
