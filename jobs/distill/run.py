@@ -18,15 +18,17 @@ from ray.train.torch import TorchTrainer, get_device
 
 from tsdfm.jobs.distill.desk import Desk, News
 from tsdfm.jobs.shell.cluster import anchored, cluster, gpus_at
-from tsdfm.jobs.shell.console import say, ticker
+from tsdfm.jobs.shell.console import say, say_corpus, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.pipeline.loader.batches import Reader
-from tsdfm.pipeline.models.folder import load, state_folder
+from tsdfm.pipeline.models.folder import TRAINING_FILE, load, state_folder
+from tsdfm.pipeline.text.cleaning import told
 from tsdfm.pipeline.training.distill import check, train_at
 from tsdfm.pipeline.training.student_trainer import Place
-from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.base import InputError, WorkError, first_line, parse_json
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.reports import DistillReport
+from tsdfm.schemas.training_record import StudentRecord
 
 RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
 POLL_SECONDS = 0.5
@@ -43,11 +45,21 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     config = _pinned(config, start.reader)
     say(f"{start.reader.rows_per_epoch} trajectories, {config.objective} objective, {config.optim.steps} updates of "
         f"{config.optim.batch_size}, from {start.weights.path}")
+    if config.real.weight:
+        say_corpus(config.real.corpus)
     started = time.monotonic()
     with cluster(config.address, config.workers * config.optim.threads + 1):
         last = _train(config, out)
+    _say_left_out(out)
     return DistillReport(out=str(out), fingerprint=load(out).fingerprint, init=start.weights.fingerprint,
                          updates=config.optim.steps, seconds=round(time.monotonic() - started, 2), scalars=last)
+
+
+def _say_left_out(out: Path) -> None:
+    """What was left out of the real text that a student saw, which only the training processes read."""
+    corpus = parse_json(StudentRecord, (out / TRAINING_FILE).read_bytes(), str(out / TRAINING_FILE)).corpus
+    if corpus is not None and corpus.left_out:
+        say(f"real text: {corpus.documents:,} documents; left out: {told(corpus.left_out)}")
 
 
 def with_anchored_paths(config: D) -> D:

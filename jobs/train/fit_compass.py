@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tsdfm.jobs.shell.console import Stages, say
+from tsdfm.jobs.shell.console import say, say_corpus
 from tsdfm.jobs.shell.flags import config_command, flags_of, required
 from tsdfm.schemas.reports import CausalReport, NceReport
 from tsdfm.schemas.train import CompassConfig
@@ -17,7 +17,7 @@ FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
 
 
 @config_command("fit-compass", CompassConfig, flags=flags_of(CompassConfig, FLAGS), common=(
-    "--out --teacher --corpus --text-field --part --kind --updates --threads --seed"))
+    "--out --teacher --corpus --text-field --clean --part --kind --updates --threads --seed"))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the compass or judge.")
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> CausalReport | NceReport:
@@ -36,9 +36,10 @@ def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> 
     check_target(folder)
     torch.set_num_threads(config.optim.threads)
     teacher = load_denoiser(teacher_folder(config.teacher))
-    with Stages() as progress, training_progress("fit-compass", config.optim) as (report, stop):
+    say_corpus(config.corpus)
+    with training_progress("fit-compass", config.optim) as (report, stop, progress):
         if config.kind == "ar":
-            fit = fit_ar(config, teacher, state_folder(folder), report, stop)
+            fit = fit_ar(config, teacher, state_folder(folder), report, stop, progress)
         else:
             fit = fit_nce(config, teacher, state_folder(folder), report, stop, progress)
     if fit is None:

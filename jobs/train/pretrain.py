@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.console import say, say_corpus
 from tsdfm.jobs.shell.flags import config_command, flags_of, required
 from tsdfm.schemas.reports import TeacherReport
 from tsdfm.schemas.train import PretrainConfig
@@ -16,7 +16,7 @@ FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
 
 
 @config_command("pretrain", PretrainConfig, flags=flags_of(PretrainConfig, FLAGS), common=(
-    "--out --corpus --text-field --tokenizer --source --length --updates --threads --seed"))
+    "--out --corpus --text-field --clean --tokenizer --source --length --updates --threads --seed"))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the teacher.")
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> TeacherReport:
@@ -34,8 +34,9 @@ def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> Te
     folder = required(out, "--out", "give the folder of the teacher")
     check_target(folder)
     torch.set_num_threads(config.optim.threads)
-    with training_progress("pretrain", config.optim) as (report, stop):
-        made = pretrain(config, state_folder(folder), report, stop)
+    say_corpus(config.corpus)
+    with training_progress("pretrain", config.optim) as (report, stop, progress):
+        made = pretrain(config, state_folder(folder), report, stop, progress)
     if made is None:
         raise stopped(state_folder(folder))
     save(folder, made.network, made.vocabulary, made.record, half=half)

@@ -40,7 +40,8 @@ class Fit:
 
 
 def fit_ar(
-    config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, report: Report, stop: Stop = never
+    config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, report: Report, stop: Stop = never,
+    progress: Progress = unheard,
 ) -> Fit | None:
     """Fit a causal LM on one half of the corpus; measured: held-out perplexity per token.
 
@@ -50,13 +51,14 @@ def fit_ar(
         folder: of training state and TensorBoard logs; a rerun resumes from there.
         report: called every `optim.log_every` updates with (update, scalars); returning True saves and stops.
         stop: asked after every update whether to save and stop.
+        progress: of reading the corpus.
 
     Returns None if it was stopped.
 
     Raises InputError: no such corpus, too little text, or a `folder` of another run; WorkError: the loss is not finite.
     """
     teacher, vocabulary = opened.network, opened.vocabulary
-    corpus = prepare(config.corpus, vocabulary, vocabulary.size)
+    corpus = prepare(config.corpus, vocabulary, vocabulary.size, progress)
     shape = CausalConfig(
         **config.shape.model_dump(), vocab_size=vocabulary.size_without_mask, length=teacher.config.length,
         bos_id=vocabulary.eos_id)
@@ -80,11 +82,11 @@ def fit_nce(
 ) -> Fit | None:
     """Fit an encoder, started from the teacher's trunk, by noise-contrastive estimation; measured: held-out AUC per time bin.
 
-    Real: noised text at time t. Noise: states of blind teacher rollouts at time t. `progress` is that of the rollouts; all else
-    as `fit_ar`.
+    Real: noised text at time t. Noise: states of blind teacher rollouts at time t. `progress` is that of the rollouts,
+    too; all else as `fit_ar`.
     """
     teacher, vocabulary = opened.network, opened.vocabulary
-    corpus = prepare(config.corpus, vocabulary, vocabulary.size)
+    corpus = prepare(config.corpus, vocabulary, vocabulary.size, progress)
     held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)  # refused now, not after the training
     states = noise_states(config, teacher, progress)
     cut = max(1, int(len(states) * (1 - HELD_OUT_SHARE)))

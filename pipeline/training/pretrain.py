@@ -12,6 +12,7 @@ from tsdfm.pipeline.training.losses import cross_entropy, generalized_kl
 from tsdfm.pipeline.training.token_windows import TokenWindows
 from tsdfm.pipeline.training.trainer import Report, Stop, Trainer, never, seeded, whole
 from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import PretrainConfig
 from tsdfm.schemas.training_record import PretrainRecord
 
@@ -38,15 +39,19 @@ def evaluate(model: Denoiser, windows: torch.Tensor) -> dict[str, float]:
             "held_out_negative_elbo": float((elbo * sizes).sum() / sizes.sum())}
 
 
-def pretrain(config: PretrainConfig, folder: Path, report: Report, stop: Stop = never) -> Teacher | None:
+def pretrain(
+    config: PretrainConfig, folder: Path, report: Report, stop: Stop = never, progress: Progress = unheard,
+) -> Teacher | None:
     """Train a denoiser; training state and TensorBoard logs live in `folder`, from which a rerun resumes.
+
+    `progress` is that of reading the corpus.
 
     Returns the model with its EMA weights; None if `report` or `stop` asked to stop, after a checkpoint. Raises InputError: no
     such corpus or tokenizer, too little text, or a `folder` that holds a run of another config; WorkError: the loss is not
     finite.
     """
     given = Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
-    corpus = prepare(config.corpus, given, config.vocab_size)
+    corpus = prepare(config.corpus, given, config.vocab_size, progress)
     words, mask = corpus.vocabulary, config.source == "mask"
     model_config = DenoiserConfig(
         **config.shape.model_dump(), vocab_size=words.size if mask else words.size_without_mask, length=config.length,

@@ -9,7 +9,7 @@ then they agree in law only.)
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from tsdfm.pipeline.loader.windows import Batch
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.models.student import student_of, with_blocks
-from tsdfm.pipeline.text.corpus import prepare
+from tsdfm.pipeline.text.corpus import Corpus, prepare
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.token_windows import TokenWindows
 from tsdfm.pipeline.training.trainer import Part, Report, Trainer, seeded
@@ -53,6 +53,12 @@ class Start:
     weights: ModelFolder[Denoiser]
     identity: dict[str, Any]
 
+    @cached_property
+    def real(self) -> Corpus | None:
+        """The real text that is mixed in, read when it is first asked for; None if there is none. Raises InputError."""
+        words = self.weights.vocabulary
+        return prepare(self.config.real.corpus, words, words.size) if self.config.real.weight else None
+
 
 def train_student(start: Start, folder: Path, place: Place, report: Report) -> Denoiser | None:
     """Train a student; training state and TensorBoard logs live in `folder`, from which a rerun resumes.
@@ -75,7 +81,7 @@ def train_student(start: Start, folder: Path, place: Place, report: Report) -> D
             teacher = with_blocks(teacher, config.init_blocks)
     with seeded(config.optim.seed):  # weights that only a student has
         student = student_of(teacher).to(place.device)
-    real = _RealText(start, place) if config.real.weight else None
+    real = None if start.real is None else _RealText(start, start.real, place)
     identity = dict(start.identity)
     if real is not None:
         identity["corpus_sha256"] = real.sha256
@@ -164,9 +170,8 @@ class _Gauge:
 class _RealText:
     """Windows of real text, noised along the path: the denoising loss that a student may be mixed with."""
 
-    def __init__(self, start: Start, place: Place) -> None:
-        config, reader, model, words = start.config, start.reader, start.weights.network.config, start.weights.vocabulary
-        corpus = prepare(config.real.corpus, words, words.size)
+    def __init__(self, start: Start, corpus: Corpus, place: Place) -> None:
+        config, reader, model = start.config, start.reader, start.weights.network.config
         self.sha256 = corpus.facts.sha256
         length = reader.manifests[0].identity.rollout.length or model.length
         self.windows = TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)

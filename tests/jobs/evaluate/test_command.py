@@ -15,7 +15,7 @@ from tsdfm.pipeline.evaluation import samples as evaluation
 from tsdfm.pipeline.evaluation.judge import Judge
 from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.flow.rollout import roll_out
-from tsdfm.pipeline.text.corpus import load_documents
+from tsdfm.pipeline.text.documents import load_documents
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 
 WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
@@ -50,9 +50,9 @@ def counts(monkeypatch):
         found["judged"] += 1
         return score(self, tokens, texts, vocabulary)
 
-    def loaded(config):
+    def loaded(config, reading):
         found["corpora"] += 1
-        return load_documents(config)
+        return load_documents(config, reading)
 
     monkeypatch.setattr(evaluation, "roll_out", rolled)
     monkeypatch.setattr(Judge, "score", scored)

@@ -340,7 +340,7 @@ def test_a_text_that_a_tokenizer_has_no_entry_for_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("entries", "said"), [({}, "no entries"), ({"a": 0, "</s>": 2**31}, "highest id")])
+@pytest.mark.parametrize(("entries", "said"), [({}, "no entries"), ({"a": 0, "</s>": 2**23}, "highest id")])
 def test_a_tokenizer_that_no_model_can_have_is_refused(tmp_path, entries, said):
     (tmp_path / FILE).write_text(Tokenizer(models.WordLevel(entries, unk_token="a")).to_str(), encoding="utf-8")
     with pytest.raises(InputError, match=said):
