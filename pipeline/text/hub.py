@@ -26,13 +26,13 @@ class HubText:
     name: str
     repo: str
     commit: str
-    config: str | None
+    config: str
     split: str
 
     @classmethod
     def find(cls, path: str) -> "HubText":
         """What a path hub:NAME[@REVISION][:CONFIG][:SPLIT] names. Raises InputError or WorkError."""
-        from datasets import get_dataset_config_names, get_dataset_split_names
+        from datasets import get_dataset_config_names, get_dataset_default_config_name, get_dataset_split_names
 
         address, *parts = path.removeprefix(HUB).split(":")
         repo, _, revision = address.partition("@")
@@ -45,7 +45,8 @@ class HubText:
                 commit = str(client().dataset_info(repo, revision=revision or None).sha)
         with _asked(path):
             configs = get_dataset_config_names(repo, revision=commit)
-        config, split = _told(path, parts, configs)
+            usual = get_dataset_default_config_name(repo, revision=commit)
+        config, split = _told(path, parts, configs, usual)
         with _asked(path):
             splits = get_dataset_split_names(repo, config, revision=commit)
         if split not in splits:
@@ -68,17 +69,17 @@ class HubText:
                 yield record_text(row, field, f"{self.name}: row {number}")
 
 
-def _told(path: str, parts: list[str], configs: list[str]) -> tuple[str | None, str]:
-    """The config and the split that are meant. Raises InputError if there is no such config, or it has to be told."""
+def _told(path: str, parts: list[str], configs: list[str], usual: str | None) -> tuple[str, str]:
+    """The config and the split that are meant; `usual`: the config where none is named. Raises InputError if one has to be."""
     config = parts[0] if parts else ""
     split = parts[1] if len(parts) > 1 else ""
     if len(parts) == 1 and config not in configs:
         config, split = "", config
     if config and config not in configs:
         raise InputError(f"{path}: no config '{config}'; it has {_some(configs)}")
-    if not config and len(configs) > 1 and "default" not in configs:
-        raise InputError(f"{path}: has several configs; name one, {path.partition(':')[0]}:NAME:CONFIG, of {_some(configs)}")
-    return config or (configs[0] if len(configs) == 1 else None), split or TRAIN
+    if not config and usual is None:
+        raise InputError(f"{path}: has several configs; name one of them, {HUB}NAME:CONFIG: {_some(configs)}")
+    return config or str(usual), split or TRAIN
 
 
 def _some(names: list[str]) -> str:
