@@ -17,8 +17,8 @@ class CorpusConfig(Frozen):
 
     path: PathName = Field(BUILT_IN, description=(
         "Where the text is: 'python' (the English that comes with Python and the installed packages), a .txt, .md, .jsonl, "
-        ".ndjson, .json, .csv, .tsv or .parquet file, all but the last also compressed (.gz, .zst, .bz2, .xz), a folder of "
-        "them, or hub:NAME[@REVISION][:CONFIG][:SPLIT] for a dataset of the Hub"))
+        ".ndjson, .json, .csv, .tsv, .parquet or .arrow file, all but the last two also compressed (.gz, .zst, .bz2, .xz), a "
+        "folder of them, or hub:NAME[@REVISION][:CONFIG][:SPLIT] for a dataset of the Hub"))
     text_field: str = Field("text", min_length=1, description="Name of the field that holds the text, in records and columns")
     clean: Cleaning = Field("none", description=(
         "What is changed of the text: 'none' keeps it as given, but for Unicode NFC, control characters and exact duplicates "

@@ -70,6 +70,7 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
     """A causal LM that transformers opens, from a folder or from a GGUF file in it."""
     opened = open_causal(f"judge {name}", folder, device, gguf)
     vocabulary = None if gguf else _own_vocabulary(folder)
+    encode: Encode
     if vocabulary is not None:
         start, encode = vocabulary.eos_id, vocabulary.encode
     else:

@@ -13,7 +13,8 @@ from os.path import abspath
 from pathlib import Path
 
 from tsdfm.pipeline.text.cleaning import LeftOut
-from tsdfm.pipeline.text.formats import KNOWN, bare_name, is_known, suffix_of
+from tsdfm.pipeline.text.compression import bare_name
+from tsdfm.pipeline.text.formats import KNOWN, is_known, suffix_of
 from tsdfm.schemas.base import InputError, first_line
 
 TRAIN, HELD_BACK = "train", {"test", "validation"}

@@ -3,10 +3,10 @@
     .txt .text .md .markdown .rst   plain text: blank lines separate documents
     .jsonl .ndjson .json            records, a line each, or an array of them
     .csv .tsv                       a table whose first line names the columns
-    .parquet                        a table
+    .parquet .arrow                 a table; .arrow is what `datasets` saves to disk
 
-All but Parquet, which compresses by itself, may be compressed (`compression`). A text is a string, or None where the file says
-null.
+All but the last, which compress by themselves, may be compressed (`compression`). A text is a string, or None where the file
+says null.
 """
 
 import csv
@@ -24,11 +24,12 @@ from tsdfm.pipeline.text.compression import SUFFIXES, bare_name, plain_bytes
 from tsdfm.schemas.base import InputError, first_line
 
 PROSE, RECORDS, TABLES = (".txt", ".text", ".md", ".markdown", ".rst"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
-PARQUET = ".parquet"
-KNOWN = (*PROSE, *RECORDS, *TABLES, PARQUET)
+COLUMNS = (".parquet", ".arrow")
+KNOWN = (*PROSE, *RECORDS, *TABLES, *COLUMNS)
 CURE = "name the right one with --text-field (corpus.text_field)"
 ROWS_AT_ONCE, LONGEST_FIELD = 256, 2**31 - 1  # characters
 NAMES_SHOWN = 12
+END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream, which the library does not miss
 
 Texts = Iterator[str | None]
 
@@ -47,8 +48,8 @@ def file_texts(path: Path, field: str) -> Texts:
     """The texts of a file, in order: `field` of its records or columns. Raises InputError naming what is wrong, and where."""
     suffix = suffix_of(path)
     if suffix not in KNOWN:
-        raise InputError(f"{path}: not a kind of file that texts are read from; give {', '.join(KNOWN)}, all but the last also "
-                         f"compressed ({', '.join(SUFFIXES)}), and name plain text .txt")
+        raise InputError(f"{path}: not a kind of file that texts are read from; give {', '.join(KNOWN)}, all but the last two "
+                         f"also compressed ({', '.join(SUFFIXES)}), and name plain text .txt")
     try:
         yield from _READERS[suffix](path, field)
     except UnicodeDecodeError:
@@ -182,14 +183,31 @@ def _rows(rows: Any, path: Path, number: int) -> list[list[str]]:
 
 def _parquet(path: Path, field: str) -> Texts:
     table = pq.ParquetFile(path)
-    if field not in table.schema_arrow.names:
-        raise no_field(str(path), field, table.schema_arrow.names)
-    kind = table.schema_arrow.field(field).type
-    if not is_text(kind):
-        raise InputError(f"{path}: column '{field}' holds {kind}, not text; {CURE}")
+    _check_column(path, field, table.schema_arrow)
     for batch in table.iter_batches(ROWS_AT_ONCE, columns=[field]):
         yield from batch.column(0).to_pylist()
 
 
+def _arrow(path: Path, field: str) -> Texts:
+    with pa.memory_map(str(path)) as source:
+        source.seek(max(0, source.size() - len(END_OF_ARROW)))
+        if source.read() != END_OF_ARROW:
+            raise InputError(f"{path}: ends in the middle of an Arrow stream, or is none; download or copy it anew")
+        source.seek(0)
+        batches = pa.ipc.open_stream(source)
+        _check_column(path, field, batches.schema)
+        for batch in batches:
+            yield from batch.column(field).to_pylist()
+
+
+def _check_column(path: Path, field: str, schema: pa.Schema) -> None:
+    if field not in schema.names:
+        raise no_field(str(path), field, schema.names)
+    kind = schema.field(field).type
+    if not is_text(kind):
+        raise InputError(f"{path}: column '{field}' holds {kind}, not text; {CURE}")
+
+
 _READERS: dict[str, Callable[[Path, str], Texts]] = {
-    **dict.fromkeys(PROSE, _prose), **dict.fromkeys(RECORDS, _records), **dict.fromkeys(TABLES, _table), PARQUET: _parquet}
+    **dict.fromkeys(PROSE, _prose), **dict.fromkeys(RECORDS, _records), **dict.fromkeys(TABLES, _table),
+    ".parquet": _parquet, ".arrow": _arrow}

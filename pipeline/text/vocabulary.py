@@ -29,7 +29,7 @@ USUAL_EOS = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 FILE = "tokenizer.json"
 PROBES = 64  # entries that are tried as a text, to see what the post-processor adds to one
 MOST_IDS = 1 << 22  # a model has a row for each
-DOCUMENTS_AT_ONCE = 1024  # encoded: what the library keeps of each token takes far more than its id
+CHARACTERS_AT_ONCE = 1 << 20  # encoded: what the library keeps of each token takes far more than its id
 
 
 def end_of_text(tokenizer: Tokenizer) -> str | None:
@@ -153,10 +153,23 @@ class Vocabulary:
 
     def stream(self, documents: Iterable[str]) -> npt.NDArray[np.int32]:
         """One int32 array: every document followed by [EOS]. Raises InputError if the tokenizer can't encode them."""
-        parts, texts = [np.empty(0, np.int32)], iter(documents)
-        while some := list(islice(texts, DOCUMENTS_AT_ONCE)):
-            parts += [np.asarray([*ids, self.eos_id], dtype=np.int32) for ids in self.encode(some)]
+        parts = [np.empty(0, np.int32)]
+        for some in _portions(documents):
+            parts.append(np.concatenate([np.asarray([*ids, self.eos_id], dtype=np.int32) for ids in self.encode(some)]))
         return np.concatenate(parts)
+
+
+def _portions(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists of about CHARACTERS_AT_ONCE."""
+    some, characters = list[str](), 0
+    for text in documents:
+        some.append(text)
+        characters += len(text)
+        if characters >= CHARACTERS_AT_ONCE:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
 
 
 def _read(path: Path) -> tuple[Tokenizer, str]:

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import tracemalloc
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +22,7 @@ from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import CorpusConfig
 
 DOCUMENTS = [f"Document {i} says that the number {i * i} is the square of {i}, and it is long enough." for i in range(40)]
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+COMPRESS: dict[str, Callable] = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
 
 def prose(texts):
@@ -42,7 +43,7 @@ def table(texts, delimiter=","):
     return file.getvalue()
 
 
-CONTENTS = {"txt": prose, "md": prose, "jsonl": lines, "ndjson": lines, "json": array, "lines.json": lines, "csv": table,
+CONTENTS: dict[str, Callable] = {"txt": prose, "md": prose, "jsonl": lines, "ndjson": lines, "json": array, "lines.json": lines, "csv": table,
             "tsv": lambda texts: table(texts, "\t")}
 
 
@@ -84,6 +85,21 @@ def test_every_format_gives_the_same_documents(tmp_path, name, compression):
 def test_parquet_gives_the_same_documents(tmp_path):
     write_parquet(tmp_path / "a.PARQUET", DOCUMENTS)
     assert load(tmp_path / "a.PARQUET") == DOCUMENTS
+
+
+def test_what_datasets_saves_to_disk(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    splits = {"train": Dataset.from_dict({"text": DOCUMENTS}), "test": Dataset.from_dict({"text": ["held back"]})}
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    assert load(tmp_path / "saved") == DOCUMENTS
+    data = next((tmp_path / "saved" / "train").glob("*.arrow"))
+    assert load(data) == DOCUMENTS
+    assert "text" in refused(data, text_field="body")
+    whole = data.read_bytes()
+    for lacking in (8, 400, len(whole)):
+        data.write_bytes(whole[:-lacking])
+        assert str(data) in refused(data)
 
 
 @pytest.mark.parametrize("compression", COMPRESS)
