@@ -22,7 +22,7 @@ from tsdfm.jobs.shell.console import say, say_corpus, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import TRAINING_FILE, load, state_folder
-from tsdfm.pipeline.text.cleaning import told
+from tsdfm.pipeline.text.cleaning import counted, told
 from tsdfm.pipeline.training.distill import check, train_at
 from tsdfm.pipeline.training.student_trainer import Place
 from tsdfm.schemas.base import InputError, WorkError, first_line, parse_json
@@ -59,7 +59,7 @@ def _say_left_out(out: Path) -> None:
     """What was left out of the real text that a student saw, which only the training processes read."""
     corpus = parse_json(StudentRecord, (out / TRAINING_FILE).read_bytes(), str(out / TRAINING_FILE)).corpus
     if corpus is not None and corpus.left_out:
-        say(f"real text: {corpus.documents:,} documents; left out: {told(corpus.left_out)}")
+        say(f"real text: {counted(corpus.documents, 'documents')}; left out: {told(corpus.left_out)}")
 
 
 def with_anchored_paths(config: D) -> D:

@@ -17,6 +17,7 @@ NULL, EMPTY, DUPLICATE, CONTROL = "null texts", "empty texts", "duplicate docume
 REPEATED, SHORT = "repeated lines", f"documents under {MIN_CHARACTERS} characters"
 
 LeftOut = Counter[str]  # what, in words -> how many of it
+_PLURAL = re.compile(r"\b(text|document|character|line|file|card)s\b")
 _LINE_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85]")
 # All of the category Cc but line break and tab; and halves of surrogate pairs, which are no characters and have no UTF-8.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -24,7 +25,12 @@ _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def told(left_out: Mapping[str, int]) -> str:
     """What was left out, in a few words; '' if nothing was."""
-    return ", ".join(f"{number:,} {what}" for what, number in sorted(left_out.items()) if number)
+    return ", ".join(counted(number, what) for what, number in sorted(left_out.items()) if number)
+
+
+def counted(number: int, what: str) -> str:
+    """A number of something, which is given in the plural: '2 null texts', '1 null text'."""
+    return f"{number:,} {_PLURAL.sub(r'\1', what, count=1) if number == 1 else what}"
 
 
 def clean(texts: Iterable[str | None], rules: Cleaning, left_out: LeftOut) -> Iterator[str]:

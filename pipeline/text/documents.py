@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsdfm.pipeline.text.built_in import built_in_documents
-from tsdfm.pipeline.text.cleaning import LeftOut, clean, told
+from tsdfm.pipeline.text.cleaning import LeftOut, clean, counted, told
 from tsdfm.pipeline.text.folders import files_of
 from tsdfm.pipeline.text.formats import file_texts
 from tsdfm.pipeline.text.hub import HubText
@@ -39,7 +39,7 @@ def load_documents(config: CorpusConfig, reading: Reading | None = None) -> list
     if not documents:
         raise InputError(f"corpus {config.path}: holds no document" + (f" (left out: {left_out})" if left_out else "") +
                          "; give more text")
-    reading.progress(STAGE, 1, 1, f"{len(documents):,} documents" + (f"; left out: {left_out}" if left_out else ""))
+    reading.progress(STAGE, 1, 1, counted(len(documents), "documents") + (f"; left out: {left_out}" if left_out else ""))
     return documents
 
 

@@ -18,7 +18,7 @@ from tsdfm.pipeline.text.formats import KNOWN, is_known, suffix_of
 from tsdfm.schemas.base import InputError, first_line
 
 TRAIN, HELD_BACK = "train", {"test", "validation"}
-CARDS, OTHER_SPLITS, OTHER_KINDS = "cards and licences", "files of other splits", "files of other kinds"
+CARDS, OTHER_SPLITS, OTHER_KINDS = "cards", "files of other splits", "files of other kinds"
 _CARD = re.compile(r"(readme|licen[cs]e|copying|notice|citation|datasheet)([-_][\w-]{1,16})?")
 _NOT_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}  # of `datasets`
 _CONFIGS = re.compile(rb"\A---\r?\n(?:.*\n)*?configs:")  # in the head of a card

@@ -88,16 +88,29 @@ def _some(names: list[str]) -> str:
 
 @contextmanager
 def _asked(path: str) -> Iterator[None]:
-    """What `datasets` raises, in one line: InputError, or WorkError where the Hub can't be reached."""
+    """What `datasets` raises, in one line: InputError, or WorkError where the Hub can't be reached. Its bars are off meanwhile.
+    """
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    if shown:
+        disable_progress_bars()
     try:
         with explained(path):
             try:
                 yield
-            except (FileNotFoundError, ValueError) as error:  # its words for names and contents that are not as they should be
-                raise InputError(f"{path}: datasets can't read it ({first_line(error)}); check the name, the config and the "
-                                 "split") from None
+            except (FileNotFoundError, ValueError, RuntimeError) as error:  # its words for what is not as it should be
+                if type(error).__module__.startswith("huggingface_hub"):
+                    raise  # of the client, which can't reach the Hub
+                raise _unreadable(path, error) from None
     except (InputError, WorkError):
         raise
     except Exception as error:  # whatever else a library may say of the files of others
-        raise InputError(f"{path}: datasets can't read it ({first_line(error)}); check the name, the config and the split"
-                         ) from None
+        raise _unreadable(path, error) from None
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    return InputError(f"{path}: datasets can't read it ({first_line(error)}); check the name, the config and the split")

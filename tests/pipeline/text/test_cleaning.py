@@ -90,6 +90,8 @@ def test_cleaning_is_idempotent_and_encodable(text):
 def test_told():
     assert told(Counter()) == ""
     assert told(Counter({"null texts": 1200, "empty texts": 3, "others": 0})) == "3 empty texts, 1,200 null texts"
+    assert told(Counter({"documents under 60 characters": 1, "files of other kinds (.pdf)": 1, "cards": 1})) == \
+        "1 card, 1 document under 60 characters, 1 file of other kinds (.pdf)"
 
 
 @pytest.mark.parametrize("text", ["", " \n\n ", "\x00"])

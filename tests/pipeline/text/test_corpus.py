@@ -48,7 +48,7 @@ def test_facts_say_what_was_left_out(tmp_path):
     assert made.facts.sha256 == hashlib.sha256("\0".join(DOCUMENTS).encode()).hexdigest()
     assert made.facts.left_out == {"duplicate documents": 1, "null texts": 1, "empty texts": 1}
     assert made.facts.documents == len(DOCUMENTS)
-    assert heard[-1] == ("reading the corpus", 1, 1, "40 documents; left out: 1 duplicate documents, 1 empty texts, 1 null texts")
+    assert heard[-1] == ("reading the corpus", 1, 1, "40 documents; left out: 1 duplicate document, 1 empty text, 1 null text")
     again = prepare(CorpusConfig(path=str(path)), made.vocabulary, 300)
     assert again.facts == made.facts
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))

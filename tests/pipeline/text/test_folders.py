@@ -41,7 +41,7 @@ def test_a_folder_of_texts_is_all_of_them_in_the_order_of_their_paths(tmp_path):
 def test_cards_licences_and_hidden_files_are_no_texts(tmp_path):
     make(tmp_path, "a.txt", "README.md", "readme_zh.md", "LICENSE", "LICENSE-MIT.txt", "sub/README.txt", "CITATION.cff", ".gitattributes", ".git/b.txt",
          "sub/.hidden.txt", "dataset_infos.json")
-    assert read(tmp_path) == (["a.txt"], {"cards and licences": 7})
+    assert read(tmp_path) == (["a.txt"], {"cards": 7})
     assert read(tmp_path / "README.md") == (["README.md"], {})  # asked for by name
 
 
@@ -63,7 +63,7 @@ def test_files_of_other_kinds_are_counted(tmp_path):
 def test_of_a_snapshot_only_the_split_train_is_read(tmp_path, names, train):
     make(tmp_path, *names)
     (tmp_path / "README.md").write_text(CARD.format(""))
-    assert read(tmp_path) == (names[:train], {"files of other splits": len(names) - train, "cards and licences": 1})
+    assert read(tmp_path) == (names[:train], {"files of other splits": len(names) - train, "cards": 1})
 
 
 def test_test_and_validation_are_not_trained_on_where_no_file_is_named_train(tmp_path):
