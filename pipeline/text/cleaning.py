@@ -30,7 +30,7 @@ def told(left_out: Mapping[str, int]) -> str:
 
 def counted(number: int, what: str) -> str:
     """A number of something, which is given in the plural: '2 null texts', '1 null text'."""
-    return f"{number:,} {_PLURAL.sub(r'\1', what, count=1) if number == 1 else what}"
+    return f"{number:,} {_PLURAL.sub(lambda found: found[1], what, count=1) if number == 1 else what}"
 
 
 def clean(texts: Iterable[str | None], rules: Cleaning, left_out: LeftOut) -> Iterator[str]:

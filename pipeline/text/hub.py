@@ -88,8 +88,7 @@ def _some(names: list[str]) -> str:
 
 @contextmanager
 def _asked(path: str) -> Iterator[None]:
-    """What `datasets` raises, in one line: InputError, or WorkError where the Hub can't be reached. Its bars are off meanwhile.
-    """
+    """What `datasets` raises, in one line: InputError, or WorkError where the Hub can't be reached. No bars meanwhile."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()
