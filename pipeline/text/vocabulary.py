@@ -14,6 +14,7 @@ that holds its end-of-text token as a piece, Unigram say, does find a literal on
 """
 
 import hashlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -153,10 +154,12 @@ class Vocabulary:
 
     def stream(self, documents: Iterable[str]) -> npt.NDArray[np.int32]:
         """One int32 array: every document followed by [EOS]. Raises InputError if the tokenizer can't encode them."""
-        parts = [np.empty(0, np.int32)]
+        tokens = array("i")
         for some in _portions(documents):
-            parts.append(np.concatenate([np.asarray([*ids, self.eos_id], dtype=np.int32) for ids in self.encode(some)]))
-        return np.concatenate(parts)
+            for ids in self.encode(some):
+                tokens.extend(ids)
+                tokens.append(self.eos_id)
+        return np.asarray(tokens, dtype=np.int32)
 
 
 def _portions(documents: Iterable[str]) -> Iterator[list[str]]:
