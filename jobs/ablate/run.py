@@ -29,17 +29,18 @@ from tsdfm.jobs.ablate.page import ablation_page
 from tsdfm.jobs.ablate.plan import DIGEST, Trial, plan
 from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_rows, times_of, trial_rows
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
-from tsdfm.jobs.distill.desk import Desk
 from tsdfm.jobs.evaluate.command import evaluated
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here
-from tsdfm.jobs.shell.console import say, say_corpus, ticker
+from tsdfm.jobs.shell.console import say, ticker
+from tsdfm.jobs.shell.corpus import say_corpus
+from tsdfm.jobs.shell.desk import Desk
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
 from tsdfm.pipeline.storage.store import LocalStore, Store
+from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
-from tsdfm.pipeline.training.student_trainer import Place
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
 from tsdfm.schemas.ablate import Effect, Evaluation, Sweep, TrialRecord, TrialRow, TrialSeconds
 from tsdfm.schemas.base import InputError, WorkError, first_line

@@ -23,6 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.base import InputError, WorkError, differences, first_line
 from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.progress import Progress, unheard
 
 CHECKPOINT_SECONDS = 300.0  # between checkpoints at the most, however long an update takes
 STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
@@ -57,6 +58,18 @@ Stop = Callable[[], bool]  # whether to save and stop here
 def never() -> bool:
     """Not to stop before the end."""
     return False
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who watches a training that is the only process: `stop` is asked after every update whether to save and stop there,
+    and `progress` hears how far the preparations are."""
+
+    stop: Stop = never
+    progress: Progress = unheard
+
+
+UNWATCHED = Watch()
 
 
 def whole(loss_at: Callable[[int, torch.Generator], Tensor]) -> Parts:
