@@ -13,6 +13,7 @@ from tsdfm.pipeline.models.folder import TRAINING_FILE, load
 from tsdfm.pipeline.training.distill import check, train_at
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.reports import DistillReport
 from tsdfm.schemas.training_record import StudentRecord
 
@@ -33,7 +34,7 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
         say_corpus(config.real.corpus)
     started = time.monotonic()
     last = Group("distill", train_at, config, out).run(_line)
-    say_left_out(parse_json(StudentRecord, (out / TRAINING_FILE).read_bytes(), str(out / TRAINING_FILE)).corpus)
+    say_left_out(parse_json(StudentRecord, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE)).corpus)
     return DistillReport(out=str(out), fingerprint=load(out).fingerprint, init=start.weights.fingerprint,
                          updates=config.optim.steps, seconds=round(time.monotonic() - started, 2), scalars=last)
 

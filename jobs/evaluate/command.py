@@ -57,9 +57,22 @@ def show_results(results: Results) -> None:
         table.add_row(models[row.model], str(row.steps), f"{row.temperature:g}", f"{row.nfe:.2f}", *_figures(row, results),
                       f"{row.tokens_per_second:,.0f}")
     print_whole(table)
+    for line in [*_in_windows(results), *results.remarks]:
+        say(line)
     if results.settings.out is not None:
         written = "results.json, frontier.json and frontier.png" if results.settings.frontier else "results.json"
         say(f"{results.settings.out}: {written}")
+
+
+def _in_windows(results: Results) -> list[str]:
+    """What to know of judges whose positions were too few for some texts."""
+    names, rows, lines = short_names(list(results.judges)), [*results.reference, *results.rows], []
+    for judge, facts in results.judges.items():
+        long = sum(row.judges[judge].in_windows for row in rows)
+        if long:
+            lines.append(f"judge {names[judge]}: {long:,} of {sum(row.samples for row in rows):,} texts have more tokens than "
+                         f"its {facts.positions} positions and were scored in windows")
+    return lines
 
 
 def _figures(row: Row, results: Results) -> list[str]:

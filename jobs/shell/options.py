@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, parse
+from tsdfm.schemas.regular import read_regular
 
 C = TypeVar("C", bound=Frozen)
 
@@ -32,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises InputError naming file and line."""
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        data = yaml.load(read_regular(path).decode("utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,7 @@ from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_fold
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.trainer import Watch
 from tsdfm.schemas.base import parse_json
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import CompassConfig, TextTraining
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
 
@@ -33,7 +34,7 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
     say_corpus(config.corpus)
     alone = config.workers == 1 and config.address == "local"
     (_here if alone else _in_a_group)(label, loop, config, out)
-    record = parse_json(kind, (out / TRAINING_FILE).read_bytes(), str(out / TRAINING_FILE))
+    record = parse_json(kind, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
     if not alone:  # else it was told when the corpus had been read
         say_left_out(record.corpus)
     return record

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import dataset_card
 from tsdfm.pipeline.storage.store import Store
+from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json
@@ -230,8 +231,6 @@ def read_shard(store: Store, record: ShardRecord) -> pa.Table:
 
 def read_vocabulary(store: Store, manifest: DatasetManifest) -> Vocabulary:
     """The dataset's own tokenizer, its fingerprint checked. Raises InputError."""
-    from tokenizers import Tokenizer
-
     data = store.read(TOKENIZER_FILE)
     where = f"{store.uri}/{TOKENIZER_FILE}"
     if data is None:
@@ -239,7 +238,7 @@ def read_vocabulary(store: Store, manifest: DatasetManifest) -> Vocabulary:
     if hashlib.sha256(data).hexdigest() != manifest.identity.tokenizer:  # before it is parsed: it may be anything
         raise InputError(f"{where}: not the tokenizer that the manifest names; restore it, or run generate again")
     try:
-        return Vocabulary(Tokenizer.from_str(data.decode()), where)
+        return Vocabulary(parse_tokenizer(data, where), where)
     except InputError:
         raise
     except Exception as error:

@@ -22,6 +22,7 @@ from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.base import WorkError
+from tsdfm.schemas.regular import check_regular
 
 METADATA = b"tsdfm"
 Identity = Mapping[str, Any]  # JSON data: all that the content depends on
@@ -67,9 +68,10 @@ class SampleCache:
         path = self._path("scores", identity)
         table = _read(path, identity)
         if table is not None:
-            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy())
+            window = json.loads(table.schema.metadata[METADATA]).get("window")
+            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), window)
         made = make()
-        self._write(path, identity, {"nats": pa.array(made.nats), "tokens": pa.array(made.tokens)}, {})
+        self._write(path, identity, {"nats": pa.array(made.nats), "tokens": pa.array(made.tokens)}, {"window": made.window})
         return made
 
     def write(self, name: str, data: bytes) -> None:
@@ -98,6 +100,7 @@ class SampleCache:
 def _read(path: Path, identity: Identity) -> pa.Table | None:
     """The table of a file; None if it is not there, not whole, or of another identity."""
     try:
+        check_regular(path)
         table = pq.read_table(path)
     except (OSError, pa.ArrowException):
         return None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.schemas.regular import read_regular
 
 _DIGEST = hashlib.sha256().digest_size
 
@@ -46,7 +47,7 @@ def _folder() -> Path:
 
 def _read(name: str) -> bytes | None:
     with contextlib.suppress(OSError, RuntimeError):  # no such copy, or no home
-        return (_folder() / name).read_bytes()
+        return read_regular(_folder() / name)
     return None
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tsdfm.pipeline.text.built_in import SEPARATOR, python_distributions
 from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.text.sources.built_in import SEPARATOR, python_distributions
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig

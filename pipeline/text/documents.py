@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tsdfm.pipeline.text.built_in import built_in_documents
 from tsdfm.pipeline.text.cleaning import LeftOut, clean, counted, told
-from tsdfm.pipeline.text.folders import files_of
-from tsdfm.pipeline.text.formats import file_texts
-from tsdfm.pipeline.text.hub import HubText
+from tsdfm.pipeline.text.sources.built_in import built_in_documents
+from tsdfm.pipeline.text.sources.folders import files_of
+from tsdfm.pipeline.text.sources.formats import file_texts
+from tsdfm.pipeline.text.sources.hub import HubText
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard

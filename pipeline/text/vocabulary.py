@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
 from tsdfm.schemas.base import InputError, first_line
 
 EOS, MASK = "[EOS]", "[MASK]"
@@ -179,11 +180,9 @@ def _read(path: Path) -> tuple[Tokenizer, str]:
     """The tokenizer of a file or folder, and the file's name. Raises InputError."""
     file = path / FILE if path.is_dir() else path
     try:
-        return Tokenizer.from_str(file.read_text(encoding="utf-8")), str(file)
+        return open_tokenizer(file), str(file)
     except OSError:
         raise InputError(f"{file}: no such tokenizer; give a tokenizer.json or a folder with one") from None
-    except Exception as error:  # the library raises bare Exception on bad JSON
-        raise InputError(f"{file}: not a tokenizer of the tokenizers library ({first_line(error)}); make it anew") from None
 
 
 def _with_ids(tokenizer: Tokenizer, where: str, wanted: Sequence[str]) -> dict[str, int]:

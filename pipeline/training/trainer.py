@@ -24,6 +24,7 @@ from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.base import InputError, WorkError, differences, first_line
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.regular import read_regular
 
 CHECKPOINT_SECONDS = 300.0  # between checkpoints at the most, however long an update takes
 STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
@@ -154,7 +155,7 @@ class Trainer:
         if not (state_file.is_file() and header_file.is_file()):
             return False
         try:
-            old = json.loads(header_file.read_text())["identity"]
+            old = json.loads(read_regular(header_file))["identity"]
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{header_file}: unreadable training checkpoint; remove the folder") from None
         differing = differences(old, json.loads(json.dumps(self.identity)))

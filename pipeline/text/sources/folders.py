@@ -13,9 +13,10 @@ from os.path import abspath
 from pathlib import Path
 
 from tsdfm.pipeline.text.cleaning import LeftOut
-from tsdfm.pipeline.text.compression import bare_name
-from tsdfm.pipeline.text.formats import KNOWN, is_known, suffix_of
+from tsdfm.pipeline.text.sources.compression import bare_name
+from tsdfm.pipeline.text.sources.formats import KNOWN, is_known, suffix_of
 from tsdfm.schemas.base import InputError, first_line
+from tsdfm.schemas.regular import read_regular
 
 TRAIN, HELD_BACK = "train", {"test", "validation"}
 CARDS, OTHER_SPLITS, OTHER_KINDS = "cards", "files of other splits", "files of other kinds"
@@ -30,7 +31,7 @@ def files_of(folder: Path, left_out: LeftOut) -> list[Path]:
 
     Raises InputError if there are none.
     """
-    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder) and path.is_file())
+    files = sorted(path for path in folder.rglob("*") if not _is_hidden(path, folder) and not path.is_dir())
     texts = [path for path in files if not _is_card(path)]
     read = [path for path in texts if is_known(path)]
     others = Counter(suffix_of(path) or bare_name(path) for path in texts if not is_known(path))
@@ -57,7 +58,7 @@ def _is_card(path: Path) -> bool:
 def _splits(folder: Path, files: list[Path]) -> tuple[list[Path], list[str]]:
     """The files that are trained on, and the names of the splits that the others are of."""
     card = folder / "README.md"
-    if card.is_file() and _CONFIGS.match(card.read_bytes()):
+    if card.is_file() and _CONFIGS.match(read_regular(card)):
         split = _of_card(folder)
     elif any(_SPLITS.search(path.relative_to(folder).as_posix()) for path in files):
         split = _of_names(folder)

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from tsdfm.pipeline.text.documents import Reading, load_documents
-from tsdfm.pipeline.text.formats import file_texts
+from tsdfm.pipeline.text.sources.formats import file_texts
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import CorpusConfig
 

@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 import zstandard
 
 from tsdfm.schemas.base import InputError, first_line
+from tsdfm.schemas.regular import open_regular
 
 SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".zstd": "Zstandard"}
 ZSTD_READ, ZSTD_WINDOW = 1 << 17, 1 << 31  # bytes read at once; the longest window of the format, for --long archives
@@ -37,7 +38,7 @@ def bare_name(path: Path) -> str:
 def plain_bytes(path: Path) -> Iterator[IO[bytes]]:
     """The decompressed bytes of a file, as a stream. Raises InputError, also while it is read, naming the file."""
     try:
-        with path.open("rb") as raw:
+        with open_regular(path) as raw:
             kind = _kind(path, raw)
             with _READERS[kind](raw) if kind else raw as stream:
                 yield cast(IO[bytes], stream)

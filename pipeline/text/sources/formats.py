@@ -20,8 +20,9 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsdfm.pipeline.text.compression import SUFFIXES, bare_name, plain_bytes
+from tsdfm.pipeline.text.sources.compression import SUFFIXES, bare_name, plain_bytes
 from tsdfm.schemas.base import InputError, first_line
+from tsdfm.schemas.regular import check_regular
 
 PROSE, RECORDS, TABLES = (".txt", ".text", ".md", ".markdown", ".rst"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 COLUMNS = (".parquet", ".arrow")
@@ -182,6 +183,7 @@ def _rows(rows: Any, path: Path, number: int) -> list[list[str]]:
 
 
 def _parquet(path: Path, field: str) -> Texts:
+    check_regular(path)
     table = pq.ParquetFile(path)
     _check_column(path, field, table.schema_arrow)
     for batch in table.iter_batches(ROWS_AT_ONCE, columns=[field]):
@@ -189,6 +191,7 @@ def _parquet(path: Path, field: str) -> Texts:
 
 
 def _arrow(path: Path, field: str) -> Texts:
+    check_regular(path)
     with pa.memory_map(str(path)) as source:
         source.seek(max(0, source.size() - len(END_OF_ARROW)))
         if source.read() != END_OF_ARROW:

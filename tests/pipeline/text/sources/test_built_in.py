@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from tsdfm.pipeline.text import built_in
-from tsdfm.pipeline.text.built_in import built_in_documents, prose
 from tsdfm.pipeline.text.documents import load_documents
+from tsdfm.pipeline.text.sources import built_in
+from tsdfm.pipeline.text.sources.built_in import built_in_documents, prose
 from tsdfm.schemas.corpus import CorpusConfig
 
 KEPT = [
@@ -180,7 +180,7 @@ def test_processes_at_the_same_time_give_the_same(cache, tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from tsdfm.pipeline.text import built_in
+from tsdfm.pipeline.text.sources import built_in
 built_in._python_sources = lambda: [Path({str(tmp_path / 'a.py')!r})]
 print(hash(tuple(built_in.built_in_documents())))"""
     environment = os.environ | {"PYTHONHASHSEED": "0"}
