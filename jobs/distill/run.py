@@ -16,6 +16,7 @@ from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.reports import DistillReport
 from tsdfm.schemas.training_record import StudentRecord
+from tsdfm.schemas.words import count
 
 D = TypeVar("D", bound=DistillConfig)
 
@@ -28,8 +29,8 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     out, config = out.absolute(), with_anchored_paths(config)
     start = check(config, out)
     config = _pinned(config, start.reader)
-    say(f"{start.reader.rows_per_epoch} trajectories, {config.objective} objective, {config.optim.steps} updates of "
-        f"{config.optim.batch_size}, from {start.weights.path}")
+    say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
+        f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
     if config.real.weight:
         say_corpus(config.real.corpus)
     started = time.monotonic()

@@ -9,7 +9,7 @@ from rich.table import Table
 from tsdfm.jobs.shell.console import Stages, print_whole, say
 from tsdfm.jobs.shell.corpus import say_corpus
 from tsdfm.jobs.shell.flags import config_command, flags_of
-from tsdfm.pipeline.evaluation.figures import plus_minus, ppl_interval, short_names
+from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 
 FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
@@ -45,7 +45,7 @@ def evaluated(config: EvaluateConfig) -> Results:
 def show_results(results: Results) -> None:
     """Print the rows as a table, real text first."""
     judges, models = short_names(list(results.judges)), short_names(list(results.settings.model))
-    title = f"{results.settings.samples} texts a row; perplexity with 95 % interval, entropy with standard error"
+    title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ["model", "n", "T", "NFE", *(f"ppl, {judges[name]}" for name in results.judges), "entropy, bits", "distinct-2",
                "distinct-4", "self-BLEU", "tokens/s"]

@@ -3,7 +3,9 @@
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
@@ -35,11 +37,25 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(address, cpus)
+    with _handlers_kept():
+        _connect(address, cpus)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Keep the signal handlers, of which Ray replaces SIGTERM's by one that leaves with its number as exit code."""
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # which that handler has raised
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, kept)
 
 
 def anchored(name: str) -> str:

@@ -18,6 +18,8 @@ from tsdfm.pipeline.storage.locks import flock, lease
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.regular import read_regular
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or none that this user may have
+
 
 class Store(ABC):
     """A dataset's folder. Paths are POSIX and relative to it."""
@@ -53,7 +55,7 @@ def explained(what: str, uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+        if error.errno in FULL or "No space left" in str(error):
             raise WorkError(f"{uri}: the disk is full; free some space and run the same command to resume") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"{uri}: cannot {what} ({error.strerror or error}); give a folder you can write to") from None
