@@ -31,8 +31,7 @@ from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
 from tsdfm.jobs.evaluate.command import evaluated
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here
-from tsdfm.jobs.shell.console import say, ticker
-from tsdfm.jobs.shell.corpus import say_corpus
+from tsdfm.jobs.shell.console import say, say_corpus, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.jobs.shell.training_group import Desk
 from tsdfm.pipeline.evaluation.effects import effects

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tsdfm.jobs.shell.cluster import anchored
-from tsdfm.jobs.shell.console import say
-from tsdfm.jobs.shell.corpus import say_corpus, say_left_out
+from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
 from tsdfm.jobs.shell.training_group import Group
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import TRAINING_FILE, load

@@ -6,8 +6,7 @@ import sys
 from rich import box
 from rich.table import Table
 
-from tsdfm.jobs.shell.console import Stages, print_whole, say
-from tsdfm.jobs.shell.corpus import say_corpus
+from tsdfm.jobs.shell.console import Stages, print_whole, say, say_corpus
 from tsdfm.jobs.shell.flags import config_command, flags_of
 from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tsdfm.jobs.shell.corpus import say_corpus, say_left_out
+from tsdfm.jobs.shell.console import say_corpus, say_left_out
 from tsdfm.jobs.train.progress import stopped, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
 from tsdfm.pipeline.training.data_parallel import Place

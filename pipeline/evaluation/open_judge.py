@@ -97,9 +97,9 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
     vocabulary = None if gguf else _own_vocabulary(name, folder)
     tokenizer = None if vocabulary else _tokenizer(name, folder, gguf)
     opened = open_causal(f"judge {name}", folder, device, gguf)
+    encode: Encode
     backend: Tokenizer | None
     unknown: int | None
-    encode: Encode
     if vocabulary is not None:
         start, encode, backend, unknown = vocabulary.eos_id, vocabulary.encode, vocabulary.tokenizer, None
     else:

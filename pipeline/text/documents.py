@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tsdfm.pipeline.text.cleaning import LeftOut, clean, counted, told
+from tsdfm.pipeline.text.cleaning import LeftOut, clean, told
 from tsdfm.pipeline.text.sources.built_in import built_in_documents
 from tsdfm.pipeline.text.sources.folders import files_of
 from tsdfm.pipeline.text.sources.formats import file_texts
@@ -12,6 +12,7 @@ from tsdfm.pipeline.text.sources.hub import HubText
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.words import count
 
 STAGE, TEXTS_AT_ONCE = "reading the corpus", 1000
 
@@ -39,7 +40,7 @@ def load_documents(config: CorpusConfig, reading: Reading | None = None) -> list
     if not documents:
         raise InputError(f"corpus {config.path}: holds no document" + (f" (left out: {left_out})" if left_out else "") +
                          "; give more text")
-    reading.progress(STAGE, 1, 1, counted(len(documents), "documents") + (f"; left out: {left_out}" if left_out else ""))
+    reading.progress(STAGE, 1, 1, count(len(documents), "document") + (f"; left out: {left_out}" if left_out else ""))
     return documents
 
 
