@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EMBEDDED := pipeline/models/embedded
-PROCESSES := -n logical --maxprocesses 4
+PROCESSES := -n logical --maxprocesses 4 --dist worksteal
 MODELS := teacher-mask teacher-uniform compass judge
 
 .PHONY: setup demo test test-slow lint claims assets wheel clean

@@ -8,7 +8,8 @@ import sys
 import click
 
 from tsdfm.jobs.shell.console import say
-from tsdfm.jobs.shell.interrupts import Interrupted, interrupt
+from tsdfm.jobs.shell.interrupts import Interrupted
+from tsdfm.jobs.start import CODE, INTERRUPTED, interrupt
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 # Group -> command -> (where it is, what it does in a few words)
@@ -77,7 +78,7 @@ def main() -> None:
     """Entry point: exit codes as in the help; one line, never a traceback."""
     # Threads that wait must not spin: beside other work, two that do are many times slower than one. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # All end as Ctrl-C does: a closed terminal, Slurm and Kubernetes ask so.
+    # A closed terminal, Slurm and Kubernetes ask to stop as Ctrl-C does.
     former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         _run()
@@ -92,7 +93,7 @@ def _run() -> None:
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; finished work is kept, the same command goes on with it", 130)
+        _fail(INTERRUPTED, CODE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -105,7 +106,7 @@ def _told(error: Exception) -> tuple[str, int]:
     if isinstance(error, click.ClickException):
         return error.format_message().replace("\n", " "), 2
     if isinstance(error, InputError | WorkError):
-        return str(error), 2 if isinstance(error, InputError) else 130 if isinstance(error, Interrupted) else 1
+        return str(error), 2 if isinstance(error, InputError) else CODE if isinstance(error, Interrupted) else 1
     if isinstance(error, MemoryError):
         return "out of memory; what is finished is kept; give this more memory, or lower a batch size", 1
     if isinstance(error, OSError):  # of the machine, not of the program: a disk that fails, a file that is gone

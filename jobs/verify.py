@@ -36,4 +36,4 @@ def verify_command(out: str, as_json: bool) -> None:
     if faults:
         raise WorkError(f"{out}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to "
                         "remake them")
-    say(f"{out}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")
+    say(f"{out}: sound: {count(manifest.totals.rows, 'trajectory')} in {count(len(manifest.shards), 'shard')}")

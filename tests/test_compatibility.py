@@ -98,13 +98,33 @@ def test_training_that_was_cut_goes_on_to_the_same_student(old):
     anew, before = load_file(old / "cut" / "model.safetensors"), load_file(old / "student" / "model.safetensors")
     assert list(anew) == list(before)
     for name in anew:
-        torch.testing.assert_close(anew[name], before[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(anew[name], before[name], rtol=1e-4, atol=1e-6)
 
 
-def test_an_evaluation_is_taken_up_and_nothing_is_sampled_again(old, monkeypatch):
+def test_an_evaluation_is_read_as_it_was_written(old):
+    """Its texts and scores are found; a rerun takes none of them, for they were sampled with the noise of `generate`."""
     results = parse_json(Results, (old / "evaluation" / "results.json").read_bytes(), "results.json")
     frontier = (old / "evaluation" / "frontier.json").read_text()
     assert parse_json(Frontier, frontier, "frontier.json").model_dump_json(indent=2) + "\n" == frontier
+    assert results.method == 1
+    for row in results.rows:
+        samples, judges = evaluation.kept_texts(results, row, old / "evaluation")
+        assert len(samples.texts) == row.samples
+        assert {name: found.perplexity for name, found in judges.items()} == {
+            name: found.perplexity for name, found in row.judges.items()}
+    before = tree(old / "evaluation" / "samples")
+    assert evaluation.evaluate(results.settings).method == 2
+    after = tree(old / "evaluation" / "samples")
+    assert len(after) == 2 * len(before)
+    assert before.items() <= after.items()
+
+
+def test_an_evaluation_of_today_is_taken_up_and_nothing_is_sampled_again(old, monkeypatch):
+    """tests/fixtures/v2: of the models of v1."""
+    shutil.rmtree(old / "evaluation")
+    shutil.copytree(FIXTURES.with_name("v2") / "evaluation", old / "evaluation")
+    results = parse_json(Results, (old / "evaluation" / "results.json").read_bytes(), "results.json")
+    frontier = (old / "evaluation" / "frontier.json").read_text()
 
     def never(*arguments):
         raise AssertionError("sampled again")

@@ -90,8 +90,8 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         faults = _run(work, todo, _workers(sweep, trials)) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]
         if START in faults or not done:
-            raise WorkError(f"{len(faults)} of {len(todo)} pieces of work failed, the first: {next(iter(faults.values()))}; "
-                            "the same command tries again")
+            raise WorkError(f"{len(faults)} of {count(len(todo), 'piece')} of work failed, the first: "
+                            f"{next(iter(faults.values()))}; the same command tries again")
         folders = {trial.key: work.folder(trial.key) for trial in done}
         rows = [*start_rows(work.folder(START)), *(row for trial in done for row in trial_rows(trial, folders[trial.key]))]
         scored = [each for trial in done for each in scored_of(trial, folders[trial.key])]
@@ -99,7 +99,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         _write(store, sweep, rows, found)
         store.write("times.csv", csv_bytes(times_of(folders)))
     if faults:
-        raise WorkError(f"{len(faults)} of {len(trials)} trials failed, the first: {next(iter(faults.values()))}; "
+        raise WorkError(f"{len(faults)} of {count(len(trials), 'trial')} failed, the first: {next(iter(faults.values()))}; "
                         f"{out}/table.md holds the others, the same command tries again")
     return AblateReport(
         out=str(out), trials=len(trials), made=len(set(trials) & set(todo)), kept=len(set(trials) - set(todo)),

@@ -12,6 +12,7 @@ from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.training.distill import check, train_at
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.reports import DistillReport
+from tsdfm.schemas.words import count
 
 D = TypeVar("D", bound=DistillConfig)
 
@@ -24,8 +25,8 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     out, config = out.absolute(), with_anchored_paths(config)
     start = check(config, out)
     config = _pinned(config, start.reader)
-    say(f"{start.reader.rows_per_epoch} trajectories, {config.objective} objective, {config.optim.steps} updates of "
-        f"{config.optim.batch_size}, from {start.weights.path}")
+    say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
+        f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
     started = time.monotonic()
     last = Group("distill", train_at, config, out).run(_line)
     return DistillReport(out=str(out), fingerprint=load(out).fingerprint, init=start.weights.fingerprint,

@@ -107,7 +107,7 @@ def _collect(pool: ActorPool, items: list[ShardPlan], missing: Sequence[int]) ->
                 trajectories += items[receipt.index].stop - items[receipt.index].start
             _show(show, len(made), len(missing), trajectories, started)
     if interrupted and len(made) < len(missing):
-        raise Interrupted(f"stopped after {len(made)} shards, all kept; resume with: {shlex.join(resume_command())}")
+        raise Interrupted(f"stopped after {count(len(made), 'shard')}, all kept; resume with: {shlex.join(resume_command())}")
     return made
 
 

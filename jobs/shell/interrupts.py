@@ -1,34 +1,15 @@
 """Stop at the user's wish: once, cleanly; twice, at once."""
 
-import os
 import shlex
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.start import interrupt
 from tsdfm.schemas.base import WorkError
-
-IMPORTING = "<frozen importlib._bootstrap>"
-AGAIN_SECONDS = 0.1  # until a signal that came at a bad moment is sent again
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """A signal handler that raises KeyboardInterrupt; in the middle of an import later, when it is done.
-
-    Modules written in C++ end the process, with pages of text, where their import raises anything that they don't expect.
-    """
-    while frame is not None:
-        if frame.f_code.co_filename == IMPORTING:
-            again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
-            return
-        frame = frame.f_back
-    raise KeyboardInterrupt
 
 
 class Interrupted(WorkError):

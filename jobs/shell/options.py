@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tsdfm.schemas.base import Frozen, InputError, first_line, parse
+from tsdfm.schemas.regular import read_regular
 
 C = TypeVar("C", bound=Frozen)
 
@@ -34,7 +35,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises InputError naming file and line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -23,6 +23,7 @@ from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.base import WorkError, plain_json
+from tsdfm.schemas.regular import check_regular
 
 METADATA = b"tsdfm"
 SAMPLES = pa.schema([
@@ -64,11 +65,11 @@ class SampleCache:
     def likelihood(self, identity: Identity, make: Callable[[], Likelihood]) -> Likelihood:
         """The scores of an identity, made if they are not there."""
         path = self._path("scores", identity)
-        table, _ = _read(path, identity, SCORES)
+        table, facts = _read(path, identity, SCORES)
         if table is not None:
-            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy())
+            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), facts.get("window"))
         made = make()
-        self._write(path, identity, pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES), {})
+        self._write(path, identity, pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES), {"window": made.window})
         return made
 
     def write(self, name: str, data: bytes) -> None:
@@ -97,6 +98,7 @@ class SampleCache:
 def _read(path: Path, identity: Identity, schema: pa.Schema) -> tuple[pa.Table | None, dict[str, Any]]:
     """The table of a file and its facts; (None, {}) if it is not there, not whole, damaged, or of another identity."""
     try:
+        check_regular(path)
         table = pq.read_table(path)
         table.validate(full=True)
         facts = plain_json(table.schema.metadata[METADATA], str(path))

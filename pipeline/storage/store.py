@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.locks import flock, lease
 from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.regular import read_regular
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or none that this user may have
 
@@ -77,7 +78,7 @@ class LocalStore(Store):
         """See `Store.read`."""
         with explained("read it", f"{self.uri}/{path}"):
             try:
-                return self._at(path).read_bytes()
+                return read_regular(self._at(path))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 

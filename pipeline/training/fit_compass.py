@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_denoiser, save, teacher_folder
@@ -18,7 +19,7 @@ from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.losses import CausalNLL, NoiseContrast, TextRows
 from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
-from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.model import CausalConfig, NceConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import DIVISION, CompassConfig
@@ -27,8 +28,6 @@ from tsdfm.schemas.training_record import CausalRecord, NceRecord, Separation
 TIME_BINS = 8
 HELD_OUT_SHARE = 0.2  # of the rollouts, kept for the AUC
 ROLLOUT_BATCH = 64
-# Keeps the noise apart from the trajectories of `generate`, which the compass will judge and must not have seen.
-NOISE_SEED = 0x6E6F6973
 
 
 @dataclass(frozen=True)
@@ -138,15 +137,16 @@ def noise_states(
 ) -> Tensor:
     """Every state of every blind rollout: [R, N, L] int32, entry [r, s] at time (s + 1)/N; the same in all processes.
 
-    Rollouts are functions of their number, so it does not matter which process makes which. `teacher` is left on the CPU.
+    None is a trajectory of `generate`: those the compass will judge, and it must not have seen them. Rollouts are functions
+    of their number, so it does not matter which process makes which. `teacher` is left on the CPU.
     """
     place = place or Place.alone()
-    rollout = RolloutConfig(steps=config.rollout_steps, seed=(config.optim.seed + NOISE_SEED) % 2**32)
+    rollout = RolloutConfig(steps=config.rollout_steps, seed=config.optim.seed)
     states = torch.zeros(config.rollouts, config.rollout_steps, teacher.config.length, dtype=torch.int32)
     teacher.to(place.device)
     for start in range(place.rank * ROLLOUT_BATCH, config.rollouts, place.world * ROLLOUT_BATCH):
         ids = range(start, min(start + ROLLOUT_BATCH, config.rollouts))
-        for log in roll_out(teacher, None, rollout, ShapingConfig(candidates=1), ids, "blind"):
+        for log in roll_out_blind(teacher, rollout, ids, Use.CONTRAST):
             for step in range(config.rollout_steps):
                 states[log.trajectory_id, step] = torch.from_numpy(log.state_after(step, teacher.config.mask_id))
         progress("rolling out noise", min(start + place.world * ROLLOUT_BATCH, config.rollouts), config.rollouts)

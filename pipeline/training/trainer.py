@@ -25,6 +25,7 @@ from tsdfm.pipeline.storage.store import explained
 from tsdfm.schemas.base import InputError, WorkError, differences, first_line, plain_json
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.regular import read_regular
 
 CHECKPOINT_SECONDS = 300.0  # between checkpoints at the most, however long an update takes
 STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
@@ -156,7 +157,7 @@ class Trainer:
         if not (state_file.is_file() and header_file.is_file()):
             return False
         try:
-            old = plain_json(header_file.read_bytes(), str(header_file))["identity"]
+            old = plain_json(read_regular(header_file), str(header_file))["identity"]
         except (InputError, KeyError, TypeError):
             raise InputError(f"{header_file}: unreadable training checkpoint; remove the folder") from None
         differing = differences(old, json.loads(json.dumps(self.identity)))
