@@ -156,4 +156,5 @@ def record_of(start: Start) -> StudentRecord:
     """How a student was made, for its training.json."""
     resolved = start.config.model_copy(update={"budgets": start.reader.budget_shares})
     return StudentRecord(config=resolved, data=start.reader.facts(), init=start.weights.fingerprint,
+                         corpus=None if start.real is None else start.real.facts,
                          versions={name: version(name) for name in LIBRARIES})
