@@ -37,12 +37,12 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with _handlers_kept():
-        _connect(address, cpus)
     try:
+        with _handlers_kept():
+            _connect(address, cpus)
         yield
     finally:
-        ray.shutdown()
+        ray.shutdown()  # also where it was interrupted while it started
 
 
 @contextmanager
