@@ -6,10 +6,11 @@ same command resumes from there, also after SIGKILL. Ray starts the processes an
 
 import shlex
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
@@ -22,7 +23,7 @@ from tsdfm.jobs.shell.console import ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.pipeline.models.folder import state_folder
 from tsdfm.pipeline.training.data_parallel import Place
-from tsdfm.pipeline.training.trainer import Report
+from tsdfm.pipeline.training.trainer import Report, Watch
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.train import TextTraining
@@ -30,14 +31,17 @@ from tsdfm.schemas.train import TextTraining
 RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
 POLL_SECONDS = 0.5
 
+
 @dataclass(frozen=True)
 class News:
-    """What the training processes said last: update, scalars, what no restart mends, and whether they ended early."""
+    """What the training processes said last: whether they have made an update, which was the last that they told of and its
+    scalars, what no restart mends, and whether they ended early."""
 
-    step: int
-    scalars: dict[str, float]
-    fault: Exception | None
-    stopped: bool
+    begun: bool = False
+    step: int = 0
+    scalars: dict[str, float] = field(default_factory=dict)
+    fault: Exception | None = None
+    stopped: bool = False
 
 
 class Desk:
@@ -47,18 +51,21 @@ class Desk:
     """
 
     def __init__(self) -> None:
-        self._step, self._scalars = 0, dict[str, float]()
-        self._stopping = self._stopped = False
-        self._fault: Exception | None = None
+        self._news, self._stopping = News(), False
 
     def post(self, step: int, scalars: dict[str, float]) -> bool:
         """Take the scalars of update `step` from a training process, and answer whether it is to save and stop."""
-        self._step, self._scalars = step, scalars
+        self._news = replace(self._news, begun=True, step=step, scalars=scalars)
+        return self._stopping
+
+    def stopping(self) -> bool:
+        """Tell a training process, which has made an update, whether it is to save and stop."""
+        self._news = replace(self._news, begun=True)
         return self._stopping
 
     def news(self) -> News:
-        """The last update and its scalars, the fault if there was one, and whether the training ended early."""
-        return News(self._step, self._scalars, self._fault, self._stopped)
+        """What the training processes said last."""
+        return self._news
 
     def stop(self) -> None:
         """Ask the training to save and stop."""
@@ -66,14 +73,32 @@ class Desk:
 
     def leave(self, fault: Exception | None) -> None:
         """The training ended early: it was asked to (None), or something is wrong that no restart mends. The first counts."""
-        self._stopped, self._fault = True, self._fault or fault
+        self._news = replace(self._news, stopped=True, fault=self._news.fault or fault)
+
+
+class Wish:
+    """Whether the driver wishes a training process to stop; asked after every update, it asks the desk now and then."""
+
+    def __init__(self, desk: Any) -> None:
+        self._desk, self._asked = desk, -POLL_SECONDS
+
+    def __call__(self) -> bool:
+        """Whether to save and stop."""
+        if time.monotonic() - self._asked < POLL_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        return bool(ray.get(self._desk.stopping.remote()))
 
 
 TrainingConfig = DistillConfig | TextTraining
 
-# What one process runs: (its place, the config, the model's folder, a report that says whether to save and stop) -> whether it
-# came to the end. It is sent by its name, so it stands at the top of a module.
-Loop = Callable[[Place, Any, Path, Report], bool]
+
+class Loop(Protocol):
+    """What one process runs. It is sent by its name, so it stands at the top of a module."""
+
+    def __call__(self, place: Place, config: Any, out: Path, report: Report, *, watch: Watch) -> bool:
+        """Train the model of a config into the folder `out`. Returns False if `report` or `watch` asked to stop."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -124,7 +149,7 @@ def _fitted(group: Group, line: Callable[[dict[str, float]], str]) -> dict[str, 
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    shown, news = 0, News(0, {}, None, stopped=False)
+    shown, news = 0, News()
     with interruptible("saving a checkpoint") as interrupted, ticker(group.label) as show:
         going = True
         while going:
@@ -136,12 +161,13 @@ def _fitted(group: Group, line: Callable[[dict[str, float]], str]) -> dict[str, 
             if news.step > shown:
                 show.update(news.step, group.config.optim.steps, line(news.scalars))
                 shown = news.step
-            going &= news.fault is None  # after a fault the other processes would wait for the one that left
+            # After a fault the other processes would wait for the one that left; before the first update nothing is lost.
+            going &= news.fault is None and (news.begun or not interrupted)
     if news.fault is not None:
         raise news.fault
     if failure:
         raise _explained(failure[0])
-    if news.stopped:
+    if news.stopped or (interrupted and not news.begun):
         raise Interrupted(f"stopped; the last checkpoint is in {state_folder(group.out)}; resume with: "
                           f"{shlex.join(resume_command())}")
     return news.scalars
@@ -177,7 +203,7 @@ def _process(settings: dict[str, Any]) -> None:
         return bool(ray.get(desk.post.remote(step, scalars)))
 
     try:
-        if not group.loop(place, group.config, group.out, report):
+        if not group.loop(place, group.config, group.out, report, watch=Watch(stop=Wish(desk))):
             ray.get(desk.leave.remote(None))
     except (InputError, WorkError) as error:  # no restart mends it
         ray.get(desk.leave.remote(error))

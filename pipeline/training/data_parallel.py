@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tsdfm.pipeline.models.folder import state_folder
 from tsdfm.pipeline.storage.store import LocalStore
-from tsdfm.pipeline.training.trainer import Part, Report
+from tsdfm.pipeline.training.trainer import Part, Report, Stop, never
 from tsdfm.schemas.base import InputError
 
 LOCK_SECONDS = 20.0  # to wait for the training folder: processes of a killed run may outlive it by a few
@@ -71,6 +71,10 @@ class Place:
     def any(self, value: bool) -> bool:
         """Whether it is true in any process."""
         return bool(self.summed(torch.tensor([float(value)]))[0])
+
+    def heeding(self, stop: Stop) -> Stop:
+        """A `stop` that is asked in the first process alone, and stops all of them together; to be asked by all."""
+        return stop if self.world == 1 or stop is never else lambda: self.any(self.rank == 0 and stop())
 
     def share(self, batch: R) -> R:
         """This process's rows of a batch, as many as every other's; its size must be a multiple of their number."""

@@ -25,7 +25,7 @@ from tsdfm.pipeline.models.folder import (
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.pipeline.training.student_trainer import Start, train_student
-from tsdfm.pipeline.training.trainer import Report
+from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.manifest import DatasetManifest
@@ -78,14 +78,14 @@ def check(config: DistillConfig, out: Path) -> Start:
     return start
 
 
-def train_at(place: Place, config: DistillConfig, out: Path, report: Report) -> bool:
+def train_at(place: Place, config: DistillConfig, out: Path, report: Report, *, watch: Watch = UNWATCHED) -> bool:
     """One process's part of a distillation; the first process writes the student to `out`.
 
-    Returns False if `report` asked to stop. Raises InputError or WorkError.
+    Returns False if `report` or `watch` asked to stop. Raises InputError or WorkError.
     """
     with state_owned(out, place) as folder:
         start = open_start(config)
-        student = train_student(start, folder, place, report)
+        student = train_student(start, folder, place, report, watch.stop)
         if student is not None and place.rank == 0:
             record = record_of(start)
             save(out, student, start.weights.vocabulary, record, card=student_card(student.config, record))

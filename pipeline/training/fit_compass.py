@@ -46,7 +46,7 @@ class Setting:
         folder: of training state and TensorBoard logs, shared by all data-parallel processes; a rerun resumes from there.
         report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves and
             stops.
-        watch: who watches, where there is one process; its `progress` is of reading the corpus, and of the teacher's rollouts
+        watch: who watches; its `progress` is of reading the corpus, and of the teacher's rollouts
             that `nce` starts with.
         place: this process. With others, torch.distributed must be initialised.
     """

@@ -64,7 +64,7 @@ def pretrain(
         folder: shared by all data-parallel processes; the first writes.
         report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves and
             stops.
-        watch: who watches, where there is one process; its `progress` is of reading the corpus.
+        watch: who watches; its `progress` is of reading the corpus.
         place: this process; None: the only one. With others, torch.distributed must be initialised.
 
     Returns the model with its EMA weights, on the CPU; None if `report` or `watch` asked to stop, after a checkpoint. Raises

@@ -24,7 +24,7 @@ from tsdfm.pipeline.text.corpus import Corpus, prepare
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.text_trainer import TokenWindows
-from tsdfm.pipeline.training.trainer import Part, Report, Trainer, seeded
+from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, never, seeded
 from tsdfm.schemas.distill import DistillConfig
 
 
@@ -44,7 +44,7 @@ class Start:
         return prepare(self.config.real.corpus, words, words.size) if self.config.real.weight else None
 
 
-def train_student(start: Start, folder: Path, place: Place, report: Report) -> Denoiser | None:
+def train_student(start: Start, folder: Path, place: Place, report: Report, stop: Stop = never) -> Denoiser | None:
     """Train a student; training state and TensorBoard logs live in `folder`, from which a rerun resumes.
 
     Args:
@@ -52,9 +52,10 @@ def train_student(start: Start, folder: Path, place: Place, report: Report) -> D
         folder: shared by all processes; only rank 0 writes.
         place: this process. With world > 1, torch.distributed must be initialised.
         report: called on rank 0 only; returning True saves and stops all processes.
+        stop: asked on rank 0 after every update; True saves and stops all processes.
 
     Returns:
-        The student with its EMA weights, or None if `report` asked to stop.
+        The student with its EMA weights, or None if `report` or `stop` asked to stop.
 
     Raises:
         InputError: `folder` holds a run of another config. WorkError: the loss is not finite.
@@ -95,7 +96,7 @@ def train_student(start: Start, folder: Path, place: Place, report: Report) -> D
             text = real.batch(step, generator).to(place.device)
             yield from parallel.parts(text, _targets(text, place), weight=config.real.weight)
 
-    return student if trainer.run(parts, parallel.on_first(report), gauge.read, place.mean) else None
+    return student if trainer.run(parts, parallel.on_first(report), gauge.read, place.mean, place.heeding(stop)) else None
 
 
 def _targets(batch: Batch, place: Place) -> float:

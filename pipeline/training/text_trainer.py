@@ -68,7 +68,7 @@ class TextTrainer:
             identity: what must not change between a run and its resumption.
             report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves
                 and stops all processes.
-            stop: asked after every update whether to save and stop, where there is one process.
+            stop: asked after every update, in the first process, whether to save and stop.
 
         Raises InputError: `folder` holds another run; WorkError: the loss is not finite.
         """
@@ -85,4 +85,4 @@ class TextTrainer:
             batch = self.loss.draw(self.windows.batch(step), generator)  # the same in all processes
             yield from parallel.parts(self.place.share(batch).to(self.place.device), self.loss.count(batch))
 
-        return trainer.run(parts, parallel.on_first(report), mean=self.place.mean, stop=stop)
+        return trainer.run(parts, parallel.on_first(report), mean=self.place.mean, stop=self.place.heeding(stop))

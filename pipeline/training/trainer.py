@@ -64,8 +64,8 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who watches a training that is the only process: `stop` is asked after every update whether to save and stop there,
-    and `progress` hears how far the preparations are."""
+    """Who watches a training: in the first process `stop` is asked after every update whether to save and stop, and
+    `progress` hears how far the preparations are."""
 
     stop: Stop = never
     progress: Progress = unheard
@@ -237,7 +237,7 @@ class Trainer:
                 gauges' scalars.
             gauges: further scalars, asked for whenever a line is due.
             mean: this process's mean loss to that of all.
-            stop: asked after every update whether to save and stop here; of one process alone.
+            stop: asked after every update whether to save and stop here; all processes must be told alike.
 
         A checkpoint is written every `checkpoint_every` updates and at least every CHECKPOINT_SECONDS, and where it stops.
 

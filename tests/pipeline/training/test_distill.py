@@ -634,3 +634,12 @@ def test_a_run_of_one_process_may_go_on_in_two(data, corpus, tmp_path, monkeypat
 
 def test_types_of_this_module_are_what_the_fixtures_give(tiny_models):
     assert isinstance(tiny_models, TinyModels)
+
+
+def test_a_wish_to_stop_is_heeded_after_any_update(data, tmp_path):
+    """Between two lines of the log, and with the state saved."""
+    config = small(data["mask"])
+    assert config.optim.log_every > 1
+    asked = iter([False, True])
+    assert train_student(open_start(config), tmp_path, Place(0, 1, CPU), lambda *_: None, lambda: next(asked)) is None
+    assert json.loads((tmp_path / HEADER_FILE).read_text())["step"] == 2
