@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,9 +20,19 @@ class _Flag:
 
     def __init__(self) -> None:
         self.raised = False
+        self._number: int | None = None
+        self._since = 0.0
 
     def __bool__(self) -> bool:
         return self.raised
+
+    def raise_(self, number: int) -> None:
+        """A signal came."""
+        self.raised, self._number, self._since = True, number, time.monotonic()
+
+    def is_urgent(self, seconds: float) -> bool:
+        """Whether so many seconds passed since a signal other than Ctrl-C: Kubernetes and Slurm wait only for a while."""
+        return self.raised and self._number != signal.SIGINT and time.monotonic() - self._since >= seconds
 
 
 @contextmanager
@@ -32,7 +43,7 @@ def interruptible(first: str) -> Iterator[_Flag]:
     def handle(number: int, frame: FrameType | None) -> None:
         if flag.raised:
             raise KeyboardInterrupt
-        flag.raised = True
+        flag.raise_(number)
         say(f"{first}; interrupt again to stop at once")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

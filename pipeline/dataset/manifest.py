@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import dataset_card
+from tsdfm.pipeline.storage.locks import LOCK_FILE
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
@@ -61,7 +62,7 @@ def _canonical(data: object) -> str:
 
 def claim(store: Store, identity: Identity) -> None:
     """Mark a folder as this identity's run. Raises InputError if it holds another dataset's run, or something else."""
-    names = set(store.names()) - {".lock"}
+    names = {name for name in store.names() if not name.startswith(LOCK_FILE)}
     for file in (MANIFEST_FILE, RUN_FILE):
         held = store.read(file)
         if held is None:
@@ -79,6 +80,17 @@ def claim(store: Store, identity: Identity) -> None:
     if names:
         raise InputError(f"{store.uri}: holds files and no dataset ({', '.join(sorted(names)[:3])}); give an empty --out")
     store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
+
+
+def is_claimed(store: Store, identity: Identity) -> bool:
+    """Whether a folder is marked as this identity's run, or holds its dataset: what `claim` left there."""
+    for file in (RUN_FILE, MANIFEST_FILE):
+        held = store.read(file)
+        if held is not None:
+            found = json.loads(held)
+            if not differences(found if file == RUN_FILE else found["identity"], identity.model_dump(mode="json")):
+                return True
+    return False
 
 
 def check_bytes(data: bytes, item: ShardPlan, identity: Identity) -> tuple[pa.Table, list[tuple[int | None, str]]]:

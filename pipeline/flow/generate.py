@@ -5,7 +5,7 @@ which order: `generate_dataset` makes them in this process, and the Ray job hand
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,7 @@ class Work:
     identity: Identity
     store: Store
     items: list[ShardPlan]
+    check: Callable[[], None]  # raises WorkError once another run has taken the dataset over
 
 
 class Maker(Protocol):
@@ -74,6 +75,7 @@ class InThisProcess:
         work.models.to(self._device)
         made: dict[int, Finished] = {}
         for index in missing:
+            work.check()
             made[index] = make_shard(work.models, work.identity, work.store, work.items[index])
             progress("making shards", len(made), len(missing))
         return made
@@ -105,13 +107,14 @@ def generate_dataset(
     maker = maker or InThisProcess()
     models = open_models(config, torch.device("cpu"), compass)
     identity = identity_of(config, models, maker.device())
-    work = Work(config, models, identity, store, plan(identity))
-    with store.owned():
+    with store.owned(progress) as check:
+        work = Work(config, models, identity, store, plan(identity), check)
         claim(store, identity)
         kept, unsound = _kept(work, progress)
         missing = [index for index in range(len(work.items)) if index not in kept]
         made = maker.make(work, missing, progress) if missing else {}
         done = [(kept | made)[index] for index in range(len(work.items))]
+        check()
         opened = models.teacher
         teacher = config.teacher if config.teacher.partition(":")[0] == EMBEDDED else str(opened.path.absolute())
         manifest = commit(store, identity, done, opened.vocabulary, teacher)
