@@ -29,11 +29,11 @@ def verify_command(out: str, as_json: bool) -> None:
             raise
         raise WorkError(str(error)) from None  # there is a dataset, and its manifest is at fault
     for fault in faults:
-        say(f"{out}/{fault}")
+        say(f"{store.uri}/{fault}")
     if as_json:
         emit(VerifyReport(out=out, sound=not faults, rows=manifest.totals.rows, shards=len(manifest.shards),
                           faults=[FaultReport(path=each.path, row=each.row, what=each.what) for each in faults]))
     if faults:
-        raise WorkError(f"{out}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to "
+        raise WorkError(f"{store.uri}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to "
                         "remake them")
-    say(f"{out}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")
+    say(f"{store.uri}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")

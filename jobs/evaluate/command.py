@@ -10,6 +10,7 @@ from tsdfm.jobs.shell.console import Stages, print_whole, say
 from tsdfm.jobs.shell.flags import config_command, flags_of
 from tsdfm.pipeline.evaluation.figures import plus_minus, ppl_interval, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
+from tsdfm.schemas.paths import redacted
 
 FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
 
@@ -36,7 +37,7 @@ def evaluated(config: EvaluateConfig) -> Results:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with Stages() as progress:
-        return evaluate(config, progress, shlex.join(sys.argv))
+        return evaluate(config, progress, redacted(shlex.join(sys.argv)))
 
 
 def show_results(results: Results) -> None:

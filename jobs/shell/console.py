@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
+from tsdfm.schemas.paths import redacted
+
 LINE_SECONDS = 5.0  # where there is no terminal: one line so often
 WAIT_SECONDS = 60.0  # between two lines that say what is waited for
 # Text from a dataset or a model may hold anything, and must not steer the terminal. Line breaks pass.
@@ -25,13 +27,13 @@ people = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """One line for people; whatever it quotes, nothing in it steers the terminal."""
-    people.print(line.translate(CONTROLS), markup=False)
+    """One line for people; whatever it quotes, nothing in it steers the terminal, and no URI's secrets are told."""
+    people.print(redacted(line).translate(CONTROLS), markup=False)
 
 
 def emit(report: BaseModel) -> None:
-    """Print a report as one machine-readable JSON object on standard output."""
-    click.echo(report.model_dump_json())
+    """Print a report as one machine-readable JSON object on standard output, without the secrets of URIs."""
+    click.echo(redacted(report.model_dump_json()))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from types import FrameType
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.schemas.base import WorkError
+from tsdfm.schemas.paths import redacted
 
 
 class Interrupted(WorkError):
@@ -55,5 +56,5 @@ def interruptible(first: str) -> Iterator[_Flag]:
 
 
 def resume_command() -> list[str]:
-    """The command line that goes on with this run: the same one."""
-    return ["tsdfm-pipeline", *sys.argv[1:]]
+    """The command line that goes on with this run: the same one. The secrets of URIs are left out."""
+    return ["tsdfm-pipeline", *map(redacted, sys.argv[1:])]

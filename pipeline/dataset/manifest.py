@@ -24,7 +24,7 @@ from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json
 from tsdfm.schemas.columns import values
-from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord, Totals
+from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import check_shard
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
@@ -191,9 +191,13 @@ def existing_shard(store: Store, item: ShardPlan, manifest: DatasetManifest | No
 
 
 def commit(
-    store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary, teacher: str | None = None
+    store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary, teacher: str | None = None,
+    history: Sequence[FormerDataset] = (),
 ) -> DatasetManifest:
-    """Write tokenizer, card and, last of all, the manifest. `done` must cover the plan, in order; `teacher`: where it was."""
+    """Write tokenizer, card and, last of all, the manifest.
+
+    `done` must cover the plan, in order; `teacher`: where it was; `history`: what the dataset was before it grew.
+    """
     records = [shard.record for shard in done]
     if [record.path for record in records] != [item.path for item in plan(identity)]:
         raise ValueError("commit needs one finished shard per planned one, in order")
@@ -204,6 +208,7 @@ def commit(
         totals=Totals(rows=rows, events=sum(shard.events for shard in done), tokens=rows * (identity.rollout.length or 0),
                       bytes=sum(record.bytes for record in records)),
         teacher=teacher, versions={name: version(name) for name in LIBRARIES},
+        history=list(history),
     )
     store.write(TOKENIZER_FILE, vocabulary.to_json().encode())
     store.write(CARD_FILE, dataset_card(manifest).encode())

@@ -83,7 +83,7 @@ class LocalStore(Store):
     def __init__(self, folder: Path, uri: str | None = None) -> None:
         self.local = folder.absolute()
         self.uri = str(folder) if uri is None else uri
-        self.address = str(self.local)
+        self.address = uri if uri is not None and uri.startswith("file:///") else str(self.local)
 
     def _at(self, path: str) -> Path:
         return self.local / path
@@ -106,9 +106,13 @@ class LocalStore(Store):
         """See `Store.remove`."""
         with explained("delete it", f"{self.uri}/{path}"):
             self._at(path).unlink(missing_ok=True)
+        self._leave(path)
+
+    def _leave(self, path: str) -> None:
+        """Remove the folder of a file that is gone: folders are there for their files. One that holds others stays."""
         if "/" in path:
             with contextlib.suppress(OSError):
-                self._at(path).parent.rmdir()  # a folder is there for its files; one that holds others stays
+                self._at(path).parent.rmdir()
 
     def names(self, folder: str = "") -> list[str]:
         """See `Store.names`."""
@@ -124,6 +128,7 @@ class LocalStore(Store):
             self._at(target).parent.mkdir(parents=True, exist_ok=True)
             self._at(source).replace(self._at(target))
             sync_folder(self._at(target).parent)
+        self._leave(source)
 
     def inside(self, folder: str) -> "LocalStore":
         """See `Store.inside`."""
