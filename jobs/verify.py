@@ -2,7 +2,7 @@
 
 import click
 
-from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say
+from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say, tell
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.reports import FaultReport, VerifyReport
@@ -36,4 +36,5 @@ def verify_command(out: str, as_json: bool) -> None:
     if faults:
         raise WorkError(f"{store.uri}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to "
                         "remake them")
-    say(f"{store.uri}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")
+    shown = say if as_json else tell
+    shown(f"{store.uri}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")

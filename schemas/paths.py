@@ -1,4 +1,4 @@
-"""Names of files and folders in configs: '~' is the home folder in all of them alike, and what opens a store is told to nobody."""
+"""Names of files and folders in configs: '~' is the home folder in all of them, and the secrets of URIs are told nowhere."""
 
 import re
 from os.path import expanduser

@@ -92,6 +92,7 @@ def _train(config: DistillConfig, out: Path) -> dict[str, float]:
     thread.start()
     shown, news = 0, News(0, {}, None, stopped=False)
     with interruptible("saving a checkpoint") as interrupted, ticker("distill") as show:
+        show.waiting(0, config.optim.steps, "starting the training processes")
         going = True
         while going:
             thread.join(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Have every shard made by whoever is there to make it: hand out, wait, count, and say what is waited for. Knows nothing of Ray."""
+"""Have every shard made by whoever is there: hand out, wait, count, and say what is waited for. Knows nothing of Ray."""
 
 import shlex
 import time

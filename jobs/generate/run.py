@@ -163,7 +163,7 @@ class OnRay:
     def waits_for(self, seconds: float) -> str:
         """What keeps workers from beginning, after so many seconds without one."""
         room = int(ray.cluster_resources().get(self._need.what, 0)) >= self._need.number
-        if room and not self._crowded and seconds < SLOW_START_SECONDS or self._need.free() >= self._need.number:
+        if (room and not self._crowded and seconds < SLOW_START_SECONDS) or self._need.free() >= self._need.number:
             return "starting a worker"
         return self._need.lacking()
 
@@ -227,7 +227,7 @@ class OnRay:
 
     def _end(self, sign: Sign) -> None:
         """End a worker's process through its node: one that is stopped hears nothing itself."""
-        say(f"a worker on {sign.node} gave no sign of life for {SILENT_SECONDS:.0f} s: it is ended, and its shard made by another")
+        say(f"a worker on {sign.node} gave no sign of life for {SILENT_SECONDS:.0f} s: it is ended, another makes its shard")
         task: Any = ray.remote(end_process)
         where = NodeAffinitySchedulingStrategy(sign.node_id, soft=False)
         task.options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote(sign.pid, sign.born)

@@ -76,8 +76,8 @@ def _opened(order: Order) -> tuple[Models, Store]:
     if digest(identity_of(order.config, models, device)) != digest(order.identity):
         raise WorkError("its teacher, compass or tokenizer differs from the driver's; give every node the same files")
     if not is_claimed(store, order.identity):
-        raise WorkError(f"{store.uri}: not the folder that this run writes to, which every node must share; give --out a shared "
-                        "folder, or a URI")
+        raise WorkError(f"{store.uri}: not the folder that this run writes to, which every node must share; give --out a "
+                        "shared folder, or a URI")
     _kept[:] = [(order, models, store)]
     return models, store
 

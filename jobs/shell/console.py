@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 import click
 from pydantic import BaseModel
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
@@ -23,12 +23,19 @@ BIDI = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # marks that turn the d
 CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 10} | dict.fromkeys(
     [*range(0x7F, 0xA0), *BIDI], "\ufffd")
 
-people = Console(stderr=True, highlight=False, soft_wrap=True)
+people = Console(stderr=True, highlight=False, soft_wrap=True)  # progress, remarks, errors
+results = Console(highlight=False, soft_wrap=True)  # what was asked for; goes where standard output goes at that time
+GAP, EDGES = 3, 2  # blanks between the columns of a table, and at its sides together
 
 
 def say(line: str) -> None:
     """One line for people; whatever it quotes, nothing in it steers the terminal, and no URI's secrets are told."""
     people.print(redacted(line).translate(CONTROLS), markup=False)
+
+
+def tell(line: str) -> None:
+    """One line of what was asked for, on standard output; as `say` in all else."""
+    results.print(redacted(line).translate(CONTROLS), markup=False)
 
 
 def emit(report: BaseModel) -> None:
@@ -51,10 +58,38 @@ def figures_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def print_whole(table: Table) -> None:
-    """Print a table with no column cut: a narrow terminal wraps the lines."""
-    whole = Measurement.get(people, people.options.update(width=1000), table).maximum
-    Console(stderr=True, highlight=False, width=max(people.width, whole), soft_wrap=True).print(table)
+def print_whole(table: Table, keys: int = 1) -> None:
+    """Print a table on standard output, one row a line: where the terminal is too narrow, in parts that repeat the key columns.
+
+    Args:
+        table: with cells of plain text.
+        keys: how many columns, from the left, tell a row from others.
+    """
+    for columns in _parts([_width(column) for column in table.columns], keys, results.width - EDGES):
+        part = Table(title=table.title if columns[-1] < keys or columns[keys] == keys else None, title_justify="left",
+                     title_style="bold", box=table.box, pad_edge=False)
+        for index in columns:
+            column = table.columns[index]
+            part.add_column(column.header, justify=column.justify, no_wrap=True, overflow="ellipsis")
+        for row, cells in zip(table.rows, zip(*(table.columns[index].cells for index in columns), strict=True), strict=True):
+            part.add_row(*cells, end_section=row.end_section)
+        results.print(part)
+
+
+def _width(column: Column) -> int:
+    return max(cell_len(str(cell)) for cell in [column.header, *column.cells])
+
+
+def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """The columns of each part: the keys, and as many others as there is room for, at least one."""
+    first = list(range(min(keys, len(widths))))
+    parts = [list(first)]
+    for index in range(len(first), len(widths)):
+        taken = sum(widths[each] + GAP for each in [*parts[-1], index]) - GAP
+        if taken > room and len(parts[-1]) > len(first):
+            parts.append(list(first))
+        parts[-1].append(index)
+    return parts
 
 
 def rate(number: float, seconds: float, noun: str) -> str:

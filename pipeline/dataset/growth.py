@@ -4,8 +4,8 @@
 
 Trajectories don't depend on each other, so those of whole shards are kept: their rows are stamped with the new identity and
 written anew (the bytes are those of a dataset made in the larger size at once). Until the larger dataset is complete, the old
-one stays what it is, for every reader. Then its files are moved to their places; meanwhile there is no manifest, so OUT counts as
-unfinished, and whatever interrupts that, the next run ends it.
+one stays what it is, for every reader. Then its files are moved to their places; meanwhile there is no manifest, so OUT counts
+as unfinished, and whatever interrupts that, the next run ends it.
 """
 
 import hashlib
@@ -51,12 +51,12 @@ def former_dataset(store: Store, identity: Identity) -> DatasetManifest | None:
     if not _differ_in_size_alone(manifest.identity.model_dump(mode="json"), identity):
         return None
     if asked < there:
-        raise InputError(f"{store.uri}: holds {there} trajectories, and a dataset does not shrink; give --trajectories {there} or "
-                         "more, or another --out (readers can take fewer: `distill --set data.trajectories=N`)")
+        raise InputError(f"{store.uri}: holds {there} trajectories, and a dataset does not shrink; give --trajectories {there} "
+                         "or more, or another --out (readers can take fewer: `distill --set data.trajectories=N`)")
     begun = _only_other_size(store.read(f"{GROWING}/{RUN_FILE}"), identity)
     if begun is not None:
-        raise InputError(f"{store.uri}: is growing to {begun} trajectories; finish that with --trajectories {begun}, or give it "
-                         f"up with --trajectories {there}")
+        raise InputError(f"{store.uri}: is growing to {begun} trajectories; finish that with --trajectories {begun}, or give "
+                         f"it up with --trajectories {there}")
     return manifest
 
 

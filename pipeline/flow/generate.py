@@ -88,8 +88,9 @@ def generate_dataset(
 ) -> GenerateReport:
     """Make, or go on making, the dataset of a config; by default in this process, without Ray.
 
-    Shards that are there and sound are kept; where a finished dataset has fewer trajectories, it grows. No process-wide setting is changed: torch computes with the threads that it has,
-    which can move the last bits of an energy, so set them to `rollout.threads` yourself where bytes must be repeatable.
+    Shards that are there and sound are kept; where a finished dataset has fewer trajectories, it grows. No process-wide setting
+    is changed: torch computes with the threads that it has, which can move the last bits of an energy, so set them to
+    `rollout.threads` yourself where bytes must be repeatable.
 
     Args:
         config: what to make; `workers` and `address` are the maker's business.

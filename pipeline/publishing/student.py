@@ -52,7 +52,7 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
 
 
 def without_folders(record: StudentRecord) -> StudentRecord:
-    """A copy of a student's record in which every absolute path or file: URI has become its last part, and no URI tells secrets."""
+    """A copy of a student's record in which every absolute path or file: URI is its last part, and no URI tells secrets."""
     return StudentRecord.model_validate(_bare(record.model_dump(mode="json")))
 
 

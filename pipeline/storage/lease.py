@@ -127,7 +127,7 @@ class _Lease:
         return None if mine is None or theirs is None else mine - theirs
 
     def _is_dead(self, name: str, held: bytes | None, age: float | None) -> bool:
-        """Whether a lease is dead; one that is gone, or that another run merely asks for, is not. Raises InputError if it lives."""
+        """Whether a lease is dead; one that is gone, or only asked for, is not. Raises InputError if it lives."""
         if held is None or (age is not None and age < LEASE_SECONDS and not fields_of(held).get("owns", True)):
             return False
         if age is None:
@@ -155,8 +155,8 @@ class _Lease:
     def _busy(self, name: str, age: float | None) -> str:
         owner = owner_of(self.files.read(name))
         rest = LEASE_SECONDS if age is None else max(1.0, LEASE_SECONDS - age)
-        return (f"{self.files.uri}: another run is writing there ({owner}); wait for it, stop it, or give another --out; if it is "
-                f"gone, the same command takes over in {rest:.0f} s, or at once if you delete {self.files.uri}/{name}")
+        return (f"{self.files.uri}: another run is writing there ({owner}); wait for it, stop it, or give another --out; if it "
+                f"is gone, the same command takes over in {rest:.0f} s, or at once if you delete {self.files.uri}/{name}")
 
     def keep(self) -> None:
         """Renew until the run leaves, or the lease is lost."""

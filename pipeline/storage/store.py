@@ -233,6 +233,6 @@ def _filesystem(uri: str) -> tuple[pafs.FileSystem, str, Any]:
         except Exception as error:
             told = redacted(uri)
             why = first_line(error) if "Unrecognized filesystem type" in str(native) else first_line(native)
-            raise InputError(f"{told}: no such filesystem ({why.replace(uri, told)}); give a path or a URI that pyarrow or fsspec "
-                             "knows") from None
+            raise InputError(f"{told}: no such filesystem ({why.replace(uri, told)}); give a path or a URI that pyarrow or "
+                             "fsspec knows") from None
         return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), root, inner

@@ -176,5 +176,5 @@ def record_of(start: Start) -> StudentRecord:
     """How a student was made, for its training.json and its card: where data lies, but not the secrets that open it."""
     resolved = start.config.model_copy(update={"budgets": start.reader.budget_shares})
     data = resolved.data.model_copy(update={"paths": [redacted(path) for path in resolved.data.paths]})
-    return StudentRecord(config=resolved.model_copy(update={"data": data}), data=start.reader.facts(), init=start.weights.fingerprint,
-                         versions={name: version(name) for name in LIBRARIES})
+    return StudentRecord(config=resolved.model_copy(update={"data": data}), data=start.reader.facts(),
+                         init=start.weights.fingerprint, versions={name: version(name) for name in LIBRARIES})

@@ -143,7 +143,7 @@ def test_whatever_is_cut_while_it_takes_its_place_ends_well(tmp_path, tiny_model
         out = tmp_path / str(steps)
         make_dataset(out, tiny_models)
         with monkeypatch.context() as patch:
-            def interrupted(store: Store, patch=patch) -> None:
+            def interrupted(store: Store, patch=patch, steps=steps) -> None:
                 left[0] = steps
                 for name in changed:
                     patch.setattr(LocalStore, name, cut(name))

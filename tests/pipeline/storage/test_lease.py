@@ -126,7 +126,7 @@ def test_a_lease_that_nobody_renews_is_taken_over_after_its_time_and_not_before(
 def test_a_damaged_lease_is_one_like_others(held):
     shelf = Shelf()
     shelf.write(f"{LOCK_FILE}-x", held)
-    with pytest.raises(InputError, match="process . on .*another run is writing|another run is writing there"), lease(shelf, unheard):
+    with pytest.raises(InputError, match="another run is writing there"), lease(shelf, unheard):
         pass
     time.sleep(1.1)
     with lease(shelf, unheard):
@@ -156,28 +156,27 @@ def test_hiccups_are_survived():
 
 def test_who_can_not_renew_in_time_stops_in_one_line():
     shelf = Shelf()
-    with pytest.raises(WorkError, match=r"does not own the dataset any more: its lease could not be renewed \(503 slow down\)"), \
-            lease(shelf, unheard) as check:
+    with lease(shelf, unheard) as check:
         shelf.failing = True
         time.sleep(1.3)
-        check()
+        with pytest.raises(WorkError, match=r"does not own the dataset any more: its lease could not be renewed \(503 slow down\)"):
+            check()
 
 
 def test_a_late_owner_stops_and_leaves_what_is_the_next_ones(capfd):
     shelf = Shelf()
-    with pytest.raises(WorkError, match="does not own the dataset any more"), lease(shelf, unheard) as first:
+    with lease(shelf, unheard) as first:
         shelf.failing = True
         time.sleep(1.2)
         shelf.failing = False
         with lease(shelf, unheard) as second:
-            theirs = {name: held for name, (held, _) in shelf.files.items()}
-            with pytest.raises(WorkError):
-                first()
+            theirs = set(shelf.files)
             time.sleep(0.3)
             second()
             assert len(theirs) == 1
-            assert theirs.keys() <= shelf.files.keys()
-            first()
+            assert theirs <= shelf.files.keys()
+            with pytest.raises(WorkError, match="does not own the dataset any more"):
+                first()
     assert "Traceback" not in capfd.readouterr().err
 
 
