@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.jobs.generate.test_run import SHARDS, bytes_of, config_file, running, shards_in, wait_for
-from tests.support import make_dataset
+from tests.support import make_dataset, present
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 # The command, with a shorter time to wait for a sign of life.
@@ -73,10 +73,10 @@ def test_nothing_to_run_on_is_said_and_a_signal_ends_the_wait(tmp_path, tiny_mod
             with running("generate", file, "--address", nodes.address) as process:
                 said = ""
                 while "to make" not in said:  # it is connected
-                    said = process.stderr.readline()
+                    said = present(process.stderr).readline()
                 connected = time.monotonic()
                 while "waiting for 1 CPU: the cluster has 0 free" not in said:
-                    said = process.stderr.readline()
+                    said = present(process.stderr).readline()
                 assert time.monotonic() - connected < 10
                 process.send_signal(number)
                 told = time.monotonic()

@@ -79,7 +79,8 @@ def leave(shelf: Shelf, name: str = LOCK_FILE, **fields: object) -> None:
 def test_of_many_that_come_together_one_owns(clock):
     for trial in range(20):
         shelf = Shelf(slow=0.002, clock=clock)
-        owning, most, outcomes = [], [0], []
+        owning: list[int] = []
+        most, outcomes = [0], list[str]()
         ready = threading.Barrier(3)
 
         def run(shelf=shelf, owning=owning, most=most, outcomes=outcomes, ready=ready) -> None:
