@@ -37,4 +37,5 @@ def verify_command(out: str, as_json: bool) -> None:
         raise WorkError(f"{store.uri}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to "
                         "remake them")
     shown = say if as_json else tell
-    shown(f"{store.uri}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")
+    shown(f"{store.uri}: sound: {count(manifest.totals.rows, 'trajectory')} in "
+          f"{count(len(manifest.shards), 'shard')}")

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from tsdfm.jobs.shell.console import Stages, print_whole, say
 from tsdfm.jobs.shell.flags import config_command, flags_of
-from tsdfm.pipeline.evaluation.figures import plus_minus, ppl_interval, short_names
+from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.paths import redacted
 
@@ -18,7 +18,7 @@ FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
 def show_results(results: Results) -> None:
     """Print the rows as a table, real text first."""
     judges, models = short_names(list(results.judges)), short_names(list(results.settings.model))
-    title = f"{results.settings.samples} texts a row; perplexity with 95 % interval, entropy with standard error"
+    title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ["model", "n", "T", "NFE", *(f"ppl, {judges[name]}" for name in results.judges), "entropy, bits", "distinct-2",
                "distinct-4", "self-BLEU", "tokens/s"]
@@ -30,6 +30,19 @@ def show_results(results: Results) -> None:
         table.add_row(models[row.model], str(row.steps), f"{row.temperature:g}", f"{row.nfe:.2f}", *_figures(row, results),
                       f"{row.tokens_per_second:,.0f}")
     print_whole(table, keys=3)
+    for line in [*_in_windows(results), *results.remarks]:
+        say(line)
+
+
+def _in_windows(results: Results) -> list[str]:
+    """What to know of judges whose positions were too few for some texts."""
+    names, rows, lines = short_names(list(results.judges)), [*results.reference, *results.rows], []
+    for judge, facts in results.judges.items():
+        long = sum(row.judges[judge].in_windows for row in rows)
+        if long:
+            lines.append(f"judge {names[judge]}: {long:,} of {sum(row.samples for row in rows):,} texts have more tokens than "
+                         f"its {facts.positions} positions and were scored in windows")
+    return lines
 
 
 def _figures(row: Row, results: Results) -> list[str]:

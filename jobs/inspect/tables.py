@@ -19,7 +19,8 @@ FRAMES_SHOWN = 12  # of one trajectory in the terminal; the page has all
 
 def show_summary(summary: DatasetSummary) -> None:
     """Print a dataset's figures as tables."""
-    tell(f"{summary.trajectories} trajectories of {summary.length} tokens, {summary.steps} steps, {summary.source} source")
+    tell(f"{count(summary.trajectories, 'trajectory')} of {count(summary.length, 'token')}, {count(summary.steps, 'step')}, "
+        f"{summary.source} source")
     print_whole(_arms_table(summary))
     if summary.pairs is not None:
         tell(_pairs_line(summary.pairs))
@@ -35,7 +36,7 @@ def show_frames(log: "JumpLog", pictures: "Sequence[Frame]", steps: int) -> None
     shown = sorted({round(i * last / (FRAMES_SHOWN - 1)) for i in range(FRAMES_SHOWN)})
     results.print()
     results.rule(f"trajectory {log.trajectory_id}, {log.arm} arm: "
-                f"{len(shown)} of {len(pictures)} steps with jumps")
+                f"{len(shown)} of {count(len(pictures), 'step')} with jumps")
     for index in shown:
         frame = pictures[index]
         masks = f", {sum(frame.masked)} masked" if any(frame.masked) else ""
@@ -90,7 +91,7 @@ def _arms_table(summary: DatasetSummary) -> Table:
     table.add_row("events per trajectory", *(_spread(part.events, 1) for part in summary.arms))
     table.add_row("unigram entropy, bits", *(_spread(part.entropy, 3) for part in summary.arms))
     for field, name in rows.items():
-        table.add_row(f"{name} ({summary.arms[0].distinct_rows} rows)",
+        table.add_row(f"{name} ({count(summary.arms[0].distinct_rows, 'row')})",
                       *(maybe(getattr(part, field), ".4f") for part in summary.arms))
     return table
 

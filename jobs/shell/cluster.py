@@ -4,8 +4,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
@@ -41,7 +43,8 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
         yield
         return
     with _short_folder() as folder:
-        _connect(address, cpus, folder)
+        with _handlers_kept():
+            _connect(address, cpus, folder)
         try:
             yield
         finally:
@@ -64,6 +67,19 @@ def _short_folder() -> Iterator[str | None]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Keep the signal handlers, of which Ray replaces SIGTERM's by one that leaves with its number as exit code."""
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:  # which that handler has raised
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, kept)
 
 
 def anchored(name: str) -> str:

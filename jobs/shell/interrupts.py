@@ -1,5 +1,6 @@
 """Stop at the user's wish: once, cleanly; twice, at once."""
 
+import shlex
 import signal
 import sys
 import time
@@ -8,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.start import interrupt
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.paths import redacted
 
@@ -38,14 +40,18 @@ class _Flag:
 
 @contextmanager
 def interruptible(first: str) -> Iterator[_Flag]:
-    """First SIGINT, SIGTERM or SIGHUP: do what `first` says, then stop. Second: stop at once (nothing finished is lost)."""
+    """First SIGINT, SIGTERM or SIGHUP: say how to go on, do what `first` says, then stop. Second: stop at once.
+
+    Nothing that is finished is lost.
+    """
     flag = _Flag()
 
     def handle(number: int, frame: FrameType | None) -> None:
         if flag.raised:
-            raise KeyboardInterrupt
+            interrupt(number, frame)
+            return
         flag.raise_(number)
-        say(f"{first}; interrupt again to stop at once")
+        say(f"{first}; interrupt again to stop at once; resume with: {shlex.join(resume_command())}")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -20,12 +20,14 @@ from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import dataset_card
 from tsdfm.pipeline.storage.locks import LOCK_FILE
 from tsdfm.pipeline.storage.store import Store
+from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json
+from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
 from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import check_shard
+from tsdfm.schemas.words import count
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
 RECEIPTS = ".receipts"  # folder of what is known of finished shards until the manifest is
@@ -68,9 +70,9 @@ def claim(store: Store, identity: Identity) -> None:
         if held is None:
             continue
         try:
-            found = json.loads(held)
+            found = plain_json(held, f"{store.uri}/{file}")
             old = found["identity"] if file == MANIFEST_FILE else found
-        except (ValueError, KeyError, TypeError):
+        except (InputError, KeyError, TypeError):
             raise InputError(f"{store.uri}/{file}: not readable; restore it, or give another --out") from None
         differing = differences(old, identity.model_dump(mode="json"))
         if differing:
@@ -128,7 +130,7 @@ def _id_faults(found: Sequence[tuple[int, str]], wanted: Sequence[tuple[int, str
         seen.add(pair)
     missing = [pair for pair in wanted if pair not in seen]
     if missing:
-        yield None, f"{len(missing)} rows are missing, the first trajectory {missing[0][0]} ({missing[0][1]})"
+        yield None, f"{count(len(missing), 'row')} missing, the first trajectory {missing[0][0]} ({missing[0][1]})"
     elif clean:
         yield None, "rows are not in the order of their trajectory ids"
 
@@ -247,8 +249,6 @@ def read_shard(store: Store, record: ShardRecord) -> pa.Table:
 
 def read_vocabulary(store: Store, manifest: DatasetManifest) -> Vocabulary:
     """The dataset's own tokenizer, its fingerprint checked. Raises InputError."""
-    from tokenizers import Tokenizer
-
     data = store.read(TOKENIZER_FILE)
     where = f"{store.uri}/{TOKENIZER_FILE}"
     if data is None:
@@ -256,7 +256,7 @@ def read_vocabulary(store: Store, manifest: DatasetManifest) -> Vocabulary:
     if hashlib.sha256(data).hexdigest() != manifest.identity.tokenizer:  # before it is parsed: it may be anything
         raise InputError(f"{where}: not the tokenizer that the manifest names; restore it, or run generate again")
     try:
-        return Vocabulary(Tokenizer.from_str(data.decode()), where)
+        return Vocabulary(parse_tokenizer(data, where), where)
     except InputError:
         raise
     except Exception as error:

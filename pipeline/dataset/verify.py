@@ -12,6 +12,7 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.words import count
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _shard_faults(
 ) -> Iterator[tuple[int | None, str]]:
     """Faults (row, what) of one shard's bytes; its texts are compared only if there is a vocabulary and all else is sound."""
     if len(data) != record.bytes:
-        yield None, f"{len(data)} bytes, the manifest says {record.bytes}"
+        yield None, f"{count(len(data), 'byte')}, the manifest says {record.bytes}"
     elif hashlib.sha256(data).hexdigest() != record.sha256:
         yield None, "checksum differs from the manifest's"
     try:
@@ -71,7 +72,7 @@ def _shard_faults(
         yield None, str(error).partition(": ")[2]
         return
     if table.num_rows != record.rows:
-        yield None, f"{table.num_rows} rows, the manifest says {record.rows}"
+        yield None, f"{count(table.num_rows, 'row')}, the manifest says {record.rows}"
     yield from found
     if vocabulary is not None and not found:
         texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()

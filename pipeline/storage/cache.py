@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.schemas.regular import read_regular
 
 
 def through_cache(sha256: str, fetch: Callable[[], bytes]) -> bytes:
@@ -17,7 +18,7 @@ def through_cache(sha256: str, fetch: Callable[[], bytes]) -> bytes:
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tsdfm-pipeline"
     with contextlib.suppress(OSError):
-        data = (folder / sha256).read_bytes()
+        data = read_regular(folder / sha256)
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
     data = fetch()

@@ -20,6 +20,9 @@ from tsdfm.pipeline.storage.locks import flock
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.regular import read_regular
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or none that this user may have
 
 
 class Store(ABC):
@@ -68,7 +71,7 @@ def explained(what: str, uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+        if error.errno in FULL or "No space left" in str(error):
             raise WorkError(f"{uri}: the disk is full; free some space and run the same command to resume") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"{uri}: cannot {what} ({error.strerror or error}); give a folder you can write to") from None
@@ -92,7 +95,7 @@ class LocalStore(Store):
         """See `Store.read`."""
         with explained("read it", f"{self.uri}/{path}"):
             try:
-                return self._at(path).read_bytes()
+                return read_regular(self._at(path))
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 

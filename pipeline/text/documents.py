@@ -23,6 +23,7 @@ import zstandard
 
 from tsdfm.schemas.base import InputError, first_line
 from tsdfm.schemas.corpus import CorpusConfig
+from tsdfm.schemas.regular import check_regular
 
 ZSTD_READ, ZSTD_WINDOW = 1 << 17, 1 << 31  # bytes read at once; the longest window of the format, for --long archives
 MIN_CHARACTERS = 60  # shorter documents are labels, not prose
@@ -148,6 +149,7 @@ class _Zstd(io.RawIOBase):
 
 def _file_documents(path: Path, field: str) -> Iterator[str]:
     try:
+        check_regular(path)
         if path.name.endswith(".jsonl.zst"):
             with path.open("rb") as raw:
                 yield from _jsonl(io.TextIOWrapper(io.BufferedReader(_Zstd(raw, path)), "utf-8"), field, path)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
 from tsdfm.schemas.base import InputError
 
 EOS, MASK = "[EOS]", "[MASK]"
@@ -56,7 +57,7 @@ class Vocabulary:
         """Open a tokenizer.json, or the folder that holds one. Raises InputError."""
         file = path / FILE if path.is_dir() else path
         try:
-            return cls(Tokenizer.from_str(file.read_text(encoding="utf-8")), str(file))
+            return cls(open_tokenizer(file), str(file))
         except InputError:
             raise
         except OSError:

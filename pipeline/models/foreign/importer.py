@@ -15,6 +15,7 @@ from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
 from tsdfm.schemas.base import InputError, explain
 from tsdfm.schemas.import_teacher import ImportConfig, MdlmFile
 from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.terms import Layout, Source
 from tsdfm.schemas.training_record import ImportRecord, Origin
 
@@ -75,7 +76,7 @@ def _beside(file: Path, layout: Layout) -> MdlmFile:
     if layout != "mdlm" or not path.is_file():
         return MdlmFile()
     try:
-        found = MdlmFile.model_validate_json(path.read_bytes())
+        found = MdlmFile.model_validate_json(read_regular(path))
     except ValidationError as error:
         raise explain(error, str(path)) from None
     # Families that share MDLM's names of tensors differ in what the numbers mean: Duo's are of the uniform source.

@@ -16,7 +16,7 @@ from tests.support import present, write_corpus
 from tsdfm.pipeline.text.corpus import prepare, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.pretrain import evaluate, pretrain
-from tsdfm.pipeline.training.token_windows import TokenWindows
+from tsdfm.pipeline.training.text_trainer import TokenWindows
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE, Trainer, generator_of, learning_rate, whole
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.corpus import CorpusConfig
