@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from tsdfm.jobs.shell.console import say
-from tsdfm.jobs.start import interrupt
+from tsdfm.jobs.shell.signals import interrupt
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.paths import redacted
 

@@ -25,6 +25,7 @@ from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
+from tsdfm.schemas.model import DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,29 @@ def open_compass(
         raise InputError(f"compass {folder}: its tokenizer is not the teacher's ({teacher.path}): {other}; "
                          "fit a compass with this teacher")
     network = opened.network.to(device)
-    sizes = network.config.trunk if isinstance(network, NceEncoder) else network.config
-    if isinstance(network, NceEncoder) and sizes.vocab_size != teacher.network.config.vocab_size:
-        raise InputError(f"compass {folder}: has rows for {sizes.vocab_size} ids, the teacher for "
-                         f"{teacher.network.config.vocab_size}; fit a compass with this teacher")
-    if sizes.length < length and not isinstance(network, Denoiser):
-        raise InputError(f"compass {folder}: was fitted to texts of {sizes.length} tokens, these have {length}; fit a compass "
-                         "with this teacher, or give a shorter --length")
+    if isinstance(network, Denoiser):
+        raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own "
+                         "energy")
+    _check_fit(folder, network, teacher.network.config, length)
     if isinstance(network, CausalLM):
         return CausalCompass(network), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
+    return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
+
+
+def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserConfig, length: int) -> None:
+    """Raises InputError unless a compass was fitted to the teacher's source and vocabulary, and to texts of `length` tokens."""
     if isinstance(network, NceEncoder):
-        if network.config.trunk.source != teacher.network.config.source:
-            raise InputError(f"compass {folder}: was fitted on the {network.config.trunk.source} source, the teacher's is "
-                             f"{teacher.network.config.source}; fit a compass with this teacher")
-        return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
-    raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own energy")
+        trunk = network.config.trunk
+        if trunk.source != teacher.source:
+            raise InputError(f"compass {folder}: was fitted on the {trunk.source} source, the teacher's is {teacher.source}; "
+                             "fit a compass with this teacher")
+        if trunk.vocab_size != teacher.vocab_size:
+            raise InputError(f"compass {folder}: has rows for {trunk.vocab_size} ids, the teacher for {teacher.vocab_size}; "
+                             "fit a compass with this teacher")
+    longest = network.config.trunk.length if isinstance(network, NceEncoder) else network.config.length
+    if longest < length:
+        raise InputError(f"compass {folder}: was fitted to texts of {longest} tokens, these have {length}; fit a compass "
+                         "with this teacher, or give a shorter --length")
 
 
 def identity_of(config: GenerateConfig, models: Models, device: torch.device) -> Identity:
