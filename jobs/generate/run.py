@@ -44,7 +44,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     torch.set_num_threads(config.rollout.threads)
     config = _anchored(config)
     with ExitStack() as held, Stages() as progress:
-        report = generate_dataset(config, progress=progress, maker=_RayMaker(config, held))
+        report = generate_dataset(config, progress=progress, maker=_OnRay(config, held))
     for path in report.unsound:
         say(f"{config.out}/{path}: was there and unsound, and has been made again")
     return report
@@ -56,7 +56,7 @@ def _anchored(config: GenerateConfig) -> GenerateConfig:
     return config.model_copy(update={field: anchored(name) for field, name in names.items()})
 
 
-class _RayMaker:
+class _OnRay:
     """Makes shards on Ray. Ray is connected, or started, when it is needed, and `held` lets it go."""
 
     def __init__(self, config: GenerateConfig, held: ExitStack) -> None:
@@ -78,7 +78,7 @@ class _RayMaker:
         need = Need("GPU", 1) if gpus else Need("CPU", threads)
         workers = min(len(missing), self.config.workers or need.places())
         say(f"{len(missing)} of {count(len(work.items), 'shard')} to make, {count(workers, f'{need.what} worker')}")
-        crew = OnRay(Order(self.config, work.identity, work.store.address), work.items, need, self.config.workers)
+        crew = Tasks(Order(self.config, work.identity, work.store.address), work.items, need, self.config.workers)
         return collect(crew, work.items, missing, work.check)
 
 
@@ -114,7 +114,7 @@ class _Flight:
     ended: float | None = None  # when its worker was ended, for it had fallen silent
 
 
-class OnRay:
+class Tasks:
     """Shards in the hands of Ray, a `collect.Crew`: handed over, watched, and what became of them. One task makes one shard.
 
     A task holds its CPUs or its GPU only while it runs, so none waits for what an idle one holds, and Ray gives it to any node
