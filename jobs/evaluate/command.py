@@ -30,8 +30,6 @@ def show_results(results: Results) -> None:
         table.add_row(models[row.model], str(row.steps), f"{row.temperature:g}", f"{row.nfe:.2f}", *_figures(row, results),
                       f"{row.tokens_per_second:,.0f}")
     print_whole(table, keys=3)
-    for line in [*_in_windows(results), *results.remarks]:
-        say(line)
 
 
 def _in_windows(results: Results) -> list[str]:
@@ -61,6 +59,8 @@ def evaluate_command(config: EvaluateConfig) -> Results:
     low perplexity, too, so read them together. CONFIG is a YAML file; flags override it.
     """
     results = evaluated(config)
+    for line in [*_in_windows(results), *results.remarks]:
+        say(line)
     if config.out is not None:
         say(f"{config.out}: {'results.json, frontier.json and frontier.png' if config.frontier else 'results.json'}")
     return results
