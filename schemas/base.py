@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationError, model_validator
 
 from tsdfm.schemas.paths import redacted
 
@@ -76,6 +76,19 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
         old = merged.get(name)
         merged[name] = laid_over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
+
+
+EVERY_FIELD = {"every_field": True}  # the context in which a record is written with all of its fields
+
+
+def without_newer(data: dict[str, Any], info: SerializationInfo, **newer: Any) -> dict[str, Any]:
+    """What a record's serializer gives, without fields that have their default and are newer than some records on disk.
+
+    So those records, and the digests of them, stay what they are. `newer`: field -> default. The context EVERY_FIELD keeps all.
+    """
+    if info.context == EVERY_FIELD:
+        return data
+    return {name: value for name, value in data.items() if name not in newer or value != newer[name]}
 
 
 _SHORT = reprlib.Repr()  # of a value that may be of any size, or hold itself

@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.model import TransformerShape
 from tsdfm.schemas.optim import Address, Compile, MicroBatches, OptimConfig, Recompute, Workers, check_divides
@@ -21,6 +21,7 @@ class PretrainConfig(Frozen):
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: PathName | None = Field(None, description=(
         "Folder or file of a tokenizer.json to use; null: one is trained on the corpus"))
+    eos: str | None = Field(None, min_length=1, description="Token that ends a text, of a given tokenizer; null: as it says")
     vocab_size: int = Field(2048, ge=258, le=1 << 20, description="Size of a tokenizer that is trained here, [MASK] included")
     length: int = Field(64, ge=2, description="Tokens L of every sequence, which is also the length of the texts it will write")
     source: Source = Field("mask", description=(
@@ -49,7 +50,13 @@ class PretrainConfig(Frozen):
         if self.tokenizer is not None and self.vocab_size != type(self).model_fields["vocab_size"].default:
             raise ValueError("vocab_size: is of a tokenizer that is trained here, and one is given (tokenizer); leave one "
                              "of them out")
+        if self.tokenizer is None and self.eos is not None:
+            raise ValueError("eos: is of a tokenizer that is given (tokenizer); one that is trained here has its own")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_eos(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, eos=None)
 
 
 class CompassConfig(Frozen):

@@ -31,9 +31,9 @@ from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
 from tsdfm.jobs.evaluate.command import evaluated
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here
-from tsdfm.jobs.shell.console import say, ticker
-from tsdfm.jobs.shell.desk import Desk
+from tsdfm.jobs.shell.console import say, say_corpus, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
+from tsdfm.jobs.shell.training_group import Desk
 from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
@@ -87,6 +87,8 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     with store.owned():
         store.write(SWEEP_FILE, redacted(sweep.model_dump_json(indent=2) + "\n").encode())
         todo = [key for key in [START, *trials] if not work.is_done(key)]
+        if START in todo:
+            say_corpus(work.evaluation.corpus)
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
         faults = _run(work, todo, _workers(sweep, trials)) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]

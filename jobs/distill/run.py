@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from tsdfm.jobs.shell.cluster import anchored
-from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
 from tsdfm.jobs.shell.training_group import Group
 from tsdfm.pipeline.loader.batches import Reader
-from tsdfm.pipeline.models.folder import load
+from tsdfm.pipeline.models.folder import TRAINING_FILE, load
 from tsdfm.pipeline.training.distill import check, train_at
+from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.reports import DistillReport
+from tsdfm.schemas.training_record import StudentRecord
 from tsdfm.schemas.words import count
 
 D = TypeVar("D", bound=DistillConfig)
@@ -27,8 +30,11 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     config = _pinned(config, start.reader)
     say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
         f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
+    if config.real.weight:
+        say_corpus(config.real.corpus)
     started = time.monotonic()
     last = Group("distill", train_at, config, out).run(_line)
+    say_left_out(parse_json(StudentRecord, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE)).corpus)
     return DistillReport(out=str(out), fingerprint=load(out).fingerprint, init=start.weights.fingerprint,
                          updates=config.optim.steps, seconds=round(time.monotonic() - started, 2), scalars=last)
 

@@ -43,12 +43,12 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
         yield
         return
     with _short_folder() as folder:
-        with _handlers_kept():
-            _connect(address, cpus, folder)
         try:
+            with _handlers_kept():
+                _connect(address, cpus, folder)
             yield
         finally:
-            ray.shutdown()
+            ray.shutdown()  # also where it was interrupted while it started
 
 
 @contextmanager

@@ -14,7 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
+from tsdfm.pipeline.text.cleaning import told
+from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
 from tsdfm.schemas.paths import redacted
+from tsdfm.schemas.training_record import CorpusFacts
+from tsdfm.schemas.words import count
 
 LINE_SECONDS = 5.0  # where there is no terminal: one line so often
 WAIT_SECONDS = 60.0  # between two lines that say what is waited for
@@ -36,6 +40,21 @@ def say(line: str) -> None:
 def tell(line: str) -> None:
     """One line of what was asked for, on standard output; as `say` in all else."""
     results.print(redacted(line).translate(CONTROLS), markup=False)
+
+
+def say_corpus(corpus: CorpusConfig) -> None:
+    """Which text a command is about to read: the built-in one is a surprise to who gave none."""
+    if corpus.path == BUILT_IN:
+        say("corpus: the built-in one, English prose of the documentation of Python and of the packages installed here; "
+            "--corpus takes a text of yours")
+    else:
+        say(f"corpus: {corpus.path}")
+
+
+def say_left_out(facts: CorpusFacts | None) -> None:
+    """What was left out of a text that other processes have read; nothing where nothing was, or there was no text."""
+    if facts is not None and facts.left_out:
+        say(f"corpus: {count(facts.documents, 'document')}; left out: {told(facts.left_out)}")
 
 
 def emit(report: BaseModel) -> None:

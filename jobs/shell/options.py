@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from tsdfm.schemas.base import Frozen, InputError, first_line, parse
+from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, first_line, parse
 from tsdfm.schemas.regular import read_regular
 
 C = TypeVar("C", bound=Frozen)
@@ -97,4 +97,4 @@ def put(data: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 def yaml_of(config: Frozen) -> str:
     """A config as a YAML file that gives the same config, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(config.model_dump(mode="json", context=EVERY_FIELD), sort_keys=False, allow_unicode=True, width=120)

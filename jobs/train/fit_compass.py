@@ -17,7 +17,7 @@ FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
 
 
 @config_command("fit-compass", CompassConfig, flags=flags_of(CompassConfig, FLAGS), common=(
-    "--out --teacher --corpus --text-field --part --kind --updates --threads --workers --address --seed"))
+    "--out --teacher --corpus --text-field --clean --part --kind --updates --threads --workers --address --seed"))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the compass or judge.")
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> CausalReport | NceReport:

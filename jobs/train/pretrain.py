@@ -17,7 +17,7 @@ FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
 
 
 @config_command("pretrain", PretrainConfig, flags=flags_of(PretrainConfig, FLAGS), common=(
-    "--out --corpus --text-field --tokenizer --source --length --updates --threads --workers --address --seed"))
+    "--out --corpus --text-field --clean --tokenizer --source --length --updates --threads --workers --address --seed"))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the teacher.")
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> TeacherReport:

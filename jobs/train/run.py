@@ -5,15 +5,17 @@ from typing import Any, TypeVar
 
 import torch
 
-from tsdfm.jobs.shell.console import Stages
+from tsdfm.jobs.shell.console import say_corpus, say_left_out
 from tsdfm.jobs.train.progress import stopped, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.trainer import Watch
-from tsdfm.schemas.base import Frozen, parse_json
+from tsdfm.schemas.base import parse_json
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import CompassConfig, TextTraining
+from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
 
-R = TypeVar("R", bound=Frozen)
+R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
 
 
 def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R]) -> R:
@@ -29,16 +31,18 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
     Raises InputError (nothing was changed), WorkError (the last checkpoint is kept), or Interrupted.
     """
     check_target(out)
-    if config.workers == 1 and config.address == "local":
-        _here(label, loop, config, out)
-    else:
-        _in_a_group(label, loop, config, out)
-    return parse_json(kind, (out / TRAINING_FILE).read_bytes(), str(out / TRAINING_FILE))
+    say_corpus(config.corpus)
+    alone = config.workers == 1 and config.address == "local"
+    (_here if alone else _in_a_group)(label, loop, config, out)
+    record = parse_json(kind, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
+    if not alone:  # else it was told when the corpus had been read
+        say_left_out(record.corpus)
+    return record
 
 
 def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
     torch.set_num_threads(config.optim.threads)
-    with Stages() as progress, training_progress(label, config.optim) as (report, stop):
+    with training_progress(label, config.optim) as (report, stop, progress):
         done = loop(Place.alone(), config, out, report, watch=Watch(stop, progress))
     if not done:
         raise stopped(state_folder(out))

@@ -183,9 +183,9 @@ def _fill(network: nn.Module, data: bytes, where: str) -> None:
 
 
 def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabulary, folder: Path) -> None:
-    """[MASK], the last id, has a row in models of the mask source alone."""
+    """Where [MASK] is the last id, only models of the mask source have a row for it."""
     masked = isinstance(config, DenoiserConfig) and config.mask_id is not None
-    if config.vocab_size != vocabulary.size - (not masked):
+    if config.vocab_size != (vocabulary.size if masked else vocabulary.size_without_mask):
         raise InputError(f"{folder}: the config has vocab_size {config.vocab_size}, its tokenizer {vocabulary.size} with "
                          f"{MASK}; they don't belong together")
     if isinstance(config, DenoiserConfig) and masked and config.mask_id != vocabulary.mask_id:

@@ -158,4 +158,5 @@ def record_of(start: Start) -> StudentRecord:
     resolved = start.config.model_copy(update={"budgets": start.reader.budget_shares})
     data = resolved.data.model_copy(update={"paths": [redacted(path) for path in resolved.data.paths]})
     return StudentRecord(config=resolved.model_copy(update={"data": data}), data=start.reader.facts(),
-                         init=start.weights.fingerprint, versions={name: version(name) for name in LIBRARIES})
+                         init=start.weights.fingerprint, corpus=None if start.real is None else start.real.facts,
+                         versions={name: version(name) for name in LIBRARIES})

@@ -46,7 +46,8 @@ class Setting:
         folder: of training state and TensorBoard logs, shared by all data-parallel processes; a rerun resumes from there.
         report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves and
             stops.
-        watch: who watches, where there is one process; its `progress` is of the teacher's rollouts that `nce` starts with.
+        watch: who watches, where there is one process; its `progress` is of reading the corpus, and of the teacher's rollouts
+            that `nce` starts with.
         place: this process. With others, torch.distributed must be initialised.
     """
 
@@ -89,9 +90,10 @@ def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Settin
     Raises InputError: no such corpus, too little text, or a folder of another run; WorkError: the loss is not finite.
     """
     teacher, vocabulary = opened.network, opened.vocabulary
-    corpus = prepare(config.corpus, vocabulary, vocabulary.size)
+    corpus = prepare(config.corpus, vocabulary, vocabulary.size, setting.watch.progress)
     shape = CausalConfig(
-        **config.shape.model_dump(), vocab_size=vocabulary.size - 1, length=teacher.config.length, bos_id=vocabulary.eos_id)
+        **config.shape.model_dump(), vocab_size=vocabulary.size_without_mask, length=teacher.config.length,
+        bos_id=vocabulary.eos_id)
     with seeded(config.optim.seed):
         model = CausalLM(shape)
     windows = _windows(config, corpus, teacher.config.length)
@@ -114,7 +116,7 @@ def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setti
     else as `fit_ar`.
     """
     teacher, vocabulary = opened.network, opened.vocabulary
-    corpus = prepare(config.corpus, vocabulary, vocabulary.size)
+    corpus = prepare(config.corpus, vocabulary, vocabulary.size, setting.watch.progress)
     held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)  # refused now, not after the training
     states = noise_states(config, teacher, setting.watch.progress, setting.place)
     cut = max(1, int(len(states) * (1 - HELD_OUT_SHARE)))

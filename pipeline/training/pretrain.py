@@ -12,7 +12,7 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_loss
 from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows
-from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Stop, Watch, never, seeded
+from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.train import DIVISION, PretrainConfig
 from tsdfm.schemas.training_record import PretrainRecord
@@ -48,14 +48,14 @@ def pretrain_at(
     Returns False if `report` or `watch` asked to stop. Raises InputError or WorkError, as `pretrain` does.
     """
     with state_owned(out, place) as folder:
-        made = pretrain(config, folder, report, watch.stop, place)
+        made = pretrain(config, folder, report, watch, place)
         if made is not None and place.rank == 0:
             save(out, made.network, made.vocabulary, made.record, half=half)
     return made is not None
 
 
 def pretrain(
-    config: PretrainConfig, folder: Path, report: Report, stop: Stop = never, place: Place | None = None
+    config: PretrainConfig, folder: Path, report: Report, watch: Watch = UNWATCHED, place: Place | None = None
 ) -> Teacher | None:
     """Train a denoiser; training state and TensorBoard logs live in `folder`, from which a rerun resumes.
 
@@ -64,19 +64,19 @@ def pretrain(
         folder: shared by all data-parallel processes; the first writes.
         report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves and
             stops.
-        stop: asked after every update whether to save and stop, where there is one process.
+        watch: who watches, where there is one process; its `progress` is of reading the corpus.
         place: this process; None: the only one. With others, torch.distributed must be initialised.
 
-    Returns the model with its EMA weights, on the CPU; None if `report` or `stop` asked to stop, after a checkpoint. Raises
+    Returns the model with its EMA weights, on the CPU; None if `report` or `watch` asked to stop, after a checkpoint. Raises
     InputError: no such corpus or tokenizer, too little text, or a `folder` that holds a run of another config; WorkError: the
     loss is not finite.
     """
-    given = Vocabulary.load(Path(config.tokenizer)) if config.tokenizer else None
-    corpus = prepare(config.corpus, given, config.vocab_size)
-    mask = config.source == "mask"
+    given = Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
+    corpus = prepare(config.corpus, given, config.vocab_size, watch.progress)
+    words, mask = corpus.vocabulary, config.source == "mask"
     model_config = DenoiserConfig(
-        **config.shape.model_dump(), vocab_size=corpus.vocabulary.size - (not mask), length=config.length,
-        cond_dim=config.cond_dim, source=config.source, mask_id=corpus.vocabulary.mask_id if mask else None,
+        **config.shape.model_dump(), vocab_size=words.size if mask else words.size_without_mask, length=config.length,
+        cond_dim=config.cond_dim, source=config.source, mask_id=words.mask_id if mask else None,
         kappa_exponent=config.kappa_exponent,
     )
     held = windows_of(corpus.held_out, config.length, EVAL_WINDOWS)  # refused now, not after the training
@@ -86,8 +86,8 @@ def pretrain(
     identity = {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus.facts.sha256}
     loss = CrossEntropy(model) if config.objective == "cross_entropy" else GeneralizedKL(model)
     trainer = TextTrainer(model, loss, windows, config, place or Place.alone())
-    if not trainer.run(folder, identity, report, stop):
+    if not trainer.run(folder, identity, report, watch.stop):
         return None
     model.cpu()
     scores = evaluate(model, held)
-    return Teacher(model, corpus.vocabulary, PretrainRecord(config=config, corpus=corpus.facts, **scores))
+    return Teacher(model, words, PretrainRecord(config=config, corpus=corpus.facts, **scores))

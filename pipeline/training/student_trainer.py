@@ -6,6 +6,7 @@ is the mean over the target positions of the whole batch, however it is divided 
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
 from tsdfm.pipeline.models.student import student_of, with_blocks
-from tsdfm.pipeline.text.corpus import prepare
+from tsdfm.pipeline.text.corpus import Corpus, prepare
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.text_trainer import TokenWindows
@@ -35,6 +36,12 @@ class Start:
     reader: Reader
     weights: ModelFolder[Denoiser]
     identity: dict[str, Any]
+
+    @cached_property
+    def real(self) -> Corpus | None:
+        """The real text that is mixed in, read when it is first asked for; None if there is none. Raises InputError."""
+        words = self.weights.vocabulary
+        return prepare(self.config.real.corpus, words, words.size) if self.config.real.weight else None
 
 
 def train_student(start: Start, folder: Path, place: Place, report: Report) -> Denoiser | None:
@@ -58,7 +65,7 @@ def train_student(start: Start, folder: Path, place: Place, report: Report) -> D
             teacher = with_blocks(teacher, config.init_blocks)
     with seeded(config.optim.seed):  # weights that only a student has
         student = student_of(teacher).to(place.device)
-    real = _RealText(start, place) if config.real.weight else None
+    real = None if start.real is None else _RealText(start, start.real, place)
     identity = dict(start.identity)
     if real is not None:
         identity["corpus_sha256"] = real.sha256
@@ -120,9 +127,8 @@ class _Gauge:
 class _RealText:
     """Windows of real text, noised along the path: the denoising loss that a student may be mixed with."""
 
-    def __init__(self, start: Start, place: Place) -> None:
-        config, reader, model, words = start.config, start.reader, start.weights.network.config, start.weights.vocabulary
-        corpus = prepare(config.real.corpus, words, words.size)
+    def __init__(self, start: Start, corpus: Corpus, place: Place) -> None:
+        config, reader, model = start.config, start.reader, start.weights.network.config
         self.sha256 = corpus.facts.sha256
         length = reader.manifests[0].identity.rollout.length or model.length
         self.windows = TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)

@@ -63,7 +63,7 @@ def generate_until(out: str, models: TinyModels, stage: str, nth: int) -> None:
 
 @pytest.fixture(scope="module")
 def mother() -> Iterator[Warm]:
-    with warm("tests.chaos.test_kills", "ray", "datasets") as running:
+    with warm("tests.chaos.test_kills", "datasets") as running:
         yield running
 
 

@@ -24,7 +24,7 @@ from tests.support import TinyModels, make_models, tree
 from tsdfm.pipeline.storage.atomic import sha256_file
 
 SECONDS, DEADLINE = 4.0, 60.0  # of the processor that a case may take, and of the clock after which the process ends itself
-MEMORY = 2 << 30  # bytes on top of what the process has when all is imported
+MEMORY = 2 << 30  # bytes on top of what the process has when a subject is prepared, and all for it imported
 
 
 class Bench:
@@ -63,17 +63,19 @@ class Bench:
 
     def _sound(self, name: str) -> Path:
         if name not in self.prepared:
+            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             self.prepared[name] = self.root / "sound" / name.replace(" ", "-")
             self.prepared[name].mkdir(parents=True)
             SUBJECTS[name].prepare(self.prepared[name], self.models)
+            limit_memory()
         return self.prepared[name]
 
 
 def limit_memory() -> None:
-    """From here on the process may take MEMORY more than it has."""
+    """From here on the process may take MEMORY more address space than it has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def serve(connection: Connection) -> None:
@@ -81,7 +83,6 @@ def serve(connection: Connection) -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz") as root, open(os.devnull) as nothing:
         os.dup2(nothing.fileno(), 0)
         bench = Bench(Path(root))
-        limit_memory()
         for name, number in _requests(connection):
             faulthandler.dump_traceback_later(DEADLINE, exit=True)
             connection.send(bench.case(name, number))
