@@ -8,6 +8,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationError, model_validator
 
+from tsdfm.schemas.paths import redacted
+
 M = TypeVar("M", bound="Frozen")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -126,8 +128,8 @@ def _short(value: object) -> str:
 
 
 def to_json(record: BaseModel) -> str:
-    """A record as it stands in a file: indented, keys sorted, a line break at the end."""
-    return json.dumps(record.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+    """A record as it stands in a file: indented, keys sorted, a line break at the end; without the secrets of URIs."""
+    return redacted(json.dumps(record.model_dump(mode="json"), indent=2, sort_keys=True)) + "\n"
 
 
 def plain_json(text: str | bytes, where: str) -> Any:

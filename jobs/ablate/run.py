@@ -43,6 +43,7 @@ from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
 from tsdfm.schemas.ablate import Effect, Evaluation, Sweep, TrialRecord, TrialRow, TrialSeconds
 from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.reports import AblateReport
 
 SWEEP_FILE = "sweep.json"
@@ -84,7 +85,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         raise InputError(f"{out}: holds files and no sweep; give an empty --out, or that of a sweep")
     work, store, started = Work(trials, _anchored(sweep.evaluate), out), LocalStore(out), time.monotonic()
     with store.owned():
-        store.write(SWEEP_FILE, (sweep.model_dump_json(indent=2) + "\n").encode())
+        store.write(SWEEP_FILE, redacted(sweep.model_dump_json(indent=2) + "\n").encode())
         todo = [key for key in [START, *trials] if not work.is_done(key)]
         if START in todo:
             say_corpus(work.evaluation.corpus)

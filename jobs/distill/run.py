@@ -49,7 +49,7 @@ def with_anchored_paths(config: D) -> D:
 
 def _pinned(config: DistillConfig, reader: Reader) -> DistillConfig:
     """The config with every Hub dataset at the commit that the reader found: a branch may move before other processes look."""
-    paths = [source.store.uri for source in reader.sources]
+    paths = [source.store.address for source in reader.sources]
     for path in sorted(set(paths) - set(config.data.paths)):
         say(f"reading {path}")
     return config.model_copy(update={"data": config.data.model_copy(update={"paths": paths})})

@@ -3,8 +3,10 @@
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +22,9 @@ from tsdfm.schemas.base import InputError, WorkError, first_line
 
 NAMES = ("embedded", "none", "denoiser", "python")  # of models and corpora that are no folders
 CONNECT_SECONDS = 5.0
+SHORT = "/tmp"  # stands for the usual folder of temporary files where that has too long a name
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_00"  # below that folder, as Ray names it
+_SOCKET_BYTES = 107  # that the name of a socket may have
 OBJECT_STORE_BYTES = 128 << 20  # only receipts travel
 _NOT_FOUND = "start one with 'ray start --head', or leave out --address to run on this machine"
 
@@ -37,12 +42,31 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with _short_folder() as folder:
+        try:
+            with _handlers_kept():
+                _connect(address, cpus, folder)
+            yield
+        finally:
+            ray.shutdown()  # also where it was interrupted while it started
+
+
+@contextmanager
+def _short_folder() -> Iterator[str | None]:
+    """A folder for a fresh Ray where its own choice is too long a name for its sockets; None where it is not."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT
+    if len(f"{usual}/{_SOCKET}") < _SOCKET_BYTES:
+        yield None
+        return
     try:
-        with _handlers_kept():
-            _connect(address, cpus)
-        yield
+        folder = tempfile.mkdtemp(prefix="ray", dir=SHORT)
+    except OSError as error:
+        raise InputError(f"TMPDIR {usual}: too long a name for Ray's sockets, and {SHORT} can't be written ({error.strerror}); "
+                         "set TMPDIR to a folder of fewer than 40 characters") from None
+    try:
+        yield folder
     finally:
-        ray.shutdown()  # also where it was interrupted while it started
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -88,13 +112,14 @@ def gpus_at(address: str) -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _connect(address: str, cpus: int | None) -> None:
+def _connect(address: str, cpus: int | None, folder: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
         # Ray turns token mode on for a cluster it starts, unless RAY_AUTH_MODE says otherwise. With a token of this process
         # in the environment no other user of the machine gets in, and no token file is written to HOME.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES,
+                   **({} if folder is None else {"_temp_dir": folder})}
     else:
         _check_listening(address)
         options = {}

@@ -151,6 +151,7 @@ def _fitted(group: Group, line: Callable[[dict[str, float]], str]) -> dict[str, 
     thread.start()
     shown, news = 0, News()
     with interruptible("saving a checkpoint") as interrupted, ticker(group.label) as show:
+        show.waiting(0, group.config.optim.steps, "starting the training processes")
         going = True
         while going:
             thread.join(POLL_SECONDS)

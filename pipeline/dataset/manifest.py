@@ -18,13 +18,14 @@ from pydantic import ValidationError
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import dataset_card
+from tsdfm.pipeline.storage.locks import LOCK_FILE
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
-from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord, Totals
+from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import check_shard
 from tsdfm.schemas.words import count
 
@@ -63,7 +64,7 @@ def _canonical(data: object) -> str:
 
 def claim(store: Store, identity: Identity) -> None:
     """Mark a folder as this identity's run. Raises InputError if it holds another dataset's run, or something else."""
-    names = set(store.names()) - {".lock"}
+    names = {name for name in store.names() if not name.startswith(LOCK_FILE)}
     for file in (MANIFEST_FILE, RUN_FILE):
         held = store.read(file)
         if held is None:
@@ -81,6 +82,17 @@ def claim(store: Store, identity: Identity) -> None:
     if names:
         raise InputError(f"{store.uri}: holds files and no dataset ({', '.join(sorted(names)[:3])}); give an empty --out")
     store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
+
+
+def is_claimed(store: Store, identity: Identity) -> bool:
+    """Whether a folder is marked as this identity's run, or holds its dataset: what `claim` left there."""
+    for file in (RUN_FILE, MANIFEST_FILE):
+        held = store.read(file)
+        if held is not None:
+            found = json.loads(held)
+            if not differences(found if file == RUN_FILE else found["identity"], identity.model_dump(mode="json")):
+                return True
+    return False
 
 
 def check_bytes(data: bytes, item: ShardPlan, identity: Identity) -> tuple[pa.Table, list[tuple[int | None, str]]]:
@@ -181,9 +193,13 @@ def existing_shard(store: Store, item: ShardPlan, manifest: DatasetManifest | No
 
 
 def commit(
-    store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary, teacher: str | None = None
+    store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary, teacher: str | None = None,
+    history: Sequence[FormerDataset] = (),
 ) -> DatasetManifest:
-    """Write tokenizer, card and, last of all, the manifest. `done` must cover the plan, in order; `teacher`: where it was."""
+    """Write tokenizer, card and, last of all, the manifest.
+
+    `done` must cover the plan, in order; `teacher`: where it was; `history`: what the dataset was before it grew.
+    """
     records = [shard.record for shard in done]
     if [record.path for record in records] != [item.path for item in plan(identity)]:
         raise ValueError("commit needs one finished shard per planned one, in order")
@@ -194,6 +210,7 @@ def commit(
         totals=Totals(rows=rows, events=sum(shard.events for shard in done), tokens=rows * (identity.rollout.length or 0),
                       bytes=sum(record.bytes for record in records)),
         teacher=teacher, versions={name: version(name) for name in LIBRARIES},
+        history=list(history),
     )
     store.write(TOKENIZER_FILE, vocabulary.to_json().encode())
     store.write(CARD_FILE, dataset_card(manifest).encode())

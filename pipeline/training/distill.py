@@ -29,6 +29,7 @@ from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.manifest import DatasetManifest
+from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.reports import DistillReport
 from tsdfm.schemas.training_record import StudentRecord
 
@@ -153,8 +154,9 @@ def identity_of(config: DistillConfig, reader: Reader, start: ModelFolder[Denois
 
 
 def record_of(start: Start) -> StudentRecord:
-    """How a student was made, for its training.json."""
+    """How a student was made, for its training.json and its card: where data lies, but not the secrets that open it."""
     resolved = start.config.model_copy(update={"budgets": start.reader.budget_shares})
-    return StudentRecord(config=resolved, data=start.reader.facts(), init=start.weights.fingerprint,
-                         corpus=None if start.real is None else start.real.facts,
+    data = resolved.data.model_copy(update={"paths": [redacted(path) for path in resolved.data.paths]})
+    return StudentRecord(config=resolved.model_copy(update={"data": data}), data=start.reader.facts(),
+                         init=start.weights.fingerprint, corpus=None if start.real is None else start.real.facts,
                          versions={name: version(name) for name in LIBRARIES})

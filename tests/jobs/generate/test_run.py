@@ -41,10 +41,10 @@ def config_file(folder: Path, out: Path, models: TinyModels, **changes: object) 
 
 
 @contextlib.contextmanager
-def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """The command line in a process group of its own; nothing of it outlives the test."""
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+def running(*arguments: object, code: str = COMMAND[-1], cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The command line in a process group of its own; nothing of it outlives the test. `code` is what runs it."""
+    process = subprocess.Popen([*COMMAND[:-1], code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True, cwd=cwd)
     try:
         yield process
     finally:
