@@ -63,7 +63,7 @@ class Watch:
 def birth(pid: int) -> str:
     """When a process of this node began, in the kernel's ticks; '' if there is no such process."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
     return ""
 
 
