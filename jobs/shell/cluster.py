@@ -18,10 +18,12 @@ import ray
 import torch
 from ray.job_config import JobConfig
 
+from tsdfm.jobs.shell.console import say
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 NAMES = ("embedded", "none", "denoiser", "python")  # of models and corpora that are no folders
 CONNECT_SECONDS = 5.0
+STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
 SHORT = "/tmp"  # stands for the usual folder of temporary files where that has too long a name
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_00"  # below that folder, as Ray names it
 _SOCKET_BYTES = 107  # that the name of a socket may have
@@ -123,12 +125,19 @@ def _connect(address: str, cpus: int | None, folder: str | None) -> None:
     else:
         _check_listening(address)
         options = {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_JobConfig(), **options)
-    except ConnectionError:
-        raise InputError(f"--address {address}: no Ray cluster found; {_NOT_FOUND}") from None
-    except Exception as error:
-        raise WorkError(f"--address {address}: Ray did not start ({first_line(error)})") from None
+    starts = STARTS if address == "local" else 1
+    for start in range(1, starts + 1):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_JobConfig(), **options)
+            return
+        except ConnectionError:
+            raise InputError(f"--address {address}: no Ray cluster found; {_NOT_FOUND}") from None
+        except Exception as error:
+            ray.shutdown()  # what of it was started
+            where = "on this machine" if address == "local" else f"at --address {address}"
+            if start == starts:
+                raise WorkError(f"Ray did not start {where} ({first_line(error)}); try again when it is less busy") from None
+            say(f"Ray did not start {where}, which may be busy; trying again")
 
 
 class _Unchanged(list[str]):

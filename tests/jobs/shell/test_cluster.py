@@ -8,7 +8,7 @@ import pytest
 from tests.support import present
 from tsdfm.jobs.shell import cluster
 from tsdfm.jobs.shell.cluster import _short_folder, cores_here
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, WorkError
 
 BOUND = len(os.sched_getaffinity(0))
 
@@ -46,3 +46,23 @@ def test_a_folder_of_too_long_a_name_for_sockets_is_stood_in_for(tmp_path, monke
     monkeypatch.setattr(cluster, "SHORT", str(tmp_path / "nothing"))
     with pytest.raises(InputError, match=r"TMPDIR .*: too long a name for Ray's sockets"), _short_folder():
         pass
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_ray_that_does_not_start_is_started_again_twice(monkeypatch, capsys, failures):
+    begun = []
+
+    def slow(**options):
+        begun.append(options)
+        if len(begun) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(cluster.ray, "init", slow)
+    if failures < 3:
+        with cluster.cluster("local", 1):
+            pass
+    else:
+        with pytest.raises(WorkError, match=r"Ray did not start on this machine \(The current node timed out"), cluster.cluster("local", 1):
+            pass
+    assert len(begun) == 3
+    assert capsys.readouterr().err.count("trying again") == 2
