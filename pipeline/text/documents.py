@@ -65,5 +65,6 @@ def _of_files(config: CorpusConfig, reading: Reading) -> Iterator[str | None]:
     elif path.is_file():
         files = [path]
     else:
-        raise InputError(f"corpus {path}: no such file or folder; give a path, '{BUILT_IN}' or '{HUB}NAME'")
+        found = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
+        raise InputError(f"corpus {path}: {found}; give a path, '{BUILT_IN}' or '{HUB}NAME'")
     return (text for file in files for text in file_texts(file, config.text_field))
