@@ -25,7 +25,7 @@ test: setup  ## The default test suite.
 	$(BIN)/python -m pytest -m 'not slow' $(PROCESSES)
 
 test-slow: setup  ## The slow tests only: kills, resumes, clusters, wheels.
-	$(BIN)/python -m pytest -m slow $(PROCESSES)
+	$(BIN)/python -m pytest -m slow --durations=15 $(PROCESSES)
 
 # The four folders are a namespace only once installed; a type checker finds them, and the tests, through links made here.
 lint: setup

@@ -9,7 +9,7 @@ is written last and replaces both.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -166,16 +166,21 @@ def _receipt_path(path: str) -> str:
     return f"{RECEIPTS}/{path.rpartition('/')[2]}.json"
 
 
-def existing_shard(store: Store, item: ShardPlan, manifest: DatasetManifest | None) -> Finished | None:
-    """A shard that is there, and whose bytes hash to what the manifest, or else its receipt, says; None if it must be made.
+def existing_shard(store: Store, item: ShardPlan, records: Mapping[str, ShardRecord] | None) -> Finished | None:
+    """A shard that is there, and whose bytes hash to what is on record; None if it must be made.
 
     A shard is never kept for its looks: damage can leave it well-formed.
+
+    Args:
+        store: of the dataset.
+        item: which shard.
+        records: those of a manifest, by path; None: the dataset is unfinished, and the shard's receipt counts.
     """
     data = store.read(item.path)
     if data is None:
         return None
-    if manifest is not None:
-        record = next((record for record in manifest.shards if record.path == item.path), None)
+    if records is not None:
+        record = records.get(item.path)
         if record is None or hashlib.sha256(data).hexdigest() != record.sha256:
             return None
         try:

@@ -30,6 +30,7 @@ from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.folder import EMBEDDED
+from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError
@@ -155,10 +156,11 @@ def _kept(work: Work, progress: Progress) -> tuple[dict[int, Finished], list[str
     there = set(work.store.names("data"))
     found: dict[int, Finished] = {}
     manifest = read_manifest(work.store) if work.store.read(MANIFEST_FILE) is not None else None
+    records = None if manifest is None else {record.path: record for record in manifest.shards}
     unsound: list[str] = []
     present = [index for index, item in enumerate(work.items) if item.path.rpartition("/")[2] in there]
-    for done, index in enumerate(present, 1):
-        shard = existing_shard(work.store, work.items[index], manifest)
+    shards_there = in_order(lambda index: existing_shard(work.store, work.items[index], records), present)
+    for done, (index, shard) in enumerate(zip(present, shards_there, strict=True), 1):
         if shard is None:
             unsound.append(work.items[index].path)
         else:

@@ -57,7 +57,7 @@ def test_ray_that_does_not_start_is_started_again_twice(monkeypatch, capsys, fai
         if len(begun) <= failures:
             raise Exception("The current node timed out during startup.")
 
-    monkeypatch.setattr(cluster.ray, "init", slow)
+    monkeypatch.setattr("ray.init", slow)
     if failures < 3:
         with cluster.cluster("local", 1):
             pass
