@@ -4,12 +4,14 @@ import importlib
 import os
 import signal
 import sys
+import threading
+from typing import Any
 
 import click
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.interrupts import Interrupted
-from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, interrupt
+from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt, settled, waiting
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 # Group -> command -> (where it is, what it does in a few words)
@@ -56,6 +58,17 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command. An interrupt is told in one line; click would put an empty one before it."""
+        try:
+            if waiting():
+                raise KeyboardInterrupt
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                click.echo(err=True)  # after the ^C that the terminal shows
+            raise Interrupted(INTERRUPTED) from None
+
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands in the help, group by group, with nothing imported."""
         for group, commands in COMMANDS.items():
@@ -79,10 +92,12 @@ def main() -> None:
     # Threads that wait must not spin: beside other work, two that do are many times slower than one. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A closed terminal, Slurm and Kubernetes ask to stop as Ctrl-C does.
-    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    threading.excepthook = _thread_fault
+    former = {number: signal.signal(number, interrupt) for number in STOPPING}
     try:
         _run()
     finally:
+        settled()
         for number, handler in former.items():
             signal.signal(number, handler)
 
@@ -98,7 +113,13 @@ def _run() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        _fail(*_told(error))
+        _fail(*((INTERRUPTED, CODE) if waiting() else _told(error)))
+
+
+def _thread_fault(fault: threading.ExceptHookArgs) -> None:
+    """Say in one line what ended a thread of a library, the writer of a log say; what depends on it finds out by itself."""
+    if isinstance(fault.exc_value, Exception):
+        say(f"Warning: in the background: {_told(fault.exc_value)[0]}")
 
 
 def _told(error: Exception) -> tuple[str, int]:

@@ -2,12 +2,13 @@
 
 import signal
 
-from tsdfm.jobs.shell.signals import interrupt
+from tsdfm.jobs.shell.signals import STOPPING, interrupt
 
 
 def main() -> None:
     """Entry point of the installed command."""
-    signal.signal(signal.SIGINT, interrupt)
+    for number in STOPPING:
+        signal.signal(number, interrupt)
     from tsdfm.jobs.cli import main
 
     main()

@@ -18,12 +18,17 @@ LONGEST = 1500  # characters of a message: where it quotes more, its middle is l
 _LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
+def one_line(message: str) -> str:
+    """A message without line breaks, and of at most LONGEST characters, whatever it quotes."""
+    line = _LINE_BREAKS.sub(" ", message)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST - 500]} ... {line[-500:]}"
+
+
 class OneLine(Exception):
-    """An error whose message is one line, whatever it quotes: it has no line breaks, and at most LONGEST characters."""
+    """An error whose message is one line, whatever it quotes."""
 
     def __init__(self, message: str) -> None:
-        line = _LINE_BREAKS.sub(" ", message)
-        super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST - 500]} ... {line[-500:]}")
+        super().__init__(one_line(message))
 
 
 class InputError(OneLine):

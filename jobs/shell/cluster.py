@@ -19,6 +19,7 @@ import torch
 from ray.job_config import JobConfig
 
 from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.signals import held_back
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 NAMES = ("embedded", "none", "denoiser", "python")  # of models and corpora that are no folders
@@ -46,7 +47,7 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
         return
     with _short_folder() as folder:
         try:
-            with _handlers_kept():
+            with _handlers_kept(), held_back():  # what is half started would be left behind
                 _connect(address, cpus, folder)
             yield
         finally:

@@ -1,22 +1,102 @@
 """What an interrupt does. It imports next to nothing, for it has to be known before anything else is loaded.
 
-An interrupt that comes while Python imports a library must not become an exception: the library may swallow it, or it ends in
-a traceback. Nothing is half done by an import, so there the process ends at once.
+A signal that asks to stop becomes a KeyboardInterrupt, where that is safe. While Python imports a library it is not: the
+library may swallow it, it ends in a traceback, and modules written in C++ end the process. So it waits for the import to be
+done. And where Python itself swallows it, as it does in callbacks, it is raised again.
 """
 
 import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = "interrupted; finished work is kept, the same command goes on with it"
 CODE = 130
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # Ctrl-C; Kubernetes and Slurm; a closed terminal
 IMPORTING = "<frozen importlib._bootstrap>"  # where Python keeps the code of an import
+IMPORT_SECONDS, SWALLOWED_SECONDS = 0.1, 1.0  # until a signal is looked at again
+
+
+class _Again:
+    """A signal that is sent once more after a while, unless it is settled before."""
+
+    def __init__(self) -> None:
+        self.timer: threading.Timer | None = None
+        self.sent = False  # by this, not by anybody else
+        self.waiting = False  # it has not been raised yet
+
+    def arm(self, number: int, seconds: float) -> None:
+        self.settle()
+        self.timer = threading.Timer(seconds, self._send, (number,))
+        self.timer.daemon = True
+        self.timer.start()
+
+    def settle(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.sent = self.waiting = False
+
+    def _send(self, number: int) -> None:
+        self.sent = True
+        os.kill(os.getpid(), number)
+
+
+_again = _Again()
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle a signal that asks to stop: end the process in one line if it is importing, else raise KeyboardInterrupt."""
+    """Handle a signal that asks to stop: raise KeyboardInterrupt; in the middle of an import a little later."""
+    resent = _again.sent
+    importing = _importing(frame)
+    _again.arm(number, IMPORT_SECONDS if importing else SWALLOWED_SECONDS)
+    _again.waiting = importing
+    if not importing and not (resent and _raised()):
+        raise KeyboardInterrupt
+
+
+def waiting() -> bool:
+    """Whether an interrupt came that could not be raised yet."""
+    return _again.waiting
+
+
+def settled() -> None:
+    """The interrupt was heeded: it is not raised again."""
+    _again.settle()
+
+
+def _importing(frame: FrameType | None) -> bool:
     while frame is not None:
         if frame.f_code.co_filename == IMPORTING:
-            os.write(2, f"Error: {INTERRUPTED}\n".encode())
-            os._exit(CODE)
+            return True
         frame = frame.f_back
-    raise KeyboardInterrupt
+    return False
+
+
+def _raised() -> bool:
+    """Whether an interrupt is on its way up, through what cleans up after it."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals that ask to stop wait for the end of the block, which must not be left half done."""
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
+        yield
+        return
+    heard: list[int] = []
+    former = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        if heard:
+            signal.raise_signal(heard[0])

@@ -10,7 +10,7 @@ from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, one_line
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.words import count
@@ -26,7 +26,7 @@ class DatasetFault:
 
     def __str__(self) -> str:
         where = self.path if self.row is None else f"{self.path}: row {self.row}"
-        return f"{where}: {self.what}"
+        return one_line(f"{where}: {self.what}")
 
 
 def verify(dataset: Store | str, progress: Progress = unheard) -> tuple[DatasetManifest, list[DatasetFault]]:

@@ -26,7 +26,7 @@ ENDLESS = ["--updates", "1000000", "--set", "optim.batch_size=2", "--set", "opti
 # Command -> (how many signals, the latest moment of one): of those that start Ray fewer.
 PLAN = {"verify": (5, 0.3), "inspect": (4, 0.3), "sample": (5, 0.5), "evaluate": (6, 1.5), "pretrain": (5, 2.5), "fit-compass": (4, 2.5),
         "import-teacher": (3, 0.2), "publish": (5, 1.0), "generate": (3, 12.0), "distill": (3, 14.0), "ablate": (2, 14.0), "demo": (2, 12.0)}
-MODULES = ("tsdfm.jobs.distill.run", "tsdfm.jobs.ablate.run", "tsdfm.jobs.demo.run", "tsdfm.jobs.evaluate.command", "tsdfm.pipeline.training.fit_compass",
+MODULES = ("tsdfm.jobs.cli", "tsdfm.jobs.start", "tsdfm.jobs.distill.run", "tsdfm.jobs.ablate.run", "tsdfm.jobs.demo.run", "tsdfm.jobs.evaluate.command", "tsdfm.pipeline.training.fit_compass",
            "tsdfm.pipeline.training.pretrain", "tsdfm.pipeline.publishing.dataset", "tsdfm.pipeline.models.foreign.importer", "tests.chaos.warm")
 
 

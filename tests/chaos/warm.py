@@ -44,7 +44,7 @@ class End:
 
 def command(*arguments: str) -> None:
     """The command line, as a job."""
-    from tsdfm.jobs.cli import main
+    from tsdfm.jobs.start import main
 
     sys.argv = ["tsdfm-pipeline", *arguments]
     main()

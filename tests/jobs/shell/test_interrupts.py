@@ -90,3 +90,35 @@ def test_a_quoted_name_does_not_steer_the_terminal(capsys):
     said = capsys.readouterr().err
     assert not any(mark in said for mark in "\x1b\x07\r\u202e")
     assert "hidden" in said
+
+
+SWALLOWING = """
+import os, signal, time, weakref
+from tsdfm.jobs.shell.signals import STOPPING, held_back, interrupt
+for number in STOPPING:
+    signal.signal(number, interrupt)
+class Thing: pass
+def callback(_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
+thing = Thing()
+there = weakref.ref(thing, callback)
+try:
+    del thing                       # Python swallows what a callback raises
+    time.sleep(20)
+except KeyboardInterrupt:
+    time.sleep(2.5)                 # a clean-up takes a while, and is not interrupted by the signal's repetition
+    print("heard")
+try:
+    with held_back():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.2)
+        print("whole")
+except KeyboardInterrupt:
+    print("then")
+"""
+
+
+def test_an_interrupt_is_neither_lost_nor_repeated():
+    done = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "heard\nwhole\nthen\n", done.stderr
