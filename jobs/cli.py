@@ -9,7 +9,7 @@ import click
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.interrupts import Interrupted
-from tsdfm.jobs.start import CODE, INTERRUPTED, interrupt
+from tsdfm.jobs.shell.stop import CODE, INTERRUPTED, interrupt
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 # Group -> command -> (where it is, what it does in a few words)

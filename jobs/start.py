@@ -1,31 +1,13 @@
-"""Where the command starts. It imports next to nothing, so that Ctrl-C has its meaning before anything else is loaded.
+"""Where the installed command starts: Ctrl-C gets its meaning here, before anything else is loaded."""
 
-An interrupt that comes while Python imports a library must not become an exception: the library may swallow it, or it ends in
-a traceback. Nothing is half done by an import, so there the process ends at once.
-"""
-
-import os
 import signal
-from types import FrameType
 
-INTERRUPTED = "interrupted; finished work is kept, the same command goes on with it"
-CODE = 130
-IMPORTING = "<frozen importlib._bootstrap>"  # where Python keeps the code of an import
+from tsdfm.jobs.shell.stop import interrupt
 
 
 def main() -> None:
-    """Entry point of the installed command."""
+    """Entry point of the command."""
     signal.signal(signal.SIGINT, interrupt)
     from tsdfm.jobs.cli import main
 
     main()
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle a signal that asks to stop: end the process in one line if it is importing, else raise KeyboardInterrupt."""
-    while frame is not None:
-        if frame.f_code.co_filename == IMPORTING:
-            os.write(2, f"Error: {INTERRUPTED}\n".encode())
-            os._exit(CODE)
-        frame = frame.f_back
-    raise KeyboardInterrupt
