@@ -1,12 +1,12 @@
-"""Where the installed command starts: Ctrl-C gets its meaning here, before anything else is loaded."""
+"""Where the command starts: Ctrl-C has its meaning before anything else is loaded."""
 
 import signal
 
-from tsdfm.jobs.shell.stop import interrupt
+from tsdfm.jobs.shell.signals import interrupt
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Entry point of the installed command."""
     signal.signal(signal.SIGINT, interrupt)
     from tsdfm.jobs.cli import main
 

@@ -1,8 +1,8 @@
 """`tsdfm-pipeline evaluate`: its config, and the results it writes to OUT/results.json."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.corpus import CorpusConfig
@@ -10,9 +10,13 @@ from tsdfm.schemas.paths import PathName
 
 
 def _several(value: Any) -> Any:
-    """One value, or a list of values without its repetitions."""
-    values = [value] if isinstance(value, str | int | float) else value
-    return tuple(dict.fromkeys(values)) if isinstance(values, list | tuple) else values
+    """One value, or a list of values."""
+    return [value] if isinstance(value, str | int | float) else value
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Values without their repetitions."""
+    return tuple(dict.fromkeys(values))
 
 
 def _numbers(value: Any) -> Any:
@@ -20,10 +24,11 @@ def _numbers(value: Any) -> Any:
     return _several([part for part in value.replace(" ", "").split(",") if part] if isinstance(value, str) else value)
 
 
-Names = Annotated[tuple[PathName, ...], BeforeValidator(_several), Field(min_length=1)]
-Steps = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_numbers), Field(min_length=1)]
+Names = Annotated[tuple[PathName, ...], BeforeValidator(_several), AfterValidator(_once), Field(min_length=1)]
+Steps = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_numbers), AfterValidator(_once), Field(min_length=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
-Temperatures = Annotated[tuple[Temperature, ...], BeforeValidator(_numbers), Field(min_length=1)]
+Temperatures = Annotated[tuple[Temperature, ...], BeforeValidator(_numbers), AfterValidator(_once), Field(min_length=1)]
 
 
 class EvaluateConfig(Frozen):
@@ -68,6 +73,7 @@ class Perplexity(Frozen):
     low: float = Field(description="95 % bootstrap interval over texts")
     high: float
     tokens: int = Field(description="tokens scored, of the judge's own")
+    in_windows: int = Field(0, description="texts of more tokens than the judge has positions: scored in strided windows")
 
 
 class TextScore(Perplexity):
@@ -106,10 +112,13 @@ class Row(Measures):
 
 
 class JudgeFacts(Frozen):
-    """Which judge it was. `vocabulary`: fingerprint of its tokenizer if that is one of this project's, else null."""
+    """Which judge it was, and how it reads."""
 
     fingerprint: str
-    vocabulary: str | None
+    vocabulary: str | None = Field(description="fingerprint of its tokenizer if that is one of this project's")
+    positions: int | None = Field(None, description=(
+        "tokens that it reads at once; longer texts are scored in windows of so many that begin half as many apart; null: any"))
+    reads_tokens: bool = Field(False, description="whether the tokens of all models are its own: else it reads decoded text")
 
 
 class FrontierPoint(Frozen):
@@ -153,6 +162,10 @@ class Results(Frozen):
     versions: dict[str, str]
     device: str
     threads: int
+    method: Literal[1, 2] = Field(1, description=(
+        "how texts were sampled and scored. 1 (version 0.1.0): with the noise that `generate` uses, and whole; 2: with noise "
+        "of their own, and texts that are longer than a judge in windows"))
     judges: dict[str, JudgeFacts]
+    remarks: list[str] = Field(default_factory=list, description="what to know before reading a figure")
     rows: list[Row]
     reference: list[Row] = Field(description="real held-out text, once per vocabulary and length of the models; may be empty")

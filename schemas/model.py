@@ -35,8 +35,8 @@ class DenoiserConfig(TransformerShape):
 
     kind: Literal["denoiser"] = "denoiser"
     vocab_size: int = Field(ge=2, description="ids 0..vocab_size-1, [MASK] included where there is one")
-    length: int = Field(ge=1, description="longest sequence the model was trained on, in tokens")
-    cond_dim: int = Field(128, ge=8, description="width of the time conditioning")
+    length: int = Field(ge=1, le=65536, description="longest sequence the model was trained on, in tokens")
+    cond_dim: int = Field(128, ge=8, le=65536, description="width of the time conditioning")
     source: Source = Field("mask", description="distribution of x_0: all [MASK], or independent uniform tokens")
     mask_id: int | None = Field(None, ge=0, description="id of [MASK]; null for the uniform source")
     kappa_exponent: float = Field(1.0, gt=0, description="n of the schedule kappa_t = t^n")
@@ -71,8 +71,14 @@ class CausalConfig(TransformerShape):
 
     kind: Literal["causal"] = "causal"
     vocab_size: int = Field(ge=2, description="ids 0..vocab_size-1 ([MASK] is never scored)")
-    length: int = Field(ge=1, description="longest sequence the model was trained on, in tokens")
+    length: int = Field(ge=1, le=65536, description="longest sequence the model was trained on, in tokens")
     bos_id: int = Field(0, ge=0, description="id fed before the first token")
+
+    @model_validator(mode="after")
+    def _bos_is_a_token(self) -> "CausalConfig":
+        if self.bos_id >= self.vocab_size:
+            raise ValueError(f"bos_id {self.bos_id} is outside the vocabulary of {self.vocab_size}; give an id below it")
+        return self
 
 
 class NceConfig(Frozen):

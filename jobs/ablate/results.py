@@ -9,13 +9,14 @@ from safetensors import safe_open
 
 from tsdfm.jobs.ablate.plan import Trial
 from tsdfm.pipeline.evaluation.effects import ScoredTexts
-from tsdfm.pipeline.evaluation.run import RESULTS_FILE, kept_texts
+from tsdfm.pipeline.evaluation.run import METHOD, RESULTS_FILE, kept_texts
 from tsdfm.pipeline.models.folder import WEIGHTS_FILE
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.text.metrics import unigram_entropy
 from tsdfm.schemas.ablate import Evaluation, TrialRecord, TrialRow
 from tsdfm.schemas.base import InputError, parse_json, to_json
 from tsdfm.schemas.evaluate import Results, Row
+from tsdfm.schemas.regular import read_regular
 
 TRIAL_FILE = "trial.json"
 MOVABLE = {"out", "model"}  # of an evaluation's settings: where things lie
@@ -31,16 +32,16 @@ def complete(folder: Path, evaluation: Evaluation) -> bool:
     """Whether a folder holds a finished trial (or start) that was evaluated like this."""
     try:
         results = _results(folder)
-        (folder / TRIAL_FILE).read_bytes()
+        read_regular(folder / TRIAL_FILE)
     except (OSError, InputError):
         return False
     wanted = evaluation.config("any", "any", reference=results.settings.reference)
-    return results.settings.model_dump(exclude=MOVABLE) == wanted.model_dump(exclude=MOVABLE)
+    return results.method == METHOD and results.settings.model_dump(exclude=MOVABLE) == wanted.model_dump(exclude=MOVABLE)
 
 
 def _results(folder: Path) -> Results:
     file = folder / "evaluation" / RESULTS_FILE
-    return parse_json(Results, file.read_bytes(), str(file))
+    return parse_json(Results, read_regular(file), str(file))
 
 
 def trial_rows(trial: Trial, folder: Path) -> list[TrialRow]:
@@ -83,7 +84,7 @@ def times_of(folders: Mapping[str, Path]) -> pa.Table:
     """Wall times of trials, which no rerun repeats: seconds of the last attempt, and of sampling at each step count."""
     lines = []
     for key, folder in folders.items():
-        seconds = parse_json(TrialRecord, (folder / TRIAL_FILE).read_bytes(), str(folder / TRIAL_FILE)).seconds
+        seconds = parse_json(TrialRecord, read_regular(folder / TRIAL_FILE), str(folder / TRIAL_FILE)).seconds
         assert seconds is not None  # only the start's evaluation has none
         facts = {"trial": key, "distill_seconds": seconds.distill, "evaluate_seconds": seconds.evaluate}
         lines += [{**facts, "steps": row.steps, "temperature": row.temperature, "sample_seconds": row.seconds,

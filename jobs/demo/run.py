@@ -42,11 +42,12 @@ from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.pipeline.text.metrics import unigram_entropy
 from tsdfm.pipeline.training.distill import open_start
 from tsdfm.pipeline.training.trainer import HEADER_FILE
-from tsdfm.schemas.base import InputError, WorkError, parse_json
+from tsdfm.schemas.base import InputError, WorkError, parse_json, plain_json
 from tsdfm.schemas.demo import DemoConfig
 from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.generate import GenerateConfig
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.reports import DemoReport, DemoRow
 from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.training_record import StudentRecord
@@ -177,16 +178,16 @@ def _wanted(config: DistillConfig) -> dict[str, Any]:
 def _is_state_of(state: Path, wanted: dict[str, Any]) -> bool:
     """Whether training state is a student's."""
     try:
-        header = json.loads((state / HEADER_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = plain_json(read_regular(state / HEADER_FILE), str(state))["identity"]
+    except (OSError, InputError, KeyError, TypeError):
         return False
-    return _holds(header["identity"], wanted)
+    return _holds(found, wanted)
 
 
 def _record(folder: Path) -> StudentRecord | None:
     """How the student in a folder was made; None if there is none that can be read."""
     try:
-        return parse_json(StudentRecord, (folder / TRAINING_FILE).read_bytes(), str(folder))
+        return parse_json(StudentRecord, read_regular(folder / TRAINING_FILE), str(folder))
     except (OSError, InputError):
         return None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -14,11 +14,18 @@ BROKEN = "\ufffd"  # what a token decodes to, alone, if it holds only a part of 
 
 
 class Pieces:
-    """Decodes states token by token, so that the pieces of a state joined give its text."""
+    """Decodes states token by token, so that the pieces of a state joined give its text, whatever the decoder does.
+
+    What a token adds to a text can depend on those before it: a WordPiece decoder puts a space before a word that begins and
+    none before "##ing", Metaspace drops the space of the first word, a character may lie in several tokens. So three ways are
+    tried, the quick ones first, and the first whose pieces join to the text is taken: tokens on their own; what each adds to
+    the token before it; and what each adds to all tokens before it, which joins by construction.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._alone: dict[int, str] = {}
+        self._after: dict[tuple[int, int], str] = {}
 
     def piece(self, token: int) -> str:
         """One token on its own: [EOS] a line break, [MASK] a low line, a part of a character U+FFFD."""
@@ -27,15 +34,52 @@ class Pieces:
         return self._alone[token]
 
     def of(self, tokens: Sequence[int]) -> list[str]:
-        """Tokens [L] to L pieces; of neighbours that share a character, the first holds the text of all."""
+        """Tokens [L] to L pieces; of neighbours that share a character, the first or the last holds the text of all."""
+        breaks = (self.vocabulary.eos_id, self.vocabulary.mask_id)  # which `decode` shows itself: texts begin anew after them
         pieces: list[str] = []
-        for broken, group in groupby(tokens, key=lambda token: BROKEN in self.piece(token)):
+        for shown, group in groupby(tokens, key=lambda token: token in breaks):
             run = list(group)
-            if broken:
-                pieces += [self.vocabulary.decode(run), *[""] * (len(run) - 1)]
-            else:
-                pieces += [self.piece(token) for token in run]
+            pieces += [self.piece(token) for token in run] if shown else self._of_run(run)
         return pieces
+
+    def _of_run(self, run: list[int]) -> list[str]:
+        text = self.vocabulary.decode(run)
+        for way in (self._one_by_one, self._two_by_two):
+            pieces = way(run)
+            if "".join(pieces) == text:
+                return pieces
+        return self._by_prefixes(run, text)
+
+    def _one_by_one(self, run: list[int]) -> list[str]:
+        """Each token on its own; of neighbours that are parts of characters, the first holds all."""
+        pieces: list[str] = []
+        for broken, group in groupby(run, key=lambda token: BROKEN in self.piece(token)):
+            part = list(group)
+            if broken:
+                pieces += [self.vocabulary.decode(part), *[""] * (len(part) - 1)]
+            else:
+                pieces += [self.piece(token) for token in part]
+        return pieces
+
+    def _two_by_two(self, run: list[int]) -> list[str]:
+        """What each token adds to the one before it."""
+        for pair in pairwise(run):
+            if pair not in self._after:
+                before, both = self.piece(pair[0]), self.vocabulary.decode(pair)
+                self._after[pair] = both.removeprefix(before)
+        return [self.piece(run[0]), *(self._after[pair] for pair in pairwise(run))]
+
+    def _by_prefixes(self, run: list[int], text: str) -> list[str]:
+        """What each token adds to all before it: as far as the text is decoded, and stays so, once the token is there."""
+        ends = [0]
+        for count in range(1, len(run)):
+            ends.append(max(ends[-1], _alike(self.vocabulary.decode(run[:count]), text)))
+        return [text[start:end] for start, end in zip(ends, [*ends[1:], len(text)], strict=True)]
+
+
+def _alike(one: str, other: str) -> int:
+    """With how many equal characters two texts begin."""
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, read_front_matter
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, check_bytes, plan, read_manifest, read_vocabulary
+from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import Vocabulary
@@ -45,17 +46,27 @@ def verify(dataset: Store | str, progress: Progress = unheard) -> tuple[DatasetM
         vocabulary = read_vocabulary(store, manifest)
     except InputError as error:
         faults.append(DatasetFault("tokenizer.json", None, str(error).partition(": ")[2]))
-    for done, item in enumerate(items):
-        record, data = by_path.get(item.path), store.read(item.path)
-        if record is None:
-            faults.append(DatasetFault(item.path, None, "not in the manifest"))
-        elif data is None:
-            faults.append(DatasetFault(item.path, None, "missing"))
-        else:
-            faults += [DatasetFault(item.path, row, what)
-                       for row, what in _shard_faults(data, record, item, manifest.identity, vocabulary)]
-        progress("checking shards", done + 1, len(items))
+    def faults_of(item: ShardPlan) -> list[DatasetFault]:
+        return list(_file_faults(store, by_path.get(item.path), item, manifest.identity, vocabulary))
+
+    for done, found in enumerate(in_order(faults_of, items), 1):
+        faults += found
+        progress("checking shards", done, len(items))
     return manifest, faults
+
+
+def _file_faults(
+    store: Store, record: ShardRecord | None, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None
+) -> Iterator[DatasetFault]:
+    if record is None:
+        yield DatasetFault(item.path, None, "not in the manifest")
+        return
+    data = store.read(item.path)
+    if data is None:
+        yield DatasetFault(item.path, None, "missing")
+        return
+    for row, what in _shard_faults(data, record, item, identity, vocabulary):
+        yield DatasetFault(item.path, row, what)
 
 
 def _shard_faults(

@@ -3,9 +3,13 @@
 A judge must be independent of the compass: other weights, fitted on other documents. Perplexity alone rewards dull text, so
 report entropy, distinct-n and self-BLEU (`metrics.py`) beside it, of samples and of real text.
 
-A judge of the same vocabulary scores a model's tokens as they are. Any other reads the decoded text ([EOS] is a line break
-there, bytes that are no UTF-8 are replacement characters) and counts per token of its own tokenizer, so its perplexities
-compare with each other and not with another judge's.
+A judge of the same vocabulary, [MASK] aside, scores a model's tokens as they are. Any other reads the decoded text ([EOS] is a
+line break there, bytes that are no UTF-8 are replacement characters) and counts per token of its own tokenizer, so its
+perplexities compare with each other and not with another judge's.
+
+A text of more tokens than the judge has positions, W, is scored in strided windows: each begins W/2 tokens after the last and
+scores those that no window before it has. So every token counts once, the first W after all that precede them and each later
+one after at least W - W/2 tokens. Shorter texts are scored whole.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,20 +20,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tsdfm.kernels.linear_logprob import linear_logprob
 from tsdfm.schemas.base import InputError
 
 BATCH_TOKENS = 4096  # padded positions computed together
+WINDOW_TO_STRIDE = 2  # W over the stride of windows
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Negative log-likelihood of R texts: nats [R] and scored tokens [R] of each; some text has a token."""
+    """Negative log-likelihood of R texts: nats [R] and scored tokens [R] of each; some text has a token.
+
+    `window`: the positions of the judge; texts of more tokens were scored in windows. None: all were scored whole.
+    """
 
     nats: npt.NDArray[np.float64]
     tokens: npt.NDArray[np.float64]
+    window: int | None = None
+
+    @property
+    def in_windows(self) -> int:
+        """How many texts were scored in windows."""
+        return 0 if self.window is None else int((self.tokens > self.window).sum())
 
     @property
     def perplexity(self) -> float:
@@ -51,20 +66,26 @@ class Judge:
 
     name: str
     fingerprint: str
-    vocabulary: str | None  # fingerprint of its tokenizer if that is one of ours: then it can score tokens as they are
+    vocabulary: str | None  # fingerprint of its tokenizer if that is one of ours
+    shared: frozenset[str]  # fingerprints of the models' tokenizers that do as its own: their tokens are scored as they are
     hidden: Callable[[Tensor], Tensor]  # inputs [B, T] int64 -> [B, T, D]; position i has seen inputs up to i
     weight: Tensor  # [V, D] of the output embedding
     bias: Tensor | None  # [V]
     start_id: int  # stands before every text
     encode: Callable[[list[str]], list[list[int]]]  # texts to its own tokens, special tokens taken as plain text
     longest: int | None  # positions it was built for; None: any number
+    unknown: int | None = None  # the token that stands for what its tokenizer doesn't know
 
     def score(self, tokens: npt.NDArray[np.int64], texts: Sequence[str], vocabulary: str) -> Likelihood:
-        """Score R texts: as `tokens` [R, L] if `vocabulary`, their fingerprint, is the judge's own, else as decoded `texts`.
+        """Score R texts: as `tokens` [R, L] if `vocabulary`, their fingerprint, is one that the judge shares, else as `texts`.
 
-        Raises InputError: no text has a token, or one has more than the judge has positions.
+        Raises InputError: no text has a token.
         """
-        return self.score_tokens(tokens if vocabulary == self.vocabulary else self.encode(list(texts)))
+        return self.score_tokens(tokens if self.reads_tokens(vocabulary) else self.encode(list(texts)))
+
+    def reads_tokens(self, vocabulary: str) -> bool:
+        """Whether tokens of a vocabulary, by fingerprint, are scored as they are."""
+        return vocabulary == self.vocabulary or vocabulary in self.shared
 
     @torch.no_grad()
     def score_tokens(
@@ -75,24 +96,46 @@ class Judge:
         lengths = [len(array) for array in arrays]
         if not sum(lengths):
             raise InputError(f"judge {self.name}: none of the {len(arrays)} texts has a token; there is nothing to score")
-        if self.longest is not None and max(lengths) > self.longest:
-            raise InputError(f"judge {self.name}: a text has {max(lengths)} of its tokens, more than its {self.longest} "
-                             "positions; give another judge, or models of shorter texts")
         nats = np.zeros(len(arrays))
-        for rows in _batches(lengths):
-            nats[rows] = self._nats([arrays[row] for row in rows])
-        return Likelihood(nats, np.array(lengths, dtype=np.float64))
+        long = {row for row, length in enumerate(lengths) if self.longest is not None and length > self.longest}
+        for rows in (set(range(len(arrays))) - long, long):  # apart: texts that fit are computed as if there were no others
+            windows = [(row, window) for row in sorted(rows) for window in self._windows(arrays[row])]
+            for batch in _batches([len(window.inputs) for _, window in windows]):
+                np.add.at(nats, [windows[index][0] for index in batch], self._nats([windows[index][1] for index in batch]))
+        return Likelihood(nats, np.array(lengths, dtype=np.float64), self.longest)
 
-    def _nats(self, sequences: list[Tensor]) -> npt.NDArray[np.float64]:
-        """Negative log-likelihoods [B] of sequences that are computed together."""
+    def _windows(self, tokens: Tensor) -> Iterator["_Window"]:
+        """The windows that score a text [T] of at least no token: one, if the judge has as many positions."""
+        inputs = torch.nn.functional.pad(tokens[:-1], (1, 0), value=self.start_id)[: len(tokens)]
+        width = len(tokens) if self.longest is None else self.longest
+        scored = 0
+        for begin in range(0, len(tokens), max(1, width // WINDOW_TO_STRIDE)):
+            end = min(begin + width, len(tokens))
+            targets = tokens[begin:end].clone()
+            targets[: scored - begin] = -1  # the windows before have scored them
+            yield _Window(inputs[begin:end], targets)
+            scored = end
+            if end == len(tokens):
+                return
+
+    def _nats(self, windows: list["_Window"]) -> npt.NDArray[np.float64]:
+        """Negative log-likelihoods [B] of the targets of windows that are computed together."""
         device = self.weight.device
         # Padding stands on the right, where a causal model never looks back; no logits are computed for it.
-        targets = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=-1).to(device)
+        targets = pad_sequence([each.targets for each in windows], batch_first=True, padding_value=-1).to(device)
+        inputs = pad_sequence([each.inputs for each in windows], batch_first=True).to(device)
         row, position = (targets >= 0).nonzero(as_tuple=True)
-        inputs = torch.nn.functional.pad(targets[:, :-1].clamp_min(0), (1, 0), value=self.start_id)
         scored = -linear_logprob(self.hidden(inputs)[row, position], self.weight, self.bias, targets[row, position])
-        total = torch.zeros(len(sequences), dtype=torch.float64, device=device).index_add_(0, row, scored.double())
+        total = torch.zeros(len(windows), dtype=torch.float64, device=device).index_add_(0, row, scored.double())
         return total.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Consecutive tokens of a text: inputs [W], each the token before; targets [W], -1 where nothing is scored."""
+
+    inputs: Tensor
+    targets: Tensor
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -8,13 +8,13 @@ A rerun makes only what the folder lacks: sets of texts and scores are found by 
 
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -23,18 +23,21 @@ from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
-from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sample_texts, summarise
+from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
-from tsdfm.pipeline.text.corpus import held_out, load_documents, windows_of
-from tsdfm.pipeline.text.documents import TEXT_SUFFIXES
+from tsdfm.pipeline.text.corpus import held_out, windows_of
+from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.corpus import BUILT_IN, HUB
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Results, Row
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
 RESULTS_FILE, FRONTIER_FILE, PLOT_FILE = "results.json", "frontier.json", "frontier.png"
+METHOD: Literal[2] = 2  # of `Results`; texts and scores of another are never taken for these
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,15 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _folder(config.out) as folder:
         subjects = [_open(name, device) for name in config.model]
-        judges = [open_judge(name, device) for name in config.evaluator]
+        vocabularies = [subject.opened.vocabulary for subject in subjects]
+        judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
         run = _Run(config, SampleCache(folder), judges, short_names([*config.model, *config.evaluator]), progress)
         reference = run.references(subjects) if config.reference else []
+        rows = run.rows(subjects)
         results = Results(
-            command=command, settings=config, versions=_versions(), device=_device_name(device),
-            threads=torch.get_num_threads(), rows=run.rows(subjects), reference=reference,
-            judges={judge.name: JudgeFacts(fingerprint=judge.fingerprint, vocabulary=judge.vocabulary) for judge in judges})
+            command=command, settings=config, versions=_versions(), device=_device_name(device), method=METHOD,
+            threads=torch.get_num_threads(), rows=rows, reference=reference, remarks=list(run.remarks.values()),
+            judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
             frontier = frontier_of(results)
@@ -83,6 +88,7 @@ class _Run:
     judges: list[Judge]
     names: dict[str, str]
     progress: Progress
+    remarks: dict[tuple[str, str], str] = field(default_factory=dict)  # by judge and vocabulary
 
     def rows(self, subjects: list[Subject]) -> list[Row]:
         """Sample and judge every model at every step count and temperature."""
@@ -98,13 +104,15 @@ class _Run:
             self.progress("sampling and judging texts", index * per_row + done, rows * per_row, note + more)
 
         labels = {"model": subject.name, "steps": steps, "temperature": temperature, "seed": config.seed}
-        identity = identity_of_texts(config, opened.fingerprint, steps, temperature)
+        identity = {**identity_of_texts(config, opened.fingerprint, steps, temperature), **_of_method(METHOD)}
         rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size)
         samples = self.cache.samples(identity, labels, lambda: sample_texts(
             opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
         found = {}
         for number, judge in enumerate(self.judges, 2):
             found[judge.name] = self._likelihood(identity, samples, judge)
+            if not config.reference:  # else real text has told
+                self._note(judge, samples, found[judge.name])
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
                        vocabulary=samples.vocabulary, steps=steps, temperature=temperature)
@@ -120,12 +128,14 @@ class _Run:
                 return of_tokens(windows_of(stream, length, self.config.samples).numpy(), opened.vocabulary)
 
             identity = {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
-                        "vocabulary": vocabulary, "length": length, "samples": self.config.samples}
+                        "vocabulary": vocabulary, "length": length, "samples": self.config.samples,
+                        **({} if corpus.path == BUILT_IN else {"clean": corpus.clean})}
             labels = {"model": f"corpus {corpus.path}", "steps": None, "temperature": None, "seed": None}
             samples = self.cache.samples(identity, labels, make)
             found = {}
             for number, judge in enumerate(self.judges, 1):
                 found[judge.name] = self._likelihood(identity, samples, judge)
+                self._note(judge, samples, found[judge.name])
                 self.progress("judging real texts", number * len(samples.texts), len(self.judges) * len(samples.texts),
                               f"judge {self.names[judge.name]}")
             rows.append(_row_of(summarise(samples, found), model=corpus.path, fingerprint=key_of(identity),
@@ -133,14 +143,23 @@ class _Run:
         return rows
 
     def _held_out(self) -> list[str]:
-        self.progress("reading held-out text", 0, 1, f"corpus '{self.config.corpus.path}'")
-        found = held_out(load_documents(self.config.corpus))
-        self.progress("reading held-out text", 1, 1, f"corpus '{self.config.corpus.path}'")
-        return found
+        return held_out(load_documents(self.config.corpus, Reading(self.progress)))
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
-        return self.cache.likelihood(_identity_of_scores(identity, judge.fingerprint), partial(likelihood, samples, judge))
+        return self.cache.likelihood(
+            _identity_of_scores(identity, judge.fingerprint, METHOD), partial(likelihood, samples, judge))
+
+    def _note(self, judge: Judge, samples: Samples, found: Likelihood) -> None:
+        """Remember what makes a judge's figures of some texts worth little, once for each vocabulary."""
+        remark = why_unfit(judge, samples, found)
+        if remark is not None:
+            self.remarks.setdefault((judge.name, samples.vocabulary), f"judge {self.names[judge.name]} {remark}")
+
+
+def _facts(judge: Judge, models: Sequence[Vocabulary]) -> JudgeFacts:
+    return JudgeFacts(fingerprint=judge.fingerprint, vocabulary=judge.vocabulary, positions=judge.longest,
+                      reads_tokens=all(judge.reads_tokens(each.fingerprint) for each in models))
 
 
 def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[str, Likelihood]]:
@@ -151,19 +170,26 @@ def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[
     def lost() -> Any:
         raise WorkError(f"{folder}: lost the texts of {row.model} in {row.steps} steps; run again")
 
-    identity, kept = identity_of_texts(results.settings, row.fingerprint, row.steps, row.temperature), SampleCache(folder)
+    kept, method = SampleCache(folder), results.method
+    identity = {**identity_of_texts(results.settings, row.fingerprint, row.steps, row.temperature), **_of_method(method)}
     return kept.samples(identity, {}, lost), {
-        name: kept.likelihood(_identity_of_scores(identity, judge.fingerprint), lost) for name, judge in results.judges.items()}
+        name: kept.likelihood(_identity_of_scores(identity, judge.fingerprint, method), lost)
+        for name, judge in results.judges.items()}
 
 
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
-    """All that the texts of a model, by fingerprint, depend on."""
+    """All that the texts of a model, by fingerprint, depend on, but for the method."""
     return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples}
 
 
-def _identity_of_scores(identity: Identity, judge: str) -> Identity:
+def _identity_of_scores(identity: Identity, judge: str, method: int) -> Identity:
     """All that a judge's scores of some texts depend on."""
-    return {"samples": key_of(identity), "judge": judge}
+    return {"samples": key_of(identity), "judge": judge, **_of_method(method)}
+
+
+def _of_method(method: int) -> Identity:
+    """What a method adds to identities; nothing for the first, whose folders are read as they were written."""
+    return {} if method == 1 else {"method": method}
 
 
 def _row_of(measures: Measures, **named: Any) -> Row:
@@ -193,10 +219,10 @@ def _open(name: str, device: torch.device) -> Subject:
 
 def _stamp(corpus: str) -> list[list[int]]:
     """Sizes and times of a corpus's files, so that a changed one is read anew; of 'python' and the Hub, nothing."""
-    if corpus == "python" or corpus.startswith("hub:"):
+    if corpus == BUILT_IN or corpus.startswith(HUB):
         return []
     path = Path(corpus)
-    files = sorted(p for p in path.rglob("*") if p.name.endswith(TEXT_SUFFIXES)) if path.is_dir() else [path]
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.is_file()]
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 

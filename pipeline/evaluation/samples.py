@@ -15,18 +15,20 @@ import torch
 
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_model
-from tsdfm.pipeline.text.metrics import BLEU_ORDER, distinct_n, self_bleu, unigram_entropy
+from tsdfm.pipeline.text.metrics import BLEU_ORDER, character_bits, distinct_n, self_bleu, unigram_entropy
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.evaluate import Measures, Perplexity, TextScore
-from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.sample import SampleConfig
 
 Int64 = npt.NDArray[np.int64]
+UNKNOWN_SHARE, TOKENS_A_CHARACTER = 0.01, 1.5  # above these a judge can't read a text
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,13 @@ def sample_texts(
     """
     if rollout.solver != "euler":
         raise ValueError(f"forward passes are counted for solver 'euler' only, not '{rollout.solver}'")
-    blind = ShapingConfig(candidates=1)
     warm_up = range(min(rollout.batch_size, number))
-    roll_out(model, None, rollout.model_copy(update={"steps": 1}), blind, warm_up, "blind")
+    roll_out_blind(model, rollout.model_copy(update={"steps": 1}), warm_up, Use.MEASURE)
     tokens, nfe, seconds = [], [], 0.0
     for start in range(0, number, rollout.batch_size):
         ids = range(start, min(start + rollout.batch_size, number))
         began = time.perf_counter()
-        logs = roll_out(model, None, rollout, blind, ids, "blind")
+        logs = roll_out_blind(model, rollout, ids, Use.MEASURE)
         seconds += time.perf_counter() - began
         tokens += [log.tokens.astype(np.int64) for log in logs]
         nfe += [len(np.unique(log.event_step)) for log in logs]
@@ -84,7 +85,7 @@ def sample(config: SampleConfig) -> list[str]:
     texts = []
     for start in range(0, config.number, rollout.batch_size):
         ids = range(start, min(start + rollout.batch_size, config.number))
-        logs = roll_out(opened.network, None, rollout, ShapingConfig(candidates=1), ids, "blind")
+        logs = roll_out_blind(opened.network, rollout, ids, Use.MEASURE)
         texts += [opened.vocabulary.decode(log.tokens.tolist()) for log in logs]
     return texts
 
@@ -103,7 +104,7 @@ def score(texts: Sequence[str], judges: Sequence[str] = ("embedded",)) -> dict[s
     """What judges say of any texts: perplexity, never without the entropy and diversity of the tokens that it was taken over.
 
     Args:
-        texts: at least one; of any lengths, up to the judge's positions.
+        texts: at least one; of any lengths.
         judges: 'embedded', folders (of this project or of transformers), .gguf files, or hub:USER/NAME[@REVISION].
 
     Returns:
@@ -129,6 +130,33 @@ def likelihood(samples: Samples, judge: Judge) -> Likelihood:
     return judge.score(samples.tokens, samples.texts, samples.vocabulary)
 
 
+def why_unfit(judge: Judge, samples: Samples, found: Likelihood) -> str | None:
+    """Why a judge can't read some texts, which it scored as `found`; None: it seems to read them.
+
+    A judge that reads decoded text can't if more than UNKNOWN_SHARE of its tokens are the one for what it doesn't know, or if
+    it has more than TOKENS_A_CHARACTER tokens a character: it then spells characters in bytes that it has hardly seen. And one
+    that reads at all predicts real text better than somebody who knows nothing but how often each character occurs in it, so a
+    judge that doesn't, by its bits per character, is no judge of that language. (Samples may deserve such a score; of them only
+    the first two are asked.)
+    """
+    characters, reasons = sum(map(len, samples.texts)), []
+    if characters and not judge.reads_tokens(samples.vocabulary):
+        tokens = [token for ids in judge.encode(samples.texts) for token in ids]
+        unknown = tokens.count(judge.unknown) / max(1, len(tokens)) if judge.unknown is not None else 0.0
+        if unknown > UNKNOWN_SHARE:
+            reasons.append(f"{100 * unknown:.0f} % of its tokens are its unknown token")
+        if len(tokens) > TOKENS_A_CHARACTER * characters:
+            reasons.append(f"it has {len(tokens) / characters:.1f} tokens a character")
+    if characters and samples.nfe is None:
+        bits, by_frequency = found.nats.sum() / math.log(2) / characters, character_bits(samples.texts)
+        if bits >= by_frequency:
+            reasons.append(f"{bits:.1f} bits a character, where the characters' frequencies alone give {by_frequency:.1f}")
+    if not reasons:
+        return None
+    what = "these texts" if samples.nfe is not None else "real held-out text"
+    return f"does not read {what} ({'; '.join(reasons)}): its perplexities mean little, give another --evaluator"
+
+
 def summarise(samples: Samples, likelihoods: Mapping[str, Likelihood]) -> Measures:
     """All figures of texts that were judged, by the judges' names. Raises InputError: too few texts, or too short ones."""
     rows, length = samples.tokens.shape
@@ -148,4 +176,5 @@ def summarise(samples: Samples, likelihoods: Mapping[str, Likelihood]) -> Measur
 
 def _perplexity(found: Likelihood) -> Perplexity:
     low, high = found.interval()
-    return Perplexity(perplexity=found.perplexity, low=low, high=high, tokens=int(found.tokens.sum()))
+    return Perplexity(perplexity=found.perplexity, low=low, high=high, tokens=int(found.tokens.sum()),
+                      in_windows=found.in_windows)

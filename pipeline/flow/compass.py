@@ -28,7 +28,9 @@ class Compass(Protocol):
 
     `needs_completion`: whether `energy` wants the teacher's argmax at positions not yet resolved. `proposal_weight`: what
     multiplies the proposal's summed log-probability in the residual form: E + weight/L * sum log q (0 if the energy is
-    already a ratio to the teacher).
+    already a ratio to the teacher). A compass that has limits may say so in two further attributes, whole numbers: `positions`,
+    the longest text L that it can score, and `vocab_size`, above all ids that it takes. Then what it can't score is refused
+    before anything is made.
     """
 
     needs_completion: bool

@@ -1,7 +1,9 @@
-"""All random numbers of a rollout, each a pure function of (seed, trajectory_id, step, candidate, position, purpose).
+"""All random numbers of rollouts, each a pure function of (use, seed, trajectory_id, step, candidate, position, purpose).
 
-Key: (seed, trajectory_id). Counter: (position, candidate, step, purpose + 16 * stage). A solver that takes several
-stages within a step gives each its own number, so no number is used twice.
+Key: (seed, trajectory_id). Counter: (position, candidate, step, purpose + 16 * stage + 65,536 * use). A solver that takes
+several stages within a step gives each its own number, and trajectories that are rolled out for another use have counters of
+their own. So no number is used twice, and none that measures a model is one that its training data was made with, whatever
+the seeds. Training draws its batches from other generators altogether (`loader/streams.py`, `training/trainer.py`).
 """
 
 from enum import IntEnum
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from tsdfm.kernels.philox import uniform
 
-_STAGE_STRIDE = 16
+_STAGE_STRIDE, _USE_STRIDE = 16, 1 << 16
 
 
 class Purpose(IntEnum):
@@ -23,15 +25,23 @@ class Purpose(IntEnum):
     CHOICE = 3
 
 
-class Noise:
-    """The noise of a batch of trajectories; `ids` [B] int64."""
+class Use(IntEnum):
+    """What trajectories are rolled out for; each use has noise that no other can draw."""
 
-    def __init__(self, seed: int, ids: Tensor) -> None:
-        self.ids, self.device = ids, ids.device
+    MAKE = 0  # a dataset (`generate`)
+    MEASURE = 1  # texts of a model, to be read or judged (`sample`, `evaluate`, and with it `ablate` and `demo`)
+    CONTRAST = 2  # what an `nce` compass learns to tell from real text (`fit-compass`)
+
+
+class Noise:
+    """The noise of a batch of trajectories: `ids` [B] int64 in [0, 2^31), `seed` in [0, 2^32)."""
+
+    def __init__(self, seed: int, ids: Tensor, use: Use = Use.MAKE) -> None:
+        self.ids, self.device, self.use = ids, ids.device, use
         self.seed = torch.tensor(seed, device=ids.device)
 
     def _uniform(self, rows: Tensor, position: Tensor, candidate: Tensor, step: Tensor, purpose: int) -> Tensor:
-        tag = torch.tensor(purpose, device=self.device)
+        tag = torch.tensor(purpose + _USE_STRIDE * self.use, device=self.device)
         return uniform((self.seed, self.ids[rows]), (position, candidate, step, tag))
 
     def _zero(self) -> Tensor:

@@ -21,9 +21,11 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_denoiser, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
+from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
+from tsdfm.schemas.model import DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,27 @@ def open_models(
     if config.rollout.top_k > teacher.config.vocab_size - (teacher.config.mask_id is not None):
         raise InputError(f"rollout.top_k: {config.rollout.top_k} is more than the teacher's vocabulary; lower it")
     teacher.to(device)
+    length = length or teacher.config.length
     if compass is not None:
+        _check_custom(compass, opened, length)
         return Models(opened, compass if isinstance(compass, Compass) else FunctionCompass(compass), _facts_of(compass))
-    return Models(opened, *open_compass(config.compass, opened, device))
+    return Models(opened, *open_compass(config.compass, opened, length, device))
+
+
+def _check_custom(compass: Compass | EnergyFunction, teacher: ModelFolder[Denoiser], length: int) -> None:
+    """Raises InputError where somebody's own compass says that it is too small (see `Compass`)."""
+    positions, ids = getattr(compass, "positions", None), getattr(compass, "vocab_size", None)
+    if isinstance(positions, int) and positions < length:
+        raise InputError(f"compass {name_of(compass)}: has {positions} positions, the texts have {length} tokens; give another")
+    if isinstance(ids, int) and ids <= _highest_id(teacher):
+        raise InputError(f"compass {name_of(compass)}: takes ids below {ids}, the teacher writes ids up to "
+                         f"{_highest_id(teacher)}; give another")
+
+
+def _highest_id(teacher: ModelFolder[Denoiser]) -> int:
+    """The highest id that a teacher writes; [MASK], the last of the mask source's, is never written."""
+    config = teacher.network.config
+    return config.vocab_size - 1 - (config.mask_id is not None)
 
 
 def _facts_of(compass: Compass | EnergyFunction) -> CompassFacts:
@@ -75,30 +95,49 @@ def _facts_of(compass: Compass | EnergyFunction) -> CompassFacts:
 
 
 def open_compass(
-    name: str, teacher: ModelFolder[Denoiser], device: torch.device
+    name: str, teacher: ModelFolder[Denoiser], length: int, device: torch.device
 ) -> tuple[Compass | None, CompassFacts | None]:
-    """The compass of a name: 'none', 'denoiser', 'embedded', or a folder of ours or of transformers. Raises InputError."""
+    """The compass of a name: 'none', 'denoiser', 'embedded', or a folder of ours or of transformers.
+
+    Raises InputError: no such compass, or it does not fit the teacher's vocabulary and source, or texts of `length` tokens.
+    """
     if name == "none":
         return None, None
     if name == "denoiser":
         return DenoiserCompass(teacher.network), CompassFacts(kind="denoiser", fingerprint=teacher.fingerprint)
     folder = embedded("compass") if name == EMBEDDED else Path(name)
     if is_transformers_folder(folder):
-        external = TransformersCompass.open(folder, teacher.vocabulary, device)
+        external = TransformersCompass.open(folder, teacher.vocabulary, length, device)
         return external, CompassFacts(kind="ar", fingerprint=external.fingerprint)
     opened = load(folder)
-    if opened.vocabulary.fingerprint != teacher.vocabulary.fingerprint:
-        raise InputError(f"compass {folder}: its tokenizer is not the teacher's ({teacher.path}); "
+    other = difference(teacher.vocabulary.tokenizer, opened.vocabulary.tokenizer)
+    if other is not None:
+        raise InputError(f"compass {folder}: its tokenizer is not the teacher's ({teacher.path}): {other}; "
                          "fit a compass with this teacher")
     network = opened.network.to(device)
+    if isinstance(network, Denoiser):
+        raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own "
+                         "energy")
+    _check_fit(folder, network, teacher.network.config, length)
     if isinstance(network, CausalLM):
         return CausalCompass(network), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
+    return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
+
+
+def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserConfig, length: int) -> None:
+    """Raises InputError unless a compass was fitted to the teacher's source and vocabulary, and to texts of `length` tokens."""
     if isinstance(network, NceEncoder):
-        if network.config.trunk.source != teacher.network.config.source:
-            raise InputError(f"compass {folder}: was fitted on the {network.config.trunk.source} source, the teacher's is "
-                             f"{teacher.network.config.source}; fit a compass with this teacher")
-        return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
-    raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own energy")
+        trunk = network.config.trunk
+        if trunk.source != teacher.source:
+            raise InputError(f"compass {folder}: was fitted on the {trunk.source} source, the teacher's is {teacher.source}; "
+                             "fit a compass with this teacher")
+        if trunk.vocab_size != teacher.vocab_size:
+            raise InputError(f"compass {folder}: has rows for {trunk.vocab_size} ids, the teacher for {teacher.vocab_size}; "
+                             "fit a compass with this teacher")
+    longest = network.config.trunk.length if isinstance(network, NceEncoder) else network.config.length
+    if longest < length:
+        raise InputError(f"compass {folder}: was fitted to texts of {longest} tokens, these have {length}; fit a compass "
+                         "with this teacher, or give a shorter --length")
 
 
 def identity_of(config: GenerateConfig, models: Models, device: torch.device) -> Identity:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.flow.compass import Compass, quantise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
-from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.flow.noise import Noise, Use
 from tsdfm.pipeline.flow.shaping import Jump, Shaper, StepState
 from tsdfm.pipeline.flow.solvers import SOLVERS
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -79,12 +79,11 @@ class _Recorder:
         self.choice[now.rows, now.steps] = jump.choice
 
 
-@torch.no_grad()
 def roll_out(
     teacher: Denoiser, compass: Compass | None, rollout: RolloutConfig, shaping: ShapingConfig,
     ids: Sequence[int], arm: Arm,
 ) -> list[JumpLog]:
-    """Roll out the trajectories `ids` together.
+    """Roll out the trajectories `ids` of a dataset together.
 
     Args:
         teacher: a denoiser in eval mode; its device is used.
@@ -100,9 +99,25 @@ def roll_out(
     Raises:
         WorkError: the teacher's logits or the compass's energies are not finite.
     """
-    device = teacher.head.weight.device
+    noise = Noise(rollout.seed, torch.tensor(list(ids), device=teacher.head.weight.device))
+    return _rolled_out(teacher, compass, rollout, shaping, noise, arm)
+
+
+def roll_out_blind(teacher: Denoiser, rollout: RolloutConfig, ids: Sequence[int], use: Use) -> list[JumpLog]:
+    """Roll out the trajectories `ids` of a model alone, for a use of their own. Else as `roll_out` on the blind arm.
+
+    `use`: what for; numbers of another use, of a dataset's trajectories above all, are never drawn, whatever seed and ids.
+    """
+    noise = Noise(rollout.seed, torch.tensor(list(ids), device=teacher.head.weight.device), use)
+    return _rolled_out(teacher, None, rollout, ShapingConfig(candidates=1), noise, "blind")
+
+
+@torch.no_grad()
+def _rolled_out(
+    teacher: Denoiser, compass: Compass | None, rollout: RolloutConfig, shaping: ShapingConfig, noise: Noise, arm: Arm
+) -> list[JumpLog]:
+    device, ids = noise.device, noise.ids.tolist()
     path, length, steps = MixturePath.of(teacher.config), rollout.length or teacher.config.length, rollout.steps
-    noise = Noise(rollout.seed, torch.tensor(list(ids), device=device))
     shaper = Shaper(teacher, compass if arm == "shaped" else None, rollout, shaping, noise)
     batch, grid = len(ids), torch.tensor(rollout.times, dtype=torch.float64, device=device)
     shaped = torch.zeros(steps, dtype=torch.bool, device=device)

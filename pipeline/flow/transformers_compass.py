@@ -11,6 +11,9 @@ from tsdfm.kernels.linear_logprob import linear_logprob
 from tsdfm.pipeline.flow.compass import complete, first_of_equals
 from tsdfm.pipeline.models.transformers import CausalModel, open_causal
 from tsdfm.pipeline.storage.atomic import sha256_file
+from tsdfm.pipeline.text.same_tokenizer import difference
+from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
+from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 
@@ -27,15 +30,27 @@ class TransformersCompass:
         self.opened, self.bos_id, self.fingerprint = opened, bos_id, fingerprint
 
     @classmethod
-    def open(cls, folder: Path, vocabulary: Vocabulary, device: torch.device) -> "TransformersCompass":
-        """Load from safetensors only. Raises InputError if it is not a causal LM of the same vocabulary."""
-        if Vocabulary.load(folder).fingerprint != vocabulary.fingerprint:
-            raise InputError(f"compass {folder}: its tokenizer is not the teacher's; use a causal LM of the same vocabulary")
-        opened = open_causal(f"compass {folder}", folder, device)
+    def open(cls, folder: Path, vocabulary: Vocabulary, length: int, device: torch.device) -> "TransformersCompass":
+        """Load from safetensors only. Raises InputError unless it is a causal LM of that vocabulary, for `length` tokens."""
+        what = f"compass {folder}"
+        try:
+            other = difference(vocabulary.tokenizer, open_tokenizer(folder / TOKENIZER_FILE))
+        except OSError:
+            raise InputError(f"{what}: no {TOKENIZER_FILE} there; put the teacher's beside the model") from None
+        if other is not None:
+            raise InputError(f"{what}: its tokenizer is not the teacher's ({other}); use a causal LM of the same vocabulary")
+        opened = open_causal(what, folder, device)
+        positions, bos = opened.positions, opened.model.config.bos_token_id
+        if positions is not None and positions < length:
+            raise InputError(f"{what}: has {positions} positions, the texts have {length} tokens; give another compass, or "
+                             "a shorter --length")
+        bos_id = vocabulary.eos_id if bos is None else int(bos)
+        opened.check_ids([bos_id, *(number for number in vocabulary.tokenizer.get_vocab().values()
+                                    if number != vocabulary.mask_id)])
+        opened.check_positions(length)
         digests = [sha256_file(f) for f in sorted([*folder.glob("*.safetensors"), folder / "config.json"])]
-        bos = opened.model.config.bos_token_id
         fingerprint = hashlib.sha256("".join([*digests, vocabulary.fingerprint]).encode()).hexdigest()
-        return cls(opened, vocabulary.eos_id if bos is None else int(bos), fingerprint)
+        return cls(opened, bos_id, fingerprint)
 
     def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
         """See `Compass.energy`."""

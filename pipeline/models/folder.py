@@ -11,22 +11,25 @@ import uuid
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Generic, TypeVar, get_args
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch import nn
 
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.models.transformers import is_transformers_folder
+from tsdfm.pipeline.models.weights import stored_shapes, undrawn
+from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
-from tsdfm.schemas.base import Frozen, InputError, WorkError, to_json
+from tsdfm.schemas.base import Frozen, InputError, WorkError, first_line, to_json
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, parse_model_config
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.terms import Source
 
 CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE = "config.json", "model.safetensors", "training.json", "README.md"
@@ -102,7 +105,9 @@ def save(
     folder: Path, network: Network, vocabulary: Vocabulary, training: Frozen | None, *, half: bool = False,
     card: str | None = None,
 ) -> None:
-    """Write a model folder atomically, replacing an older one. Raises InputError if `folder` is something else.
+    """Write a model folder atomically, replacing an older one.
+
+    Raises InputError if `folder` is something else or can't be written, WorkError if a weight is not finite or the disk full.
 
     Args:
         folder: where.
@@ -113,44 +118,63 @@ def save(
         card: its README.md, if it has one.
     """
     _refuse_others(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
-        dtype = torch.float16 if half else torch.float32
-        weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
-        for name, tensor in weights.items():
-            if not bool(tensor.isfinite().all()):
-                raise WorkError(f"{folder}: tensor {name} is not finite{' in float16' if half else ''}; nothing was saved"
-                                + ("; leave out --half" if half else ""))
-        (temporary / WEIGHTS_FILE).write_bytes(save_safetensors(weights))
-        (temporary / CONFIG_FILE).write_text(network.config.model_dump_json(indent=2) + "\n")
-        (temporary / TOKENIZER_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
-        (temporary / TRAINING_FILE).write_text("{}\n" if training is None else to_json(training))
-        if card is not None:
-            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with explained("write there", str(folder)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+        temporary.mkdir()
+        try:
+            dtype = torch.float16 if half else torch.float32
+            weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
+            for name, tensor in weights.items():
+                if not bool(tensor.isfinite().all()):
+                    raise WorkError(f"{folder}: tensor {name} is not finite{' in float16' if half else ''}; nothing was saved"
+                                    + ("; leave out --half" if half else ""))
+            (temporary / WEIGHTS_FILE).write_bytes(save_safetensors(weights))
+            (temporary / CONFIG_FILE).write_text(network.config.model_dump_json(indent=2) + "\n")
+            (temporary / TOKENIZER_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
+            (temporary / TRAINING_FILE).write_text("{}\n" if training is None else to_json(training))
+            if card is not None:
+                (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(folder: Path, name: str) -> bytes:
     try:
-        return (folder / name).read_bytes()
+        return read_regular(folder / name)
     except OSError:
-        raise InputError(f"{folder}: no readable {name} there; a model folder holds {CONFIG_FILE}, {WEIGHTS_FILE} "
-                         f"and {TOKENIZER_FILE}") from None
+        raise _missing(folder, name) from None
 
 
-def _fill(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> None:
+def _missing(folder: Path, name: str) -> InputError:
+    return InputError(f"{folder}: no readable {name} there; a model folder holds {CONFIG_FILE}, {WEIGHTS_FILE} "
+                      f"and {TOKENIZER_FILE}")
+
+
+def _built(config: DenoiserConfig | CausalConfig | NceConfig, shapes: dict[str, tuple[int, ...]], where: str) -> Network:
+    """The network of a config without its weights. Raises InputError unless a file's tensors have the shapes that it wants."""
+    try:
+        with torch.device("meta"), undrawn():  # nothing is allocated or drawn: what a config says is not yet to be trusted
+            network = build(config)
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise InputError(f"{where}: no model can be of the sizes that the config wants ({first_line(error, 100)}); they don't "
+                         "belong together") from None
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise InputError(f"{where}: tensor {name} is {found.get(name, 'absent')}, the config wants "
+    for name in sorted(expected.keys() | shapes.keys()):
+        if expected.get(name) != shapes.get(name):
+            raise InputError(f"{where}: tensor {name} is {shapes.get(name, 'absent')}, the config wants "
                              f"{expected.get(name, 'none')}; weights and config don't belong together")
+    return network
+
+
+def _fill(network: nn.Module, data: bytes, where: str) -> None:
+    try:
+        weights = load_safetensors(data)
+    except SafetensorError as error:
+        raise InputError(f"{where}: not a safetensors file ({error}); make or copy it anew") from None
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise InputError(f"{where}: tensor {name} holds numbers that are not finite; make or copy it anew")
@@ -159,9 +183,9 @@ def _fill(network: nn.Module, weights: dict[str, torch.Tensor], where: str) -> N
 
 
 def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabulary, folder: Path) -> None:
-    """[MASK], the last id, has a row in models of the mask source alone."""
+    """Where [MASK] is the last id, only models of the mask source have a row for it."""
     masked = isinstance(config, DenoiserConfig) and config.mask_id is not None
-    if config.vocab_size != vocabulary.size - (not masked):
+    if config.vocab_size != (vocabulary.size if masked else vocabulary.size_without_mask):
         raise InputError(f"{folder}: the config has vocab_size {config.vocab_size}, its tokenizer {vocabulary.size} with "
                          f"{MASK}; they don't belong together")
     if isinstance(config, DenoiserConfig) and masked and config.mask_id != vocabulary.mask_id:
@@ -169,33 +193,22 @@ def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabul
                          "they don't belong together")
 
 
-DRAWING = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leave new weights undrawn, on the device 'meta', where drawing does nothing and imports a compiler, for seconds."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        named = kwargs or {}
-        if function in DRAWING:
-            return args[0] if args else named["tensor"]
-        return function(*args, **named)
-
-
 def load(folder: Path) -> ModelFolder[Network]:
     """Open a model folder, in float32, in eval mode, without gradients. Raises InputError naming what is wrong."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder; give 'embedded' or a folder with {CONFIG_FILE}")
-    config_bytes, weight_bytes = _read(folder, CONFIG_FILE), _read(folder, WEIGHTS_FILE)
+    if is_transformers_folder(folder):
+        raise InputError(f"{folder}: holds a model of transformers (by its {CONFIG_FILE}), which can be a judge or a compass; "
+                         "give a model folder of this project")
+    config_bytes, file = _read(folder, CONFIG_FILE), folder / WEIGHTS_FILE
     config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
     vocabulary = Vocabulary.load(folder)
     _check_vocabulary(config.trunk if isinstance(config, NceConfig) else config, vocabulary, folder)
-    with torch.device("meta"), _Undrawn():  # nothing is allocated or drawn: what a config says is not yet to be trusted
-        network = build(config)
-    try:
-        _fill(network, load_safetensors(weight_bytes), str(folder / WEIGHTS_FILE))
-    except SafetensorError as error:
-        raise InputError(f"{folder / WEIGHTS_FILE}: not a safetensors file ({error}); make or copy it anew") from None
+    if not file.is_file():
+        raise _missing(folder, WEIGHTS_FILE)
+    network = _built(config, stored_shapes(file), str(file))
+    weight_bytes = _read(folder, WEIGHTS_FILE)
+    _fill(network, weight_bytes, str(file))
     digest = hashlib.sha256(b"\0".join([config_bytes, weight_bytes, vocabulary.to_json().encode()])).hexdigest()
     network.eval().requires_grad_(False)
     return ModelFolder(network, vocabulary, digest, folder)

@@ -1,13 +1,15 @@
 """Causal language models of the transformers library, opened from a folder: safetensors or GGUF, no foreign code.
 
 Energies and perplexities are computed from a model's hidden states and its output embedding, so a model is checked when it is
-opened: its hidden states must not look ahead, and its logits must be nothing more than a head of them.
+opened, the same for a compass and a judge: its hidden states must not look ahead, its logits must be nothing more than a head
+of them, and its files must hold all its weights. Who opens it asks for the ids and the positions that are needed. What
+config.json says is compared with the headers of the weights before anything is allocated.
 """
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -17,9 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tsdfm.kernels.linear import linear
-from tsdfm.schemas.base import InputError, first_line
+from tsdfm.pipeline.models.weights import stored_shapes, undrawn
+from tsdfm.schemas.base import InputError, first_line, plain_json
+from tsdfm.schemas.regular import check_regular, read_regular
 
-PROBE = 8  # tokens on which a model is compared with itself
+PROBE = 16  # tokens, from all over the vocabulary, on which a model is compared with itself
+PACKED = 8  # weights that a byte of a quantised file may hold, at the most
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx")
 AGREEMENT = 1e-4  # of numbers that are computed alike
 NEEDS = "needs transformers; pip install 'tsdfm-pipeline[eval]'"
 
@@ -28,6 +34,7 @@ NEEDS = "needs transformers; pip install 'tsdfm-pipeline[eval]'"
 class CausalModel:
     """A causal LM: what scores need of it, and the library's own model."""
 
+    what: str  # how messages name it, e.g. "judge gpt2"
     model: Any  # transformers' own
     hidden: Callable[[Tensor], Tensor]  # inputs [B, T] int64 -> [B, T, D]; position i has seen inputs up to i
     weight: Tensor  # [V, D] of the output embedding
@@ -36,15 +43,33 @@ class CausalModel:
     @property
     def positions(self) -> int | None:
         """The number of tokens that the model was built for; None: any number."""
-        found: int | None = getattr(self.model.config, "max_position_embeddings", None)
-        return found
+        config = self.model.config.get_text_config()
+        found = (getattr(config, name, None) for name in POSITIONS)
+        return next((number for number in found if isinstance(number, int) and number > 0), None)
+
+    def check_ids(self, ids: Collection[int]) -> None:
+        """Raises InputError unless every id has a row in both embeddings."""
+        rows = min(len(self.weight), len(self.model.get_input_embeddings().weight))
+        lost = [number for number in ids if not 0 <= number < rows]
+        if lost:
+            raise InputError(f"{self.what}: has rows for {rows} ids, and its tokenizer gives {max(lost)}; give the model that "
+                             "belongs to the tokenizer")
+
+    @torch.no_grad()
+    def check_positions(self, length: int) -> None:
+        """Raises InputError unless the model computes `length` positions, by trying."""
+        try:
+            self.hidden(torch.zeros(1, length, dtype=torch.long, device=self.weight.device))
+        except (IndexError, RuntimeError) as error:
+            raise InputError(f"{self.what}: can't compute the {length} positions that are needed ({first_line(error, 100)}); "
+                             "give a model of longer texts") from None
 
 
 def is_transformers_folder(folder: Path) -> bool:
     """Whether a folder's config.json is one of transformers (has `model_type`) rather than ours (has `kind`)."""
     try:
-        data = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
+        data = plain_json(read_regular(folder / "config.json"), str(folder))
+    except (OSError, InputError):
         return False
     return isinstance(data, dict) and "model_type" in data and "kind" not in data
 
@@ -53,6 +78,15 @@ def open_options(gguf: str | None) -> dict[str, Any]:
     """How anything of transformers is opened: from this disk alone, running nobody's code."""
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     return options | ({"gguf_file": gguf} if gguf else {})
+
+
+def library(what: str) -> Any:
+    """The transformers library, for a model that messages name `what`. Raises InputError where it is not installed."""
+    try:
+        import transformers
+    except ImportError:
+        raise InputError(f"{what}: {NEEDS}") from None
+    return transformers
 
 
 def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None = None) -> CausalModel:
@@ -64,21 +98,27 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
         device: where to.
         gguf: name of a GGUF file in the folder to read instead.
 
-    Raises InputError: transformers is missing or can't open it, or it is no causal LM with a plain head.
+    Raises InputError: transformers is missing or can't open it, its files are not regular or hold less than config.json says,
+    or it is no causal LM with a plain head.
     """
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise InputError(f"{what}: {NEEDS}") from None
+    transformers = library(what)
     try:
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, **open_options(gguf), **({} if gguf else {"use_safetensors": True}))
+            _check_files(what, folder, gguf)
+            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True, **open_options(gguf),
+                **({} if gguf else {"use_safetensors": True}))
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(f"{what}: a package is missing ({first_line(error)}); pip install 'tsdfm-pipeline[eval]'") from None
     except Exception as error:
         raise InputError(f"{what}: transformers cannot open it ({first_line(error)}); give a causal LM in safetensors or "
                          "GGUF") from None
+    lacking = sorted({*told["missing_keys"], *(str(each[0]) for each in told["mismatched_keys"])})
+    if lacking:
+        raise InputError(f"{what}: its files lack {len(lacking)} tensors that its config.json wants, {lacking[0]} among them; "
+                         "copy it anew")
     model.eval().requires_grad_(False).to(device)
     head = model.get_output_embeddings()
     if head is None:
@@ -88,9 +128,48 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
         found: Tensor = model.base_model(input_ids=inputs, use_cache=False).last_hidden_state
         return found
 
-    opened = CausalModel(model, hidden, head.weight, head.bias)
-    _check(what, opened)
+    opened = CausalModel(what, model, hidden, head.weight, getattr(head, "bias", None))
+    _check(opened)
     return opened
+
+
+def _check_files(what: str, folder: Path, gguf: str | None) -> None:
+    """Raises InputError for files that are not regular, and for a config that wants more weights than there are.
+
+    A model is built by its config, and what its files lack would be allocated and drawn at random.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for path in [folder / gguf] if gguf else sorted(folder.iterdir()):
+        if not path.is_dir():
+            try:
+                check_regular(path)
+            except OSError as error:
+                raise InputError(f"{what}: {path} is {error.strerror}; copy it anew") from None
+    config = AutoConfig.from_pretrained(folder, **open_options(gguf))
+    files = sorted(folder.glob("*.safetensors"))
+    if not gguf and not files:
+        return  # which the library explains
+    sizes = _sizes_in_gguf(folder / gguf) if gguf else [
+        prod(shape) for path in files for shape in stored_shapes(path).values()]
+    numbers = sum(sizes)
+    packed = not gguf and getattr(config, "quantization_config", None)
+    room = PACKED * sum(path.stat().st_size for path in files) if packed else numbers
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if layers <= len(sizes):  # building even empty layers takes time
+        with torch.device("meta"), undrawn():
+            built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        if sum(each.numel() for each in built.parameters()) <= room:
+            return
+    raise InputError(f"{what}: its config is of a larger model than its files hold ({len(sizes)} tensors, {numbers:,} "
+                     "numbers); they don't belong together")
+
+
+def _sizes_in_gguf(file: Path) -> list[int]:
+    """How many numbers each tensor of a GGUF file holds, by its header."""
+    from gguf import GGUFReader
+
+    return [int(tensor.n_elements) for tensor in GGUFReader(file).tensors]
 
 
 @contextlib.contextmanager
@@ -110,13 +189,18 @@ def quiet() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _check(what: str, opened: CausalModel) -> None:
-    """What the scores rest on: hidden states that don't look ahead, and logits that are a head of them."""
-    ids = torch.arange(PROBE, device=opened.weight.device)[None] % len(opened.weight)
+def _check(opened: CausalModel) -> None:
+    """What the scores rest on: hidden states that don't look ahead, and finite logits that are a head of them."""
+    what, positions = opened.what, min(PROBE, opened.positions or PROBE)
+    rows = min(len(opened.weight), len(opened.model.get_input_embeddings().weight))
+    opened.check_positions(positions)
+    ids = torch.linspace(0, rows - 1, positions, device=opened.weight.device).long()[None]
     hidden, logits = opened.hidden(ids), opened.model(input_ids=ids, use_cache=False).logits
     changed = ids.clone()
-    changed[0, -1] = (ids[0, -1] + 1) % len(opened.weight)
+    changed[0, -1] = (ids[0, -1] + 1) % rows
     kind = type(opened.model).__name__
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"{what}: the logits of {kind} are not finite; copy it anew, or give another model")
     if not _close(opened.hidden(changed)[:, :-1], hidden[:, :-1]):
         raise InputError(f"{what}: {kind} sees the tokens that it has to predict; give a causal LM")
     if not _close(F.linear(hidden, opened.weight, opened.bias), logits):

@@ -16,8 +16,10 @@ from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.schemas.base import InputError, parse_json, to_json
 from tsdfm.schemas.evaluate import Results
+from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.publish import PublishConfig, Receipt
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.training_record import StudentRecord
 
 RESULTS_FILE, FRONTIER_FILE = "results.json", "frontier.png"
@@ -39,7 +41,7 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
     results, frontier = _evaluation(config.evaluation, opened.fingerprint)
     card = published_student_card(
         Published(network.config, record, opened.fingerprint, config, results, frontier=bool(frontier)))
-    files = {name: (folder / name).read_bytes() for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)}
+    files = {name: read_regular(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)}
     upload = Upload(config.repo, "model", f"Student {opened.fingerprint[:16]}")
     upload.open(config.private, TRAINING_FILE, _OWNED)
     progress("uploading", 0, 1)
@@ -51,7 +53,7 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
 
 
 def without_folders(record: StudentRecord) -> StudentRecord:
-    """A copy of a student's record in which every absolute path or file: URI has become its last part."""
+    """A copy of a student's record in which every absolute path or file: URI is its last part, and no URI tells secrets."""
     return StudentRecord.model_validate(_bare(record.model_dump(mode="json")))
 
 
@@ -60,14 +62,14 @@ def _bare(value: Any) -> Any:
         return {key: _bare(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_bare(each) for each in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "file:")):
-        return Path(value).name
+    if isinstance(value, str):
+        return Path(value).name if value.startswith(("/", "~", "file:")) else redacted(value)
     return value
 
 
 def _record(folder: Path) -> StudentRecord:
     try:
-        return parse_json(StudentRecord, (folder / TRAINING_FILE).read_bytes(), str(folder / TRAINING_FILE))
+        return parse_json(StudentRecord, read_regular(folder / TRAINING_FILE), str(folder / TRAINING_FILE))
     except (OSError, InputError):
         raise InputError(f"{folder}/{TRAINING_FILE}: not the record of a distillation; "
                          "give the folder that distill wrote") from None
@@ -79,7 +81,7 @@ def _evaluation(folder: str | None, fingerprint: str) -> tuple[Results | None, d
         return None, {}
     path = Path(folder)
     try:
-        text = (path / RESULTS_FILE).read_bytes()
+        text = read_regular(path / RESULTS_FILE)
     except OSError:
         raise InputError(f"{folder}: no {RESULTS_FILE} there; give the folder that 'evaluate --out' wrote") from None
     results = parse_json(Results, text, f"{folder}/{RESULTS_FILE}")
@@ -88,4 +90,4 @@ def _evaluation(folder: str | None, fingerprint: str) -> tuple[Results | None, d
                          "run evaluate with --model and its folder")
     frontier = path / FRONTIER_FILE
     drawn = results.settings.frontier and frontier.is_file()
-    return results, {FRONTIER_FILE: frontier.read_bytes()} if drawn else {}
+    return results, {FRONTIER_FILE: read_regular(frontier)} if drawn else {}

@@ -5,6 +5,8 @@ import os
 import uuid
 from pathlib import Path
 
+from tsdfm.schemas.regular import open_regular
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`; a crash leaves the old file or none. The parent folder must exist."""
@@ -30,6 +32,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 of a file's bytes, hex."""
-    with path.open("rb") as file:
+    """sha256 of a file's bytes, hex. Raises OSError if there is no such regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

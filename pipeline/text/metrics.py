@@ -44,6 +44,13 @@ def unigram_entropy(tokens: npt.ArrayLike) -> npt.NDArray[np.float64]:
     return np.asarray(bits.reshape(array.shape[:-1]) + 0.0, dtype=np.float64)
 
 
+def character_bits(texts: Sequence[str]) -> float:
+    """Entropy, in bits, of the characters of some texts by their frequencies in all of them: what a character costs whoever
+    knows these frequencies and nothing else. Raises ValueError if no text has a character.
+    """
+    return float(unigram_entropy(np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype="<u4")))
+
+
 def distinct_n(sequences: Sequence[npt.ArrayLike], n: int) -> float:
     """Share of different n-grams among all n-grams of all sequences (Li et al. 2016, arXiv 1510.03055).
 

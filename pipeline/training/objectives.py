@@ -20,8 +20,9 @@ from tsdfm.pipeline.loader.windows import Batch
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.schemas.terms import Objective
 
-TAIL_FLOOR = 1e-4  # the least mass of the bucket for the rest; stored log-probabilities are rounded to 1/128 nat
-LOWEST = -1e4  # the least log-probability of that bucket under the student: a vocabulary that all lies in the top-k has none
+# The least mass that reverse_kl gives to the teacher's rest, where there is one: the student always has some mass there, and
+# stored log-probabilities are rounded to 1/128 nat, so that a small rest may seem to be none.
+TAIL_FLOOR = 1e-4
 
 
 class StudentLoss(nn.Module):
@@ -53,7 +54,7 @@ class StudentLoss(nn.Module):
             ids = batch.topk_ids[has_target]
             log_q, log_q_tail = normalised(linear_buckets(hidden, weight, bias, ids), ids)
             divergence = forward_kl if self.objective == "forward_kl" else reverse_kl
-            return divergence(log_q, log_q_tail.clamp_min(LOWEST), batch.topk_logprobs[has_target])
+            return divergence(log_q, log_q_tail, batch.topk_logprobs[has_target])
         return -linear_logprob(hidden, weight, bias, batch.target[has_target])
 
 
@@ -63,19 +64,31 @@ def mixture_cross_entropy(log_q: Tensor, weights: Tensor) -> Tensor:
 
 
 def forward_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:
-    """KL(p || q) over k tokens and one bucket for the rest; log q [R, k] and [R], log p of the tokens [R, k] -> [R] nats."""
-    p, tail = _proposal(logprobs)
+    """KL(p || q) over k tokens and one bucket for the rest; log q [R, k] and [R], log p of the tokens [R, k] -> [R] nats.
+
+    Where log q of the rest is -inf there is no rest: the k tokens are all that can be written, and p is scaled to sum to one.
+    """
+    log_p, tail, log_q_tail = _proposal(logprobs, log_q_tail)
+    p = log_p.exp()
     inside = torch.xlogy(p, p) - torch.where(p > 0, p * log_q, 0.0)
-    return inside.sum(-1) + tail * (tail.log() - log_q_tail)
+    return inside.sum(-1) + torch.where(tail > 0, tail * (tail.log() - log_q_tail), 0.0)
 
 
 def reverse_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:
-    """KL(q || p) over k tokens and one bucket for the rest; log q [R, k] and [R], log p of the tokens [R, k] -> [R] nats."""
-    _, tail = _proposal(logprobs)
-    return (log_q.exp() * (log_q - logprobs)).sum(-1) + log_q_tail.exp() * (log_q_tail - tail.log())
+    """KL(q || p) over k tokens and one bucket for the rest; as `forward_kl`, but that a rest of p is at least TAIL_FLOOR."""
+    no_rest = log_q_tail == -torch.inf
+    log_p, tail, log_q_tail = _proposal(logprobs, log_q_tail)
+    q_tail = log_q_tail.exp().masked_fill(no_rest, 0.0)
+    return (log_q.exp() * (log_q - log_p)).sum(-1) + q_tail * (log_q_tail - tail.clamp_min(TAIL_FLOOR).log())
 
 
-def _proposal(logprobs: Tensor) -> tuple[Tensor, Tensor]:
-    """p of the given tokens [R, k], and what is left [R], at least TAIL_FLOOR."""
-    p = logprobs.exp()
-    return p, (1 - p.sum(-1)).clamp_min(TAIL_FLOOR)
+def _proposal(logprobs: Tensor, log_q_tail: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p of the given tokens [R, k], its mass in the rest [R], and log q of the rest, 0 where there is none [R].
+
+    The rounding of stored log-probabilities may leave more than one in the tokens, or less though they are all there are;
+    then p is scaled to sum to one, and nothing is left for the rest.
+    """
+    total, no_rest = logprobs.exp().sum(-1), log_q_tail == -torch.inf
+    scale = torch.where(no_rest | (total > 1), total, 1.0)
+    tail = (1 - total).clamp_min(0).masked_fill(no_rest, 0.0)
+    return logprobs - scale.log()[:, None], tail, log_q_tail.masked_fill(no_rest, 0.0)

@@ -29,7 +29,8 @@ from tsdfm.pipeline.evaluation.samples import Samples, measure, of_tokens
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import embedded, load
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.pipeline.text.corpus import held_out, load_documents, windows_of
+from tsdfm.pipeline.text.corpus import held_out, windows_of
+from tsdfm.pipeline.text.documents import load_documents
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.generate import GenerateConfig
 

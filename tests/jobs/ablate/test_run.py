@@ -23,7 +23,7 @@ from tsdfm.jobs.ablate import run as module
 from tsdfm.jobs.ablate.plan import plan, read_sweep, studies
 from tsdfm.jobs.ablate.table import at_equal_entropy, markdown
 from tsdfm.pipeline.models.folder import load, load_denoiser, state_folder
-from tsdfm.pipeline.training.student_trainer import Place
+from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
 from tsdfm.schemas.ablate import Sweep, TrialRow
 from tsdfm.schemas.base import InputError, WorkError

@@ -13,8 +13,8 @@ import torch
 from tests.support import make_dataset, present
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.demo import run as module
+from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
-from tsdfm.pipeline.training.student_trainer import Place
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.demo import DemoConfig
 from tsdfm.schemas.distill import DistillConfig

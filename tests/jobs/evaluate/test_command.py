@@ -9,13 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.support import LENGTH, present
+from tests.support import LENGTH, assert_refused, present, vocabulary
 from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
 from tsdfm.pipeline.evaluation.judge import Judge
 from tsdfm.pipeline.evaluation.run import evaluate
-from tsdfm.pipeline.flow.rollout import roll_out
-from tsdfm.pipeline.text.corpus import load_documents
+from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rollout import roll_out_blind
+from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.folder import load, save
+from tsdfm.pipeline.text.documents import load_documents
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 
 WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
@@ -41,20 +44,20 @@ def counts(monkeypatch):
     found = {"rollouts": 0, "judged": 0, "corpora": 0}
     score = Judge.score
 
-    def rolled(model, compass, rollout, shaping, ids, arm):
+    def rolled(model, rollout, ids, use):
         found["rollouts"] += 1
-        assert (compass, shaping.candidates, arm) == (None, 1, "blind")
-        return roll_out(model, compass, rollout, shaping, ids, arm)
+        assert use == Use.MEASURE
+        return roll_out_blind(model, rollout, ids, use)
 
     def scored(self, tokens, texts, vocabulary):
         found["judged"] += 1
         return score(self, tokens, texts, vocabulary)
 
-    def loaded(config):
+    def loaded(config, reading):
         found["corpora"] += 1
-        return load_documents(config)
+        return load_documents(config, reading)
 
-    monkeypatch.setattr(evaluation, "roll_out", rolled)
+    monkeypatch.setattr(evaluation, "roll_out_blind", rolled)
     monkeypatch.setattr(Judge, "score", scored)
     monkeypatch.setattr(module, "load_documents", loaded)
     return found
@@ -202,3 +205,67 @@ def test_a_frontier_without_a_folder_is_refused(cli):
     outcome = cli("evaluate", "--frontier")
     assert outcome.code == 2
     assert "--out" in outcome.stderr
+
+
+CHINESE = "狐狸跳过那只懒狗然后回到森林里去看月亮在水中的影子春天来了花开满山坡孩子们放学以后一起走回家路上说笑着唱歌"
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("chinese") / "corpus.txt"
+    path.write_text("\n\n".join("".join(rng.choice(list(CHINESE), 90)) + "。" for _ in range(400)))
+    return path
+
+
+def test_a_judge_that_cannot_read_the_language_is_remarked_on(cli, arguments, chinese, tiny_models):
+    """The judge was fitted to English; its byte-level tokenizer takes three tokens for a Chinese character."""
+    report, outcome = run(cli, arguments, "--evaluator", "embedded", "--corpus", chinese)
+    remark = next(line for line in report["remarks"] if line.startswith("judge embedded"))
+    assert "does not read real held-out text" in remark
+    assert "tokens a character" in remark
+    assert "bits a character, where the characters' frequencies alone give" in remark
+    assert remark in " ".join(outcome.stderr.split())
+
+
+def test_a_judge_that_can_read_the_language_is_not(cli, arguments, corpus):
+    report, outcome = run(cli, arguments, "--evaluator", "embedded", "--corpus", corpus)
+    (remark,) = report["remarks"]
+    assert remark.startswith("judge ar does not read real held-out text")  # whose weights are random
+    assert "judge embedded does not read" not in outcome.stderr
+
+
+def test_without_real_text_only_the_tokenizer_tells(cli, arguments, tiny_models):
+    report, _ = run(cli, arguments, "--no-reference", "--steps", "1")
+    assert report["remarks"] == []  # its own tokens, and noise deserves any perplexity
+
+
+def test_texts_longer_than_the_judge_are_scored_in_windows_and_it_is_said(cli, arguments, tmp_path, tiny_models):
+    """A judge of the models' own vocabulary with half their positions."""
+    network = load(tiny_models.ar).network
+    assert isinstance(network, CausalLM)
+    config = network.config.model_copy(update={"length": LENGTH // 2})
+    judge = CausalLM(config)
+    judge.load_state_dict(network.state_dict())
+    save(tmp_path / "judge", judge, load(tiny_models.ar).vocabulary, None)
+    report, outcome = run(cli, arguments, "--evaluator", tmp_path / "judge")
+    name = str(tmp_path / "judge")
+    assert (report["judges"][name]["positions"], report["judges"][name]["reads_tokens"]) == (LENGTH // 2, True)
+    for row in [*report["rows"], *report["reference"]]:
+        assert row["judges"][name]["in_windows"] == 6
+        assert row["judges"][name]["tokens"] == 6 * LENGTH
+    assert "judge judge: 30 of 30 texts have more tokens than its 8 positions and were scored in windows" in " ".join(outcome.stderr.split())
+    again, _ = run(cli, arguments, "--evaluator", tmp_path / "judge")
+    assert again["rows"] == report["rows"]
+
+
+@pytest.mark.parametrize("kind", ["no tokenizer", "fewer rows"])
+def test_an_unfit_judge_is_refused_before_anything_is_sampled(cli, arguments, tmp_path, counts, kind):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=290, **sizes)).save_pretrained(tmp_path / "judge")
+    if kind == "fewer rows":
+        (tmp_path / "judge" / "tokenizer.json").write_text(vocabulary().to_json())
+    outcome = cli(*arguments, "--evaluator", tmp_path / "judge")
+    assert_refused(outcome, str(tmp_path / "judge"), "tokenizer")
+    assert counts == {"rollouts": 0, "judged": 0, "corpora": 0}

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import vocabulary
+from tests.support import LENGTH, vocabulary
+from tsdfm.kernels.linear import linear
 from tsdfm.pipeline.evaluation import judge as module
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
@@ -50,7 +51,7 @@ def test_ragged_texts_come_back_in_order_whatever_the_batches(judge, direct, mon
     expected = [direct(row) if row else 0.0 for row in sequences]
     for batch_tokens in (1, 20, 4096):
         monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
-        found = judge.score_tokens(sequences)
+        found = replace(judge, longest=None).score_tokens(sequences)
         np.testing.assert_allclose(found.nats, expected, rtol=1e-5)
         assert found.tokens.tolist() == [len(row) for row in sequences]
 
@@ -63,7 +64,7 @@ def test_tokens_of_the_judges_vocabulary_are_not_read_as_text(judge):
 
 def test_texts_of_another_vocabulary_are_read(judge, direct):
     texts = ["the quick brown fox 7", "masks fall in turn 12 [MASK]"]
-    found = judge.score(random_tokens(2, 16), texts, "another fingerprint")
+    found = replace(judge, longest=None).score(random_tokens(2, 16), texts, "another fingerprint")
     words = vocabulary()
     encoded = [words.tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert words.mask_id not in encoded[1]  # a literal [MASK] is plain text
@@ -76,9 +77,44 @@ def test_texts_without_a_token_are_refused(judge):
         judge.score_tokens([[], []])
 
 
-def test_texts_beyond_the_judges_positions_are_refused(judge):
-    with pytest.raises(InputError, match="16 of its tokens, more than its 15 positions"):
-        replace(judge, longest=15).score_tokens(random_tokens(2, 16))
+def strided(network, tokens, width):
+    """Nats of one text by the definition of strided perplexity: windows of all logits, each token counted once."""
+    inputs, stride, total, scored = [network.config.bos_id, *tokens[:-1]], max(1, width // 2), 0.0, 0
+    for begin in range(0, len(tokens), stride):
+        part = torch.tensor([inputs[begin : begin + width]])
+        logprob = linear(network.hidden(part)[0], network.head_weight)[0].double().log_softmax(-1)
+        for place in range(scored - begin, part.shape[1]):
+            total -= float(logprob[place, tokens[begin + place]])
+        scored = begin + part.shape[1]
+        if scored == len(tokens):
+            return total
+    raise AssertionError("every text ends")
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 4096])
+@pytest.mark.parametrize("width", [1, 2, 3, 7, 16])
+def test_texts_beyond_the_judges_positions_are_scored_in_strided_windows(tiny_models, judge, width, batch_tokens, monkeypatch):
+    monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
+    network = load(tiny_models.ar).network
+    rng = np.random.default_rng(1)
+    sequences = [rng.integers(299, size=length).tolist() for length in (3, 0, 16, 17, 1, 24, 40, 33)]
+    found = replace(judge, longest=width).score_tokens(sequences)
+    np.testing.assert_allclose(found.nats, [strided(network, row, width) if row else 0.0 for row in sequences], rtol=1e-5)
+    assert found.tokens.tolist() == [len(row) for row in sequences]  # each once
+    assert found.in_windows == sum(len(row) > width for row in sequences)
+
+
+def test_a_text_that_fits_is_scored_as_before_whatever_stands_beside_it(judge):
+    fitting = random_tokens(9, 16).tolist()
+    alone = judge.score_tokens(fitting)
+    beside = judge.score_tokens([random_tokens(1, 50)[0].tolist(), *fitting, random_tokens(1, 17)[0].tolist()])
+    np.testing.assert_array_equal(beside.nats[1:-1], alone.nats)
+    np.testing.assert_array_equal(replace(judge, longest=None).score_tokens(fitting).nats, alone.nats)
+    assert (alone.in_windows, beside.in_windows) == (0, 2)
+
+
+def test_a_judge_of_this_project_has_the_positions_it_was_fitted_to(judge):
+    assert judge.longest == LENGTH
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sys
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tests.support import vocabulary
@@ -18,6 +20,7 @@ from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import embedded, load, save
 from tsdfm.pipeline.models.transformers import accelerate
+from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
 
 CPU = torch.device("cpu")
@@ -111,9 +114,105 @@ def test_special_tokens_in_a_text_are_plain_text(gpt2):
     assert judge.start_id not in judge.encode(["a <|endoftext|> b"])[0]
 
 
-def test_texts_longer_than_the_context_are_refused(gpt2):
-    with pytest.raises(InputError, match="more than its 32 positions"):
-        open_judge(str(gpt2), CPU).score_tokens([[1] * 33])
+def test_texts_longer_than_the_context_are_scored_in_windows(gpt2, transformers):
+    """The usual strided perplexity of transformers: labels of -100 where a window before has scored."""
+    judge, model = open_judge(str(gpt2), CPU), transformers.GPT2LMHeadModel.from_pretrained(gpt2)
+    tokens = np.random.default_rng(2).integers(299, size=70).tolist()
+    whole, nats, end = torch.tensor([[judge.start_id, *tokens]]), 0.0, 1
+    for begin in range(0, 70, 16):
+        stop = min(begin + 32, 70) + 1
+        part = whole[:, begin:stop - 1]  # 32 positions at the most; the last token is only predicted
+        logprob = model(input_ids=part).logits[0].double().log_softmax(-1)
+        nats -= sum(float(logprob[place - 1 - begin, whole[0, place]]) for place in range(end, stop))
+        end = stop
+        if stop == 71:
+            break
+    found = judge.score_tokens([tokens])
+    assert found.nats[0] == pytest.approx(nats, rel=1e-5)
+    assert (found.tokens[0], found.in_windows) == (70, 1)
+
+
+def bpe(transformers, folder, mask, **config):
+    """A GPT-2 in a folder whose tokenizer, saved by transformers, does as ours, with or without [MASK]."""
+    settings = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 0}
+    scattered(transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings | config))).save_pretrained(folder)
+    words = json.loads(vocabulary().to_json())
+    if not mask:
+        words["added_tokens"] = [token for token in words["added_tokens"] if token["content"] != "[MASK]"]
+    (folder / "raw.json").write_text(json.dumps(words))
+    transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "raw.json"), eos_token="[EOS]").save_pretrained(folder)
+    (folder / "raw.json").unlink()
+    assert load_vocabulary_or_none(folder) != vocabulary().fingerprint  # written otherwise
+    return folder
+
+
+def load_vocabulary_or_none(folder):
+    return Vocabulary.load(folder).fingerprint if "[MASK]" in (folder / "tokenizer.json").read_text() else None
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_a_judge_of_the_models_vocabulary_up_to_mask_reads_its_tokens(tmp_path, transformers, mask):
+    folder = bpe(transformers, tmp_path, mask)
+    tokens = np.random.default_rng(0).integers(299, size=(5, 20))
+    judge = open_judge(str(folder), CPU, [vocabulary(), vocabulary(310)])
+    assert judge.reads_tokens(vocabulary().fingerprint)
+    assert not judge.reads_tokens(vocabulary(310).fingerprint)
+    model = transformers.GPT2LMHeadModel.from_pretrained(folder)
+    found = judge.score(tokens, ["never read"] * 5, vocabulary().fingerprint)
+    np.testing.assert_allclose(found.nats, direct(model, 0, tokens.tolist()), rtol=1e-4)
+
+
+def test_a_judge_without_a_tokenizer_or_of_another_is_refused(tmp_path, transformers, llama):
+    for name in ("without", "wider", "knows-nothing"):
+        shutil.copytree(llama, tmp_path / name)
+    (tmp_path / "without" / "tokenizer.json").unlink()
+    refused(tmp_path / "without", "tokenizer")
+    (tmp_path / "wider" / "tokenizer.json").write_text(vocabulary(320).to_json())
+    refused(tmp_path / "wider", "rows for 300 ids")
+    bare: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": None,
+            "post_processor": None, "decoder": None, "model": {"type": "WordLevel", "vocab": {"<unk>": 0}, "unk_token": "<unk>"}}
+    (tmp_path / "knows-nothing" / "tokenizer.json").write_text(json.dumps(bare))
+    (tmp_path / "knows-nothing" / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<unk>"}))
+    refused(tmp_path / "knows-nothing", "no tokenizer, or one that knows no text")
+
+
+def test_a_gpt2_without_any_tokenizer_file_is_refused(tmp_path, transformers):
+    config = transformers.GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2, n_positions=32)
+    scattered(transformers.GPT2LMHeadModel(config)).save_pretrained(tmp_path)
+    refused(tmp_path, "tokenizer")
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"num_hidden_layers": 10**9}, {"hidden_size": 16384},
+                                    {"intermediate_size": 10**9}, {"max_position_embeddings": -1, "vocab_size": 10**8}])
+def test_a_config_of_a_larger_model_is_refused_by_the_weights_header(tmp_path, llama, change):
+    shutil.copytree(llama, tmp_path / "huge")
+    config = json.loads((tmp_path / "huge" / "config.json").read_text())
+    (tmp_path / "huge" / "config.json").write_text(json.dumps({**config, **change}))
+    refused(tmp_path / "huge", "larger model than its files hold")
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path, llama):
+    shutil.copytree(llama, tmp_path / "less")
+    weights = load_file(tmp_path / "less" / "model.safetensors")
+    kept = {name.replace("down_proj", "elsewhere"): tensor for name, tensor in weights.items()}
+    save_file(kept, tmp_path / "less" / "model.safetensors", metadata={"format": "pt"})
+    refused(tmp_path / "less", "lack 2 tensors", "down_proj")
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, llama):
+    shutil.copytree(llama, tmp_path / "nan")
+    weights = load_file(tmp_path / "nan" / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
+    refused(tmp_path / "nan", "not finite")
+
+
+def test_a_pipe_among_a_judges_files_is_refused(tmp_path, llama):
+    shutil.copytree(llama, tmp_path / "pipe")
+    (tmp_path / "pipe" / "tokenizer.json").unlink()
+    os.mkfifo(tmp_path / "pipe" / "tokenizer.json")
+    refused(tmp_path / "pipe", "not a regular file")
 
 
 @pytest.mark.parametrize(("bos", "eos", "expected"), [
@@ -149,7 +248,9 @@ def test_accelerated_linears_go_through_our_kernel(monkeypatch, llama):
         return torch.nn.functional.linear(x, weight, bias)
 
     monkeypatch.setattr("tsdfm.pipeline.models.transformers.linear", counted)
-    open_judge(str(llama), CPU).score_tokens([[1, 2, 3]])
+    judge = open_judge(str(llama), CPU)
+    calls.clear()
+    judge.score_tokens([[1, 2, 3]])
     assert len(calls) == 2 * 7  # two blocks: q, k, v, o, gate, up, down; the head is computed apart
 
 
@@ -203,6 +304,53 @@ def test_pickled_weights_are_refused(tmp_path, llama):
 def test_an_unreadable_gguf_is_refused(tmp_path, transformers):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(60))
     refused(tmp_path / "broken.gguf", "cannot open it")
+
+
+def write_gguf(path, blocks):
+    """A Llama of two blocks over our vocabulary, whose header says how many it has."""
+    gguf = pytest.importorskip("gguf")
+    width, inner, words, rng = 32, 48, vocabulary(), np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(24)
+    writer.add_embedding_length(width)
+    writer.add_block_count(blocks)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(300)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([words.tokenizer.id_to_token(number) for number in range(300)])
+    writer.add_token_types([3 if number in (words.eos_id, words.mask_id) else 1 for number in range(300)])
+    writer.add_token_merges([" ".join(pair) for pair in json.loads(words.to_json())["model"]["merges"]])
+    writer.add_bos_token_id(words.eos_id)
+    writer.add_eos_token_id(words.eos_id)
+    shapes = {"token_embd": (300, width), "output_norm": (width,)}
+    for block in range(2):
+        shapes |= {f"blk.{block}.attn_{part}": (width, width) for part in ("q", "k", "v", "output")}
+        shapes |= {f"blk.{block}.{part}": (width,) for part in ("attn_norm", "ffn_norm")}
+        shapes |= {f"blk.{block}.ffn_gate": (inner, width), f"blk.{block}.ffn_up": (inner, width), f"blk.{block}.ffn_down": (width, inner)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", rng.normal(size=shape, scale=0.2).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_of_the_models_vocabulary_reads_its_tokens(tmp_path, transformers):
+    judge = open_judge(str(write_gguf(tmp_path / "tiny.gguf", 2)), CPU, [vocabulary()])
+    assert (judge.longest, judge.reads_tokens(vocabulary().fingerprint)) == (24, True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="tiny.gguf", dtype=torch.float32)
+    tokens = np.random.default_rng(0).integers(299, size=(3, 20))
+    found = judge.score(tokens, ["never read"] * 3, vocabulary().fingerprint)
+    np.testing.assert_allclose(found.nats, direct(model, vocabulary().eos_id, tokens.tolist()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("blocks", [3, 10**6])
+def test_a_gguf_of_more_blocks_than_it_holds_is_refused(tmp_path, transformers, blocks):
+    refused(write_gguf(tmp_path / "huge.gguf", blocks), "larger model than its files hold")
 
 
 def test_without_transformers_the_way_to_get_it_is_named(llama, monkeypatch):

@@ -11,12 +11,14 @@ from tests.support import present
 from tsdfm.pipeline.evaluation import samples as module
 from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
 from tsdfm.pipeline.evaluation.open_judge import open_judge
-from tsdfm.pipeline.evaluation.samples import measure, of_tokens, sample_texts
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.evaluation.samples import measure, of_tokens, sample, sample_texts
+from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rollout import roll_out, roll_out_blind
 from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.pipeline.text.metrics import distinct_n, self_bleu, unigram_entropy
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.sample import SampleConfig
 
 LENGTH = 16  # of the tiny models
 
@@ -57,12 +59,27 @@ def test_samples_are_blind_rollouts_whatever_the_batches(model):
     network, opened = model.network, model
     rollout = RolloutConfig(steps=4, temperature=0.7, seed=9, batch_size=3)
     samples = sample_texts(network, opened.vocabulary, rollout, 7)
-    logs = roll_out(network, None, rollout, ShapingConfig(candidates=1), range(7), "blind")
+    logs = roll_out_blind(network, rollout, range(7), Use.MEASURE)
     assert samples.tokens.dtype == np.int64
     assert samples.tokens.tolist() == [log.tokens.tolist() for log in logs]
     assert samples.texts == [opened.vocabulary.decode(log.tokens.tolist()) for log in logs]
     assert samples.vocabulary == opened.vocabulary.fingerprint
     assert present(samples.seconds) > 0
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_texts_that_are_measured_were_never_trained_on(model, seed):
+    """The same seed and ids as a dataset: no source of the uniform kind, and no text, is one of the dataset's."""
+    rollout = RolloutConfig(steps=4, seed=seed)
+    made = roll_out(model.network, None, rollout, ShapingConfig(), range(20), "blind")
+    measured = roll_out_blind(model.network, rollout, range(20), Use.MEASURE)
+    if model.network.config.source == "uniform":
+        starts = [tuple(log.source(None).tolist()) for log in (*made, *measured)]
+        assert len(set(starts)) == 40
+    assert not {tuple(log.tokens.tolist()) for log in made} & {tuple(log.tokens.tolist()) for log in measured}
+    assert sample_texts(model.network, model.vocabulary, rollout, 20).tokens.tolist() == [log.tokens.tolist() for log in measured]
+    config = SampleConfig(model=str(model.path), number=20, rollout=rollout)
+    assert sample(config) == [model.vocabulary.decode(log.tokens.tolist()) for log in measured]
 
 
 def test_only_solvers_whose_passes_are_counted(model):
@@ -74,11 +91,11 @@ def test_the_clock_leaves_out_warming_up_and_decoding(model, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def rolled(network, compass, rollout, shaping, ids, arm):
+    def rolled(network, rollout, ids, use):
         now[0] += 100.0 if rollout.steps == 1 else 2.0
-        return roll_out(network, compass, rollout, shaping, ids, arm)
+        return roll_out_blind(network, rollout, ids, use)
 
-    monkeypatch.setattr(module, "roll_out", rolled)
+    monkeypatch.setattr(module, "roll_out_blind", rolled)
     done: list[int] = []
     samples = sample_texts(model.network, model.vocabulary, RolloutConfig(steps=2, batch_size=4), 10, lambda stage, made, total, note="": done.append(made))
     assert samples.seconds == 3 * 2.0

@@ -1,9 +1,14 @@
 """The numbers of a rollout: a pure function of (seed, id, step, candidate, position, purpose), each used once."""
 
+from collections.abc import Callable
+from functools import partial
+from itertools import combinations
+
 import pytest
 import torch
 
-from tsdfm.pipeline.flow.noise import Noise, Purpose
+from tsdfm.pipeline.flow import noise as module
+from tsdfm.pipeline.flow.noise import Noise, Purpose, Use
 
 IDS = torch.tensor([0, 1, 7, 2**31 - 1])
 ROWS, STEPS, POSITIONS = torch.tensor([2, 0, 2]), torch.tensor([5, 0, 65535]), torch.tensor([0, 9, 3])
@@ -48,3 +53,36 @@ def test_a_number_depends_on_its_own_coordinates_only():
 def test_purposes_leave_room_for_stages():
     assert max(Purpose) < 16
     assert len(set(Purpose)) == 4
+
+
+def test_no_two_uses_or_purposes_share_an_address(monkeypatch):
+    """An address is all that a number depends on: key and counter. Philox is a bijection of counters under each key."""
+    addresses = {}
+
+    def noted(key, counter):
+        words = torch.stack(torch.broadcast_tensors(*key, *counter), -1).flatten(0, -2)
+        assert bool(((words >= 0) & (words < 2**32)).all())
+        found.append(words)
+        return torch.zeros(torch.broadcast_shapes(*(word.shape for word in (*key, *counter))))
+
+    monkeypatch.setattr(module, "uniform", noted)
+    for use in Use:
+        noise = Noise(3, IDS, use)
+        asked: dict[str, Callable[[], torch.Tensor]] = {"source": partial(noise.source, 10)}
+        for stage in range(4):
+            asked |= {f"rings {stage}": partial(noise.rings, ROWS, STEPS, 10, stage),
+                      f"tokens {stage}": partial(noise.tokens, ROWS, STEPS, POSITIONS, 6, stage),
+                      f"choice {stage}": partial(noise.choice, ROWS, STEPS, stage)}
+        for name, ask in asked.items():
+            found: list[torch.Tensor] = []
+            ask()
+            addresses[use, name] = {tuple(row) for row in torch.cat(found).tolist()}
+    for (one, there), (other, here) in combinations(addresses.items(), 2):
+        assert not there & here, (one, other)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_what_measures_is_never_what_was_made(seed):
+    making = torch.cat(list(streams(Noise(seed, IDS)).values()))
+    for use in set(Use) - {Use.MAKE}:
+        assert not torch.isin(torch.cat(list(streams(Noise(seed, IDS, use)).values())), making).any()

@@ -190,6 +190,27 @@ def test_weights_of_another_shape_are_refused(folder, change):
     assert "tensor" in message
 
 
+HUGE = {"hidden_size": 16384, "n_blocks": 256}
+
+
+@pytest.mark.parametrize("change", [HUGE, HUGE | {"mlp_ratio": 16}, {"n_blocks": 3}, {"cond_dim": 65536}])
+def test_a_config_of_a_larger_model_is_refused_by_the_weights_header(folder, change, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("the weights were read")
+
+    edit(folder / CONFIG_FILE, **change)
+    monkeypatch.setattr(checkpoint, "load_safetensors", never)
+    with pytest.raises(InputError, match=r"tensor .* the config wants .* don't belong together"):
+        load(folder)
+
+
+@pytest.mark.parametrize("change", [{"cond_dim": 10**18}, {"length": 10**9}])
+def test_sizes_that_no_model_has_are_refused_by_the_config(folder, change):
+    edit(folder / CONFIG_FILE, **change)
+    with pytest.raises(InputError, match=f"{next(iter(change))}: Input should be less than or equal to 65536"):
+        load(folder)
+
+
 @pytest.mark.parametrize("change", ["missing", "extra", "transposed", "renamed"])
 def test_wrong_tensors_are_named(folder, change):
     weights = load_file(folder / WEIGHTS_FILE)
@@ -292,7 +313,7 @@ def test_a_save_that_fails_leaves_the_old_folder_and_no_litter(tmp_path, tiny_mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_safetensors", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WorkError, match="full"):
         save(tmp_path / "model", opened.network, opened.vocabulary, Note(a=1))
     assert os.listdir(tmp_path) == ["model"]
     assert load(tmp_path / "model").fingerprint == opened.fingerprint

@@ -24,12 +24,13 @@ def test_noise_states_are_those_of_blind_rollouts(tiny_models):
     assert torch.equal(states, noise_states(config, teacher, lambda *_: None))
 
 
-def test_the_noise_is_none_of_the_trajectories_to_be_shaped(tiny_models):
-    """With both commands' default seeds, `generate --steps N` must not draw the very states that the compass was taught to
+@pytest.mark.parametrize("seed", [0, 0x6E6F6973])
+def test_the_noise_is_none_of_the_trajectories_to_be_shaped(tiny_models, seed):
+    """With both commands' default seeds, and any others, `generate --steps N` must not draw the very states that the compass was taught to
     reject: candidate 0 of its first steps would be a training example of the compass, labelled as noise."""
     teacher = checkpoint.load_denoiser(tiny_models.mask).network
     config = CompassConfig(kind="nce", rollouts=8)
-    rollout = GenerateConfig().rollout.model_copy(update={"steps": config.rollout_steps})
+    rollout = GenerateConfig().rollout.model_copy(update={"steps": config.rollout_steps, "seed": seed})
     states = noise_states(config, teacher, lambda *_: None)
     logs = roll_out(teacher, None, rollout, ShapingConfig(), range(8), "blind")
     seen = [torch.equal(states[i, -1], torch.from_numpy(log.tokens).long()) for i, log in enumerate(logs)]

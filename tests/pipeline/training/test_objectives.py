@@ -17,10 +17,10 @@ from tests.support import present, vocabulary
 from tsdfm.kernels.linear_buckets import linear_buckets
 from tsdfm.kernels.linear_logprob import normalised
 from tsdfm.pipeline.dataset.shards import to_table
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.rollout import _halved, roll_out
 from tsdfm.pipeline.loader.windows import Trajectories
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.training.objectives import LOWEST, StudentLoss, forward_kl, mixture_cross_entropy, reverse_kl
+from tsdfm.pipeline.training.objectives import StudentLoss, forward_kl, mixture_cross_entropy, reverse_kl
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.trajectory import Grid
 
@@ -141,9 +141,9 @@ def test_kl_students_forget_the_selection(logs, start, stop):
         assert fitted(logs, arm, "reverse_kl", start, stop) == pytest.approx(geometric, abs=0.015)
 
 
-def log_q_of(logits, ids):
+def log_q_of(logits, ids, bias=None):
     """What the losses take, by the kernel: the logits themselves are the hidden states of an identity head."""
-    return normalised(linear_buckets(logits, torch.eye(logits.shape[1], dtype=logits.dtype), None, ids), ids)
+    return normalised(linear_buckets(logits, torch.eye(logits.shape[1], dtype=logits.dtype), bias, ids), ids)
 
 
 def dense(logits, ids, logprobs):
@@ -178,10 +178,53 @@ def test_a_top_k_that_holds_everything_stays_finite():
     ids = torch.arange(4).expand(3, 4)
     for divergence in (forward_kl, reverse_kl):
         log_q, tail = log_q_of(logits, ids)
-        loss = divergence(log_q, tail.clamp_min(LOWEST), logprobs).sum()
+        loss = divergence(log_q, tail, logprobs).sum()
         loss.backward()
         assert torch.isfinite(loss)
         assert torch.isfinite(present(logits.grad)).all()
+
+
+def stored(p):
+    """Log-probabilities as a dataset holds them."""
+    return torch.from_numpy(_halved(p.log().numpy())).float()
+
+
+@pytest.mark.parametrize("words", [2, 3, 5, 27])
+def test_a_top_k_of_the_whole_vocabulary_has_no_rest(words):
+    """Every distribution over a few words, [MASK] apart: the divergence of what is stored, to the stored numbers' rounding."""
+    generator = torch.Generator().manual_seed(1)
+    p = (2 * torch.randn(200, words, generator=generator)).softmax(-1)
+    logits = 2 * torch.randn(200, words + 1, generator=generator)
+    no_mask = torch.tensor([0.0] * words + [-torch.inf])
+    top = stored(p).topk(words, -1)
+    log_q, tail = log_q_of(logits, top.indices, no_mask)
+    q = logits[:, :words].softmax(-1)
+    forward = (p * (p.log() - q.log())).sum(-1)
+    reverse = (q * (q.log() - p.log())).sum(-1)
+    # a stored log-probability is within 1/256 nat
+    assert torch.allclose(forward_kl(log_q, tail, top.values).float(), forward, atol=0.02)
+    assert torch.allclose(reverse_kl(log_q, tail, top.values).float(), reverse, atol=0.02)
+    same = stored(q).topk(words, -1)
+    log_q, tail = log_q_of(logits, same.indices, no_mask)
+    assert (forward_kl(log_q, tail, same.values).abs() < 1e-4).all()
+
+
+def test_rounding_never_makes_the_rest_negative():
+    """What is stored of nearly certain proposals adds up to more than one: still a divergence, and least where q is p."""
+    logprobs = stored(torch.tensor([[0.998, 0.0019], [0.5, 0.4999], [0.9999, 0.00005]]))
+    assert (logprobs.exp().sum(-1) > 1).any()
+    ids = torch.tensor([[0, 1]] * 3)
+    logits = torch.zeros(3, 6, requires_grad=True)
+    log_q, tail = log_q_of(logits, ids)
+    found = forward_kl(log_q, tail, logprobs)
+    found.sum().backward()
+    assert (found > 0).all()
+    assert torch.isfinite(present(logits.grad)).all()
+    p = logprobs.exp()
+    p = torch.cat([p / p.sum(-1, keepdim=True).clamp_min(1), torch.zeros(3, 4)], -1)
+    p[:, 2:] = ((1 - p.sum(-1)) / 4)[:, None]
+    log_q, tail = log_q_of(p.clamp_min(1e-12).log(), ids)
+    assert (forward_kl(log_q, tail, logprobs).abs() < 1e-6).all()
 
 
 def test_the_mixture_merges_equal_candidates():

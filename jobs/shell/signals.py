@@ -1,4 +1,4 @@
-"""What a signal that asks to stop does. Imports next to nothing, so that it can be in force before anything else is loaded.
+"""What an interrupt does. It imports next to nothing, for it has to be known before anything else is loaded.
 
 An interrupt that comes while Python imports a library must not become an exception: the library may swallow it, or it ends in
 a traceback. Nothing is half done by an import, so there the process ends at once.
