@@ -114,21 +114,27 @@ def open_compass(
         raise InputError(f"compass {folder}: its tokenizer is not the teacher's ({teacher.path}): {other}; "
                          "fit a compass with this teacher")
     network = opened.network.to(device)
-    sizes = network.config.trunk if isinstance(network, NceEncoder) else network.config
-    if isinstance(network, NceEncoder) and sizes.vocab_size != teacher.network.config.vocab_size:
-        raise InputError(f"compass {folder}: has rows for {sizes.vocab_size} ids, the teacher for "
-                         f"{teacher.network.config.vocab_size}; fit a compass with this teacher")
-    if sizes.length < length and not isinstance(network, Denoiser):
-        raise InputError(f"compass {folder}: was fitted to texts of {sizes.length} tokens, these have {length}; fit a compass "
-                         "with this teacher, or give a shorter --length")
     if isinstance(network, CausalLM):
+        _check_length(folder, network.config.length, length)
         return CausalCompass(network), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
     if isinstance(network, NceEncoder):
-        if network.config.trunk.source != teacher.network.config.source:
-            raise InputError(f"compass {folder}: was fitted on the {network.config.trunk.source} source, the teacher's is "
-                             f"{teacher.network.config.source}; fit a compass with this teacher")
+        mine, theirs = network.config.trunk, teacher.network.config
+        if mine.source != theirs.source:
+            raise InputError(f"compass {folder}: was fitted on the {mine.source} source, the teacher's is {theirs.source}; fit a "
+                             "compass with this teacher")
+        if mine.vocab_size != theirs.vocab_size:
+            raise InputError(f"compass {folder}: has rows for {mine.vocab_size} ids, the teacher for {theirs.vocab_size}; fit a "
+                             "compass with this teacher")
+        _check_length(folder, mine.length, length)
         return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
     raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own energy")
+
+
+def _check_length(folder: Path, fitted: int, length: int) -> None:
+    """Raises InputError for a compass that was fitted to texts of fewer tokens than `length`."""
+    if fitted < length:
+        raise InputError(f"compass {folder}: was fitted to texts of {fitted} tokens, these have {length}; fit a compass with this "
+                         "teacher, or give a shorter --length")
 
 
 def identity_of(config: GenerateConfig, models: Models, device: torch.device) -> Identity:
