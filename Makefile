@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EMBEDDED := pipeline/models/embedded
+PROCESSES := -n logical --maxprocesses 4 --dist worksteal
 MODELS := teacher-mask teacher-uniform compass judge
 
 .PHONY: setup demo test test-slow lint claims assets wheel clean
@@ -21,10 +22,10 @@ demo: setup  ## Generate, verify and show trajectories on the embedded defaults;
 	$(BIN)/tsdfm-pipeline demo $(DEMO)
 
 test: setup  ## The default test suite.
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' $(PROCESSES)
 
 test-slow: setup  ## The slow tests only: kills, resumes, clusters, wheels.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=15 $(PROCESSES)
 
 # The four folders are a namespace only once installed; a type checker finds them, and the tests, through links made here.
 lint: setup

@@ -1,6 +1,6 @@
 """`python -m tsdfm.jobs` is `tsdfm-pipeline`."""
 
-from tsdfm.jobs.cli import main
+from tsdfm.jobs.start import main
 
 if __name__ == "__main__":
     main()

@@ -4,12 +4,12 @@ import importlib
 import os
 import signal
 import sys
-from types import FrameType
 
 import click
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.interrupts import Interrupted
+from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, interrupt
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 # Group -> command -> (where it is, what it does in a few words)
@@ -78,7 +78,8 @@ def main() -> None:
     """Entry point: exit codes as in the help; one line, never a traceback."""
     # Threads that wait must not spin: beside other work, two that do are many times slower than one. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    # A closed terminal, Slurm and Kubernetes ask to stop as Ctrl-C does.
+    former = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         _run()
     finally:
@@ -86,32 +87,35 @@ def main() -> None:
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """End as Ctrl-C does: a closed terminal, Slurm and Kubernetes ask so."""
-    raise KeyboardInterrupt
-
-
 def _run() -> None:
     try:
         cli.main(prog_name="tsdfm-pipeline", standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)
-    except click.ClickException as error:
-        _fail(error.format_message().replace("\n", " "), 2)
-    except InputError as error:
-        _fail(str(error), 2)
-    except WorkError as error:
-        _fail(str(error), 130 if isinstance(error, Interrupted) else 1)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; finished work is kept, the same command goes on with it", 130)
+        _fail(INTERRUPTED, CODE)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        if os.environ.get("TSDFM_TRACEBACK"):
-            raise
-        _fail(f"unexpected {type(error).__name__}: {first_line(error, 300)}; this is a defect, please report it "
-              "(TSDFM_TRACEBACK=1 shows where)", 1)
+        _fail(*_told(error))
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What an error says in one line, and the exit code. Raises it if it is a defect and TSDFM_TRACEBACK is set."""
+    if isinstance(error, click.ClickException):
+        return error.format_message().replace("\n", " "), 2
+    if isinstance(error, InputError | WorkError):
+        return str(error), 2 if isinstance(error, InputError) else CODE if isinstance(error, Interrupted) else 1
+    if isinstance(error, MemoryError):
+        return "out of memory; what is finished is kept; give this more memory, or lower a batch size", 1
+    if isinstance(error, OSError):  # of the machine, not of the program: a disk that fails, a file that is gone
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or first_line(error)}; what is finished is kept; mend that, the same command goes on", 1
+    if os.environ.get("TSDFM_TRACEBACK"):
+        raise error
+    return (f"unexpected {type(error).__name__}: {first_line(error, 300)}; this is a defect, please report it "
+            "(TSDFM_TRACEBACK=1 shows where)"), 1
 
 
 def _fail(message: str, code: int) -> None:

@@ -2,7 +2,7 @@
 
 import click
 
-from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say
+from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say, tell
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.reports import FaultReport, VerifyReport
@@ -29,11 +29,13 @@ def verify_command(out: str, as_json: bool) -> None:
             raise
         raise WorkError(str(error)) from None  # there is a dataset, and its manifest is at fault
     for fault in faults:
-        say(f"{out}/{fault}")
+        say(f"{store.uri}/{fault}")
     if as_json:
         emit(VerifyReport(out=out, sound=not faults, rows=manifest.totals.rows, shards=len(manifest.shards),
                           faults=[FaultReport(path=each.path, row=each.row, what=each.what) for each in faults]))
     if faults:
-        raise WorkError(f"{out}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to "
+        raise WorkError(f"{store.uri}: {count(len(faults), 'fault')}; restore the files named above, or run generate again to "
                         "remake them")
-    say(f"{out}: sound: {manifest.totals.rows} trajectories in {count(len(manifest.shards), 'shard')}")
+    shown = say if as_json else tell
+    shown(f"{store.uri}: sound: {count(manifest.totals.rows, 'trajectory')} in "
+          f"{count(len(manifest.shards), 'shard')}")

@@ -1,20 +1,36 @@
 """The base of every config and record, and the two kinds of failure a user can meet."""
 
 import json
+import re
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationError, model_validator
+
+from tsdfm.schemas.paths import redacted
 
 M = TypeVar("M", bound="Frozen")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-class InputError(Exception):
+LONGEST = 1500  # characters of a message: where it quotes more, its middle is left out
+_LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+class OneLine(Exception):
+    """An error whose message is one line, whatever it quotes: it has no line breaks, and at most LONGEST characters."""
+
+    def __init__(self, message: str) -> None:
+        line = _LINE_BREAKS.sub(" ", message)
+        super().__init__(line if len(line) <= LONGEST else f"{line[:LONGEST - 500]} ... {line[-500:]}")
+
+
+class InputError(OneLine):
     """The input is wrong: one line saying what, where, and how to mend it. Exit code 2."""
 
 
-class WorkError(Exception):
+class WorkError(OneLine):
     """The input was fine and the work failed (disk full, workers lost): one line. Exit code 1."""
 
 
@@ -62,8 +78,25 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
+EVERY_FIELD = {"every_field": True}  # the context in which a record is written with all of its fields
+
+
+def without_newer(data: dict[str, Any], info: SerializationInfo, **newer: Any) -> dict[str, Any]:
+    """What a record's serializer gives, without fields that have their default and are newer than some records on disk.
+
+    So those records, and the digests of them, stay what they are. `newer`: field -> default. The context EVERY_FIELD keeps all.
+    """
+    if info.context == EVERY_FIELD:
+        return data
+    return {name: value for name, value in data.items() if name not in newer or value != newer[name]}
+
+
+_SHORT = reprlib.Repr()  # of a value that may be of any size, or hold itself
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
+
+
 def _problem(error: dict[str, Any]) -> str:
-    field = ".".join(str(part) for part in error["loc"])
+    field = ".".join(f"{part!s:.80}" for part in error["loc"])
     if not field:
         return str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -71,7 +104,8 @@ def _problem(error: dict[str, Any]) -> str:
     if error["type"] == "missing":
         return f"{field}: this field is required; add it"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{field}: {message}" if error["type"] == "value_error" else f"{field}: {message}, not {error['input']!r:.60}"
+    shown = "" if error["type"] == "value_error" else f", not {_SHORT.repr(error['input']):.60}"
+    return f"{field}: {message}{shown}"
 
 
 def explain(error: ValidationError, where: str) -> InputError:
@@ -94,8 +128,16 @@ def _short(value: object) -> str:
 
 
 def to_json(record: BaseModel) -> str:
-    """A record as it stands in a file: indented, keys sorted, a line break at the end."""
-    return json.dumps(record.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
+    """A record as it stands in a file: indented, keys sorted, a line break at the end; without the secrets of URIs."""
+    return redacted(json.dumps(record.model_dump(mode="json"), indent=2, sort_keys=True)) + "\n"
+
+
+def plain_json(text: str | bytes, where: str) -> Any:
+    """A JSON document of any form. Raises InputError, naming `where`, whatever is wrong with the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not readable JSON ({first_line(error, 100)}); restore it") from None
 
 
 def parse(model: type[M], data: object, where: str) -> M:

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.corpus import CorpusConfig
-from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.optim import Address, Compile, MicroBatches, OptimConfig, Recompute, Workers, check_divides
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Arm, Objective
 
@@ -96,17 +96,13 @@ class DistillConfig(Frozen):
         "steps; null: 1, 2, 4, ..., 64, as far as they divide, equally often"))
     real: RealConfig = RealConfig()
     optim: DistillOptim = DistillOptim()
-    micro_batches: int = Field(1, ge=1, le=65536, description=(
-        "Parts that a batch is computed in, one after another: less memory, the same result"))
-    workers: int = Field(1, ge=1, le=100_000, description="Data-parallel processes, among which every batch is divided")
-    address: str = Field("local", min_length=1, description=(
-        "Where to run: 'local' starts Ray on this machine, 'auto' finds a running cluster, 'HOST:PORT' or 'ray://HOST:PORT' "
-        "names one"))
+    micro_batches: MicroBatches = 1
+    workers: Workers = 1
+    address: Address = "local"
+    compile: Compile = False
+    recompute: Recompute = False
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "DistillConfig":
-        parts = self.workers * self.micro_batches
-        if self.optim.batch_size % parts:
-            raise ValueError(f"optim.batch_size: {self.optim.batch_size} is no multiple of workers * micro_batches ({parts}); "
-                             "change one of them")
+        check_divides(self.optim.batch_size, self.workers, self.micro_batches)
         return self

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.corpus import CorpusConfig
@@ -10,9 +10,13 @@ from tsdfm.schemas.paths import PathName
 
 
 def _several(value: Any) -> Any:
-    """One value, or a list of values without its repetitions."""
-    values = [value] if isinstance(value, str | int | float) else value
-    return tuple(dict.fromkeys(values)) if isinstance(values, list | tuple) else values
+    """One value, or a list of values."""
+    return [value] if isinstance(value, str | int | float) else value
+
+
+def _once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Values without their repetitions."""
+    return tuple(dict.fromkeys(values))
 
 
 def _numbers(value: Any) -> Any:
@@ -20,10 +24,11 @@ def _numbers(value: Any) -> Any:
     return _several([part for part in value.replace(" ", "").split(",") if part] if isinstance(value, str) else value)
 
 
-Names = Annotated[tuple[PathName, ...], BeforeValidator(_several), Field(min_length=1)]
-Steps = Annotated[tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_numbers), Field(min_length=1)]
+Names = Annotated[tuple[PathName, ...], BeforeValidator(_several), AfterValidator(_once), Field(min_length=1)]
+Steps = Annotated[
+    tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_numbers), AfterValidator(_once), Field(min_length=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
-Temperatures = Annotated[tuple[Temperature, ...], BeforeValidator(_numbers), Field(min_length=1)]
+Temperatures = Annotated[tuple[Temperature, ...], BeforeValidator(_numbers), AfterValidator(_once), Field(min_length=1)]
 
 
 class EvaluateConfig(Frozen):

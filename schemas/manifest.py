@@ -1,9 +1,9 @@
 """`manifest.json`: the commit of a dataset. No manifest, no dataset; it names exactly one file per shard."""
 
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from tsdfm.schemas.base import Frozen, Sha256
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
@@ -86,6 +86,16 @@ class Totals(Frozen):
     bytes: int = Field(ge=1)
 
 
+class FormerDataset(Frozen):
+    """What a dataset was before it grew."""
+
+    trajectories: int = Field(ge=1)
+    rows: int = Field(ge=1)
+    bytes: int = Field(ge=1)
+    until: str = Field(description="when it had grown: UTC, ISO 8601")
+    versions: dict[str, str] = Field(description="library versions that its rows were made with")
+
+
 class DatasetManifest(Frozen):
     """The whole dataset."""
 
@@ -97,6 +107,12 @@ class DatasetManifest(Frozen):
     totals: Totals
     teacher: str | None = Field(None, description="where the teacher was: 'embedded', or a folder; a hint for `distill`")
     versions: dict[str, str] = Field(description="library versions it was made with")
+    history: list[FormerDataset] = Field(default_factory=list, description=(
+        "what it was before it grew, oldest first; absent if it never did"))
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name != "history" or value}
 
     @model_validator(mode="after")
     def _adds_up(self) -> "DatasetManifest":

@@ -1,8 +1,23 @@
-"""How a network is optimised: the part of the config that all trainers share."""
+"""How a network is optimised, and on how many processes: what the configs of all trainers share."""
+
+from typing import Annotated
 
 from pydantic import Field
 
 from tsdfm.schemas.base import Frozen
+
+Workers = Annotated[int, Field(ge=1, le=100_000, description=(
+    "Data-parallel processes, among which every batch is divided"))]
+Address = Annotated[str, Field(min_length=1, description=(
+    "Where to run: 'local' starts Ray on this machine, 'auto' finds a running cluster, 'HOST:PORT' or 'ray://HOST:PORT' "
+    "names one"))]
+MicroBatches = Annotated[int, Field(ge=1, le=65536, description=(
+    "Parts that a batch is computed in, one after another: less memory, the same result"))]
+Compile = Annotated[bool, Field(description=(
+    "Compile the network's blocks (torch.compile): a slow start, faster updates on a GPU, other last bits"))]
+Recompute = Annotated[bool, Field(description=(
+    "Keep no activations inside the network's blocks and compute them again for the gradient: much less memory, a third more "
+    "work, the same result"))]
 
 
 class OptimConfig(Frozen):
@@ -24,3 +39,11 @@ class OptimConfig(Frozen):
     threads: int = Field(1, ge=1, description="CPU threads")
     log_every: int = Field(20, ge=1, description="Updates between lines of progress and of TensorBoard")
     checkpoint_every: int = Field(200, ge=1, description="Updates between checkpoints, from which a killed run goes on")
+
+
+def check_divides(batch_size: int, workers: int, micro_batches: int) -> None:
+    """Raises ValueError if a batch can't be divided evenly."""
+    parts = workers * micro_batches
+    if batch_size % parts:
+        raise ValueError(f"optim.batch_size: {batch_size} is no multiple of workers * micro_batches ({parts}); change one of "
+                         "them")

@@ -28,6 +28,7 @@ class GenerateReport(Frozen):
     tokens: int = Field(description="rows times length")
     bytes: int
     seconds: float
+    grown_from: int | None = Field(None, description="trajectories of the finished dataset that grew; null: none did")
 
 
 class FaultReport(Frozen):

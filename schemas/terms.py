@@ -10,6 +10,7 @@ Form = Literal["plain", "residual"]  # of an energy; residual: less the proposal
 Solver = Literal["euler", "rk4", "rk4_chained"]  # how the posterior of one step is computed
 Layout = Literal["fs-dfm", "mdlm"]  # of another project's checkpoint
 Objective = Literal["event", "candidates", "endpoint", "forward_kl", "reverse_kl"]  # what a student is fitted to
+Cleaning = Literal["none", "prose"]  # of a corpus's documents
 CorpusPart = Literal["all", "first", "second"]  # of a corpus's training documents
 CompassKind = Literal["nce", "ar", "denoiser", "custom"]  # custom: a user's own, through the Python API
 DeviceKind = Literal["cpu", "cuda"]

@@ -1,15 +1,18 @@
 """Configs of the two commands that train: `pretrain` (teacher) and `fit-compass` (compass or judge)."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.model import TransformerShape
-from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.optim import Address, Compile, MicroBatches, OptimConfig, Recompute, Workers, check_divides
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Source
+
+# Of a config of these commands, what its bits don't depend on but for the last ones: how the work is divided and computed.
+DIVISION: dict[str, Any] = {"micro_batches": True, "workers": True, "address": True, "compile": True, "recompute": True}
 
 
 class PretrainConfig(Frozen):
@@ -18,6 +21,7 @@ class PretrainConfig(Frozen):
     corpus: CorpusConfig = CorpusConfig()
     tokenizer: PathName | None = Field(None, description=(
         "Folder or file of a tokenizer.json to use; null: one is trained on the corpus"))
+    eos: str | None = Field(None, min_length=1, description="Token that ends a text, of a given tokenizer; null: as it says")
     vocab_size: int = Field(2048, ge=258, le=1 << 20, description="Size of a tokenizer that is trained here, [MASK] included")
     length: int = Field(64, ge=2, description="Tokens L of every sequence, which is also the length of the texts it will write")
     source: Source = Field("mask", description=(
@@ -30,13 +34,29 @@ class PretrainConfig(Frozen):
     shape: TransformerShape = TransformerShape()
     cond_dim: int = Field(128, ge=8, description="Width of the embedding of the time")
     optim: OptimConfig = OptimConfig()
+    micro_batches: MicroBatches = 1
+    workers: Workers = 1
+    address: Address = "local"
+    compile: Compile = False
+    recompute: Recompute = False
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        check_divides(self.optim.batch_size, self.workers, self.micro_batches)
+        return self
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> "PretrainConfig":
         if self.tokenizer is not None and self.vocab_size != type(self).model_fields["vocab_size"].default:
             raise ValueError("vocab_size: is of a tokenizer that is trained here, and one is given (tokenizer); leave one "
                              "of them out")
+        if self.tokenizer is None and self.eos is not None:
+            raise ValueError("eos: is of a tokenizer that is given (tokenizer); one that is trained here has its own")
         return self
+
+    @model_serializer(mode="wrap")
+    def _as_before_eos(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, eos=None)
 
 
 class CompassConfig(Frozen):
@@ -52,9 +72,22 @@ class CompassConfig(Frozen):
     rollouts: int = Field(512, ge=2, description="Blind texts of the teacher that 'nce' learns to tell from real ones")
     rollout_steps: int = Field(32, ge=1, description="Steps of those rollouts")
     optim: OptimConfig = OptimConfig()
+    micro_batches: MicroBatches = 1
+    workers: Workers = 1
+    address: Address = "local"
+    compile: Compile = False
+    recompute: Recompute = False
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        check_divides(self.optim.batch_size, self.workers, self.micro_batches)
+        return self
 
     @model_validator(mode="after")
     def _halves(self) -> "CompassConfig":
         if self.corpus.part == "all":
             raise ValueError("corpus.part must be 'first' or 'second': a compass and its judge never share a half")
         return self
+
+
+TextTraining = PretrainConfig | CompassConfig

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer
 
-from tsdfm.schemas.base import Frozen, Sha256
+from tsdfm.schemas.base import Frozen, Sha256, without_newer
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.import_teacher import ImportConfig
 from tsdfm.schemas.terms import Arm, Layout
@@ -21,6 +21,8 @@ class CorpusFacts(Frozen):
     sha256: Sha256 = Field(description="of all documents, split or not")
     python: str | None = Field(None, description="of the built-in corpus: the version of Python whose text it is")
     distributions: list[str] | None = Field(None, description="of the built-in corpus: the packages it was read from")
+    commit: str | None = Field(None, description="of a Hub dataset: the commit that was read")
+    left_out: dict[str, int] | None = Field(None, description="what, in words -> how many of it")
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -87,7 +89,12 @@ class StudentRecord(Frozen):
     config: DistillConfig = Field(description="with its budgets resolved")
     data: DataFacts
     init: Sha256 = Field(description="fingerprint of the weights it started from")
+    corpus: CorpusFacts | None = Field(None, description="the real text that was mixed in; absent if there was none")
     versions: dict[str, str] = Field(default_factory=dict, description="library versions")
+
+    @model_serializer(mode="wrap")
+    def _as_before_real_text(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, corpus=None)
 
 
 class Origin(Frozen):

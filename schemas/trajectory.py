@@ -167,6 +167,8 @@ def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     energy_null = np.asarray(table.column("final_energy").combine_chunks().is_null())
     what = "final_energy is null where there is a compass, or given where there is none"
     yield from _faults(energy_null == grid.compass, what)
+    energies = table.column("final_energy").to_numpy()  # nulls as NaN
+    yield from _faults(~energy_null & ~np.isfinite(energies.astype(np.float64)), "final_energy is not finite")
 
 
 def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:

@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: several processes run tests at a time
+
 import pytest
 
 from tests.loopback_hub import TOKEN, LoopbackHub, use

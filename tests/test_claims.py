@@ -115,9 +115,10 @@ def test_without_curves_equal_entropy_says_nothing(table):
 def test_the_answer_names_what_was_asked(table, results):
     found, figures = concluded(table, results), table.collect(results, (0, 1, 2), ("mask",))
     answer = table._answer(figures, "mask", found)
-    assert answer.startswith("- **mask source: (i) met, (ii) met, (iii) met.**")
-    assert "below its teacher in 1,024 by 45 % (embedded), 45 % (SmolLM2), where 32 % was asked under each" in answer
-    assert "4.900 bits of entropy against 5.200" in answer
+    assert answer.startswith("- **mask source: at equal entropy (ii) met, at temperature 1 (i) met, speed (iii) met.** Would a cooler teacher do as well?")
+    assert "below its teacher in 1,024 steps by 45 % (embedded), 45 % (SmolLM2), where 32 % was asked under each" in answer
+    shaped = [row["entropy_bits"] for row in figures if (row["who"], row["steps"], row["temperature"]) == ("shaped", 8, 1.0)]
+    assert f"{sum(shaped) / len(shaped):.3f} bits of entropy (4.900 with the dullest training seed) against 5.200" in answer
     found["judges"]["embedded"]["frontier"]["at_97"]["shaped-8"] = found["judges"]["embedded"]["frontier"]["at_97"]["teacher-8"]
     assert "(ii) not met" in table._answer(figures, "mask", found)
 

@@ -29,20 +29,21 @@ from tsdfm.jobs.ablate.page import ablation_page
 from tsdfm.jobs.ablate.plan import DIGEST, Trial, plan
 from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_rows, times_of, trial_rows
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
-from tsdfm.jobs.distill.desk import Desk
 from tsdfm.jobs.evaluate.command import evaluated
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here
-from tsdfm.jobs.shell.console import say, ticker
+from tsdfm.jobs.shell.console import say, say_corpus, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
+from tsdfm.jobs.shell.training_group import Desk
 from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
 from tsdfm.pipeline.storage.store import LocalStore, Store
+from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
-from tsdfm.pipeline.training.student_trainer import Place
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
 from tsdfm.schemas.ablate import Effect, Evaluation, Sweep, TrialRecord, TrialRow, TrialSeconds
 from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.reports import AblateReport
 
 SWEEP_FILE = "sweep.json"
@@ -84,14 +85,16 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         raise InputError(f"{out}: holds files and no sweep; give an empty --out, or that of a sweep")
     work, store, started = Work(trials, _anchored(sweep.evaluate), out), LocalStore(out), time.monotonic()
     with store.owned():
-        store.write(SWEEP_FILE, (sweep.model_dump_json(indent=2) + "\n").encode())
+        store.write(SWEEP_FILE, redacted(sweep.model_dump_json(indent=2) + "\n").encode())
         todo = [key for key in [START, *trials] if not work.is_done(key)]
+        if START in todo:
+            say_corpus(work.evaluation.corpus)
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
         faults = _run(work, todo, _workers(sweep, trials)) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]
         if START in faults or not done:
-            raise WorkError(f"{len(faults)} of {len(todo)} pieces of work failed, the first: {next(iter(faults.values()))}; "
-                            "the same command tries again")
+            raise WorkError(f"{len(faults)} of {count(len(todo), 'piece')} of work failed, the first: "
+                            f"{next(iter(faults.values()))}; the same command tries again")
         folders = {trial.key: work.folder(trial.key) for trial in done}
         rows = [*start_rows(work.folder(START)), *(row for trial in done for row in trial_rows(trial, folders[trial.key]))]
         scored = [each for trial in done for each in scored_of(trial, folders[trial.key])]
@@ -99,7 +102,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         _write(store, sweep, rows, found)
         store.write("times.csv", csv_bytes(times_of(folders)))
     if faults:
-        raise WorkError(f"{len(faults)} of {len(trials)} trials failed, the first: {next(iter(faults.values()))}; "
+        raise WorkError(f"{len(faults)} of {count(len(trials), 'trial')} failed, the first: {next(iter(faults.values()))}; "
                         f"{out}/table.md holds the others, the same command tries again")
     return AblateReport(
         out=str(out), trials=len(trials), made=len(set(trials) & set(todo)), kept=len(set(trials) - set(todo)),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from tsdfm.pipeline.evaluation.figures import maybe, plus_minus, ppl, ppl_interval, short_names
+from tsdfm.pipeline.evaluation.figures import count, maybe, plus_minus, ppl, ppl_interval, short_names
 from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
 from tsdfm.schemas.ablate import Effect, TrialRow
 
@@ -78,8 +78,8 @@ def markdown(rows: Sequence[TrialRow], factors: Sequence[str], effects: Sequence
         compared = equal_entropy_grid(rows, factors, steps)
         if compared is not None:
             entropy, (heading, *each) = compared
-            lines += ["", f"At equal entropy, {entropy:.3f} bits, {steps} steps (interpolated between temperatures):", "",
-                      *_grid(heading, each)]
+            where = f"{entropy:.3f} bits, {count(steps, 'step')} (interpolated between temperatures)"
+            lines += ["", f"At equal entropy, {where}:", "", *_grid(heading, each)]
     if effects:
         head = ["factor", "level", "against", "n", "T", "measure", "difference (95 % interval)", "pairs"]
         lines += ["", *_grid(head, [effect_cells(effect) for effect in effects])]

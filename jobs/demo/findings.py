@@ -1,11 +1,11 @@
-"""What a demo measured, and what may be said of it in words: each sentence follows from the figures, whatever they are."""
+"""What a demo measured, and what may be said of it in words: each sentence is one that the intervals allow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tsdfm.pipeline.evaluation.effects import Ratio
 from tsdfm.pipeline.evaluation.figures import count, ppl, ppl_interval, share
-from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Frontier, Perplexity, Row
 from tsdfm.schemas.summary import DatasetSummary
@@ -13,7 +13,6 @@ from tsdfm.schemas.summary import DatasetSummary
 Role = Literal["real", "teacher", "blind", "shaped"]
 NAMES: Mapping[Role, str] = {
     "real": "real held-out text", "teacher": "teacher", "blind": "student from blind", "shaped": "student from shaped"}
-LEVEL = 0.005  # a relative difference that rounds to 0 %
 Curve = Sequence[tuple[int, float]]  # (update, loss)
 
 
@@ -34,6 +33,8 @@ class Story:
     steps: int  # at which the models are compared
     temperature: float  # at which texts count as the model's own
     judge: str  # by which they are compared, as named in the rows
+    ratios: Mapping[tuple[Role, int], Ratio]  # perplexity of the student from shaped over that of (role, steps)
+    cooled: Ratio | None  # ... over that of the teacher, cooled to the same entropy; None: that can't be told
     frontier: Frontier | None
     data: DatasetSummary
     distilled: DistillConfig  # of both students, up to the arm
@@ -57,46 +58,53 @@ class Story:
         """The perplexity of a row's texts under the judge by which models are compared."""
         return row.judges[self.judge]
 
-    def cooled(self, role: Role, entropy: float) -> float | None:
-        """The perplexity of a model at the compared steps, its temperature such that its texts have an entropy.
-
-        None where the temperatures that were sampled don't reach it.
-        """
-        rows = [row for found, row in self.measured if found == role and row.steps == self.steps]
-        return perplexity_at_entropy([(row.entropy_bits, self.perplexity(row).perplexity) for row in rows], entropy)
-
-
-def against(value: float, other: float) -> str:
-    """'12 % lower than' another value, 'higher than', or 'level with'."""
-    change = value / other - 1
-    if abs(change) < LEVEL:
-        return "level with"
-    return f"{abs(change):.0%} {'lower' if change < 0 else 'higher'} than".replace("%", " %")
-
 
 def headline(story: Story) -> list[str]:
-    """The comparison in sentences, the first one the shortest."""
+    """The comparison in sentences; the first one is the verdict, which the paired interval of both students decides."""
     shaped, blind = story.row("shaped", story.steps), story.row("blind", story.steps)
-    if shaped is None or blind is None:
+    ratio = story.ratios.get(("blind", story.steps))
+    if shaped is None or blind is None or ratio is None:
         return ["The two students were not measured at the same number of steps: there is nothing to compare."]
     mine, other = story.perplexity(shaped), story.perplexity(blind)
-    apart = mine.high < other.low or other.high < mine.low
-    told = [
-        f"In {story.steps} steps the student from shaped trajectories has a perplexity of {ppl(mine.perplexity)}, "
-        f"{against(mine.perplexity, other.perplexity)} the student from blind ones ({ppl(other.perplexity)}).",
-        f"Their 95 % intervals are {ppl(mine.low)}-{ppl(mine.high)} and {ppl(other.low)}-{ppl(other.high)}: "
-        + ("they do not overlap." if apart else "they overlap, so this run does not tell the two apart."),
-    ]
-    return told + _of_teacher(story, mine) + _of_entropy(story, shaped)
+    steps, verdict = count(story.steps, "step"), ratio.verdict
+    if verdict == "not told apart":
+        first = (f"This run does not tell the two students apart: in {steps} their perplexities are {ppl(mine.perplexity)} "
+                 f"(from shaped trajectories) and {ppl(other.perplexity)} (from blind ones), and the difference may be "
+                 f"anything from {_between(ratio)}.")
+    else:
+        first = (f"In {steps} the student from shaped trajectories has a {verdict} perplexity than the student from blind "
+                 f"ones: {ppl(mine.perplexity)} against {ppl(other.perplexity)}, which is {_between(ratio)}.")
+    second = (f"That is the 95 % interval of the ratio, over texts in pairs from the same noise. Each student by itself: "
+              f"{ppl_interval(mine)} and {ppl_interval(other)}.")
+    return [first, second, *_of_teacher(story), *_of_entropy(story, shaped)]
 
 
-def _of_teacher(story: Story, mine: Perplexity) -> list[str]:
-    rows = {row.steps: row for row in (story.row("teacher", story.steps), story.row("teacher")) if row is not None}
+def _between(ratio: Ratio) -> str:
+    """An interval in words: '64 to 68 % lower', '1 to 3 % higher', '12 % lower to 3 % higher'."""
+    (low, below), (high, above) = ((abs(end - 1), "lower" if end < 1 else "higher") for end in (ratio.low, ratio.high))
+    if below == above:
+        least, most = sorted((low, high))
+        return f"{_percent(least)} to {_percent(most)} % {below}"
+    return f"{_percent(low)} % {below} to {_percent(high)} % {above}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.0f}" if part > 0.0095 else f"{100 * part:.1f}"
+
+
+def _beside(ratio: Ratio) -> str:
+    """What a ratio's interval allows: '64 to 68 % lower', or 'not told apart (12 % lower to 3 % higher)'."""
+    return f"not told apart ({_between(ratio)})" if ratio.verdict == "not told apart" else _between(ratio)
+
+
+def _of_teacher(story: Story) -> list[str]:
     facts = []
-    for steps, row in rows.items():
-        found = story.perplexity(row).perplexity
-        facts.append(f"{against(mine.perplexity, found)} its teacher in {count(steps or 0, 'step')} ({ppl(found)})")
-    return [f"The student from shaped stands {', and '.join(facts)}."] if facts else []
+    for (role, steps), ratio in sorted(story.ratios.items(), key=lambda each: each[0][1]):
+        row = story.row(role, steps)
+        if role == "teacher" and row is not None:
+            found = story.perplexity(row).perplexity
+            facts.append(f"its teacher in {count(steps, 'step')}, which has {ppl(found)}: {_beside(ratio)}")
+    return [f"The perplexity of the student from shaped beside {'; beside '.join(facts)}."] if facts else []
 
 
 def _of_entropy(story: Story, shaped: Row) -> list[str]:
@@ -109,15 +117,18 @@ def _of_entropy(story: Story, shaped: Row) -> list[str]:
                     f"{ppl_interval(story.perplexity(real))}.")
     if story.frontier is None:
         return told
-    mine, cooled = story.perplexity(shaped).perplexity, story.cooled("teacher", entropy)
-    if cooled is None:
-        told.append("Whether cooling the teacher would do as well stays open: the temperatures sampled don't reach that "
-                    "entropy.")
-    else:
-        told.append(f"Would a lower temperature do as well? The teacher in {story.steps} steps, cooled to that same entropy, "
-                    f"stands at {ppl(cooled)} (interpolated, without an interval): the student is "
-                    f"{against(mine, cooled)} that.")
-    return told
+    if story.cooled is None:
+        return [*told, "Would a lower temperature do as well? That stays open: the temperatures sampled don't reach that "
+                       "entropy."]
+    mine = story.perplexity(shaped).perplexity
+    teacher = f"the teacher in {count(story.steps, 'step')}, cooled to that same entropy"
+    stands = f"has a perplexity of about {ppl(mine / story.cooled.value)}"
+    answer = {
+        "lower": f"No: {teacher}, {stands}, and the student's is {_between(story.cooled)}.",
+        "higher": f"Yes, better: {teacher}, {stands}, and the student's is {_between(story.cooled)}.",
+        "not told apart": f"This run can't tell: {teacher}, {stands}; the student's may be {_between(story.cooled)}.",
+    }
+    return [*told, f"Would a lower temperature do as well? {answer[story.cooled.verdict]}"]
 
 
 def caveats(story: Story) -> list[str]:
@@ -129,8 +140,8 @@ def caveats(story: Story) -> list[str]:
         f"One training seed ({optim.seed}) and one seed of sampling ({story.seed}): intervals are 95 % bootstrap intervals "
         f"over the {texts} texts of a row; they say nothing of how much another training would differ.",
         f"Small models: the teacher has {story.parameters / 1e6:.1f} million parameters. The students were trained on "
-        f"{story.data.trajectories} trajectories each, {optim.steps} updates of {optim.batch_size}: each trajectory was seen "
-        f"about {seen:.0f} times, and how much was learnt by heart is not measured.",
+        f"{count(story.data.trajectories, 'trajectory')} each, {count(optim.steps, 'update')} of {optim.batch_size}: each was "
+        f"seen about {count(round(seen), 'time')}, and how much was learnt by heart is not measured.",
         "Perplexity is comparable under one judge only, and rewards dull text: read it beside entropy, distinct-2 and "
         "self-BLEU.",
         "Tokens per second were timed on the machine that ran this, with whatever else ran on it.",

@@ -32,15 +32,17 @@ from tsdfm.jobs.shell.cluster import cores_here
 from tsdfm.jobs.shell.console import Stages, people, say
 from tsdfm.pipeline.dataset.summary import summarise
 from tsdfm.pipeline.dataset.verify import verify
-from tsdfm.pipeline.evaluation.figures import ppl_interval
+from tsdfm.pipeline.evaluation.effects import JudgedTexts, Ratio, perplexity_ratio, ratio_at_equal_entropy
+from tsdfm.pipeline.evaluation.figures import count, ppl_interval
 from tsdfm.pipeline.evaluation.frontier import frontier_of
 from tsdfm.pipeline.evaluation.run import kept_texts
 from tsdfm.pipeline.models.folder import TRAINING_FILE, embedded, load_denoiser, state_folder
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.store import LocalStore
+from tsdfm.pipeline.text.metrics import unigram_entropy
 from tsdfm.pipeline.training.distill import open_start
 from tsdfm.pipeline.training.trainer import HEADER_FILE
-from tsdfm.schemas.base import InputError, WorkError, parse_json
+from tsdfm.schemas.base import InputError, WorkError, parse_json, plain_json
 from tsdfm.schemas.demo import DemoConfig
 from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
@@ -125,7 +127,7 @@ def demo(config: DemoConfig) -> DemoReport:
     with _stage("verify", seconds), Stages() as progress:
         _, faults = verify(store, progress)
         if faults:
-            raise WorkError(f"{store.uri}: {len(faults)} faults, the first: {faults[0]}")
+            raise WorkError(f"{store.uri}: {count(len(faults), 'fault')}, the first: {faults[0]}")
         write_page(store, str(stages.out / "trajectories.html"), None)
     students, results = dict[Arm, Literal["kept", "made"]](), dict[str, Results]()
     for arm, each in stages.students.items():
@@ -176,10 +178,10 @@ def _wanted(config: DistillConfig) -> dict[str, Any]:
 def _is_state_of(state: Path, wanted: dict[str, Any]) -> bool:
     """Whether training state is a student's."""
     try:
-        header = json.loads(read_regular(state / HEADER_FILE))
-    except (OSError, ValueError):
+        found = plain_json(read_regular(state / HEADER_FILE), str(state))["identity"]
+    except (OSError, InputError, KeyError, TypeError):
         return False
-    return _holds(header["identity"], wanted)
+    return _holds(found, wanted)
 
 
 def _record(folder: Path) -> StudentRecord | None:
@@ -206,6 +208,7 @@ def _story(stages: Plan, results: dict[str, Results], store: LocalStore) -> Stor
     wanted: list[tuple[str, Role, int]] = [("frontier", "teacher", STEPS), *(("frontier", arm, STEPS) for arm in ARMS),
                                            ("teacher", "teacher", TEACHER_STEPS)]
     texts = [Texts(role, steps, _texts(results[name], role, steps, measured)) for name, role, steps in wanted]
+    ratios, cooled = _ratios(swept, results["teacher"], roles)
     curves: dict[Role, Curve] = {}
     for arm, config in stages.students.items():
         state = state_folder(stages.out / f"student-{arm}")
@@ -214,7 +217,7 @@ def _story(stages: Plan, results: dict[str, Results], store: LocalStore) -> Stor
     teacher = load_denoiser(embedded("teacher-mask")).network
     return Story(
         measured=measured, steps=STEPS, temperature=swept.settings.temperature, judge=swept.settings.evaluator[0],
-        frontier=frontier_of(swept), data=summarise(store), distilled=stages.students["shaped"],
+        ratios=ratios, cooled=cooled, frontier=frontier_of(swept), data=summarise(store), distilled=stages.students["shaped"],
         curves={role: curve for role, curve in curves.items() if curve}, texts=texts, seed=SEED,
         parameters=sum(each.numel() for each in teacher.parameters()), commands=commands(stages))
 
@@ -224,6 +227,26 @@ def _texts(results: Results, role: Role, steps: int, measured: list[tuple[Role, 
     settings = results.settings
     row = next(row for found, row in measured if (found, row.steps, row.temperature) == (role, steps, settings.temperature))
     return kept_texts(results, row, Path(str(settings.out)))[0].texts[:SHOWN]
+
+
+def _ratios(swept: Results, slow: Results, roles: dict[str, Role]) -> tuple[dict[tuple[Role, int], Ratio], Ratio | None]:
+    """The student from shaped beside the other student, its teacher in few and in many steps, and the teacher cooled."""
+    judged = {(roles[row.model], row.steps or 0, row.temperature): _judged(results, row)
+              for results in (swept, slow) for row in results.rows}
+    warm = swept.settings.temperature
+    mine = judged["shaped", STEPS, warm]
+    ratios: dict[tuple[Role, int], Ratio] = {}
+    for (role, steps, temperature), other in judged.items():
+        if role != "shaped" and temperature == warm:
+            ratios[role, steps] = perplexity_ratio(mine, other)
+    curve = [each for (role, steps, _), each in judged.items() if (role, steps) == ("teacher", STEPS)]
+    return ratios, ratio_at_equal_entropy(mine, curve)
+
+
+def _judged(results: Results, row: Row) -> JudgedTexts:
+    """The texts of one row as the judge that compares models found them."""
+    samples, judges = kept_texts(results, row, Path(str(results.settings.out)))
+    return JudgedTexts(judges[results.settings.evaluator[0]], unigram_entropy(samples.tokens))
 
 
 def _losses(logs: Path) -> Curve:

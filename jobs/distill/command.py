@@ -8,6 +8,7 @@ from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.flags import config_command, flags_of, required
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.reports import DistillReport
+from tsdfm.schemas.words import count
 
 FLAGS = {"data.paths": "--data", "data.weights": "--weight", "real.weight": "--real-weight", "real.corpus.path": "--corpus",
          "optim.steps": "--updates"}
@@ -25,6 +26,6 @@ def distill_command(config: DistillConfig, out: Path | None) -> DistillReport:
     from tsdfm.jobs.distill.run import distill
 
     report = distill(config, required(out, "--out", "give the folder of the student"))
-    say(f"{report.out}: a student of {report.updates} updates, {report.seconds} s; "
+    say(f"{report.out}: a student of {count(report.updates, 'update')}, {report.seconds} s; "
         f"tsdfm-pipeline sample --model {report.out} --steps 8")
     return report

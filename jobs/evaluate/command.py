@@ -1,4 +1,4 @@
-"""The command `tsdfm-pipeline evaluate`: its flags, and its results as a table on standard error."""
+"""The command `tsdfm-pipeline evaluate`: its flags, and its results as a table on standard output."""
 
 import shlex
 import sys
@@ -6,43 +6,19 @@ import sys
 from rich import box
 from rich.table import Table
 
-from tsdfm.jobs.shell.console import Stages, print_whole, say
+from tsdfm.jobs.shell.console import Stages, print_whole, say, say_corpus
 from tsdfm.jobs.shell.flags import config_command, flags_of
-from tsdfm.pipeline.evaluation.figures import plus_minus, ppl_interval, short_names
+from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
+from tsdfm.schemas.paths import redacted
 
 FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
-
-
-@config_command("evaluate", EvaluateConfig, flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)), common=(
-    "--model --steps --evaluator -n --number --temperature --frontier --reference --corpus --out --seed"))
-def evaluate_command(config: EvaluateConfig) -> Results:
-    """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
-
-    Perplexity says how surprising a judge finds a text, entropy how many different words it has: dull, repetitive text has a
-    low perplexity, too, so read them together. CONFIG is a YAML file; flags override it.
-    """
-    results = evaluated(config)
-    show_results(results)
-    return results
-
-
-def evaluated(config: EvaluateConfig) -> Results:
-    """Evaluate with progress shown, in the config's threads. Raises InputError or WorkError."""
-    import torch
-
-    from tsdfm.pipeline.evaluation.run import evaluate
-
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    with Stages() as progress:
-        return evaluate(config, progress, shlex.join(sys.argv))
 
 
 def show_results(results: Results) -> None:
     """Print the rows as a table, real text first."""
     judges, models = short_names(list(results.judges)), short_names(list(results.settings.model))
-    title = f"{results.settings.samples} texts a row; perplexity with 95 % interval, entropy with standard error"
+    title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ["model", "n", "T", "NFE", *(f"ppl, {judges[name]}" for name in results.judges), "entropy, bits", "distinct-2",
                "distinct-4", "self-BLEU", "tokens/s"]
@@ -53,12 +29,7 @@ def show_results(results: Results) -> None:
     for row in results.rows:
         table.add_row(models[row.model], str(row.steps), f"{row.temperature:g}", f"{row.nfe:.2f}", *_figures(row, results),
                       f"{row.tokens_per_second:,.0f}")
-    print_whole(table)
-    for line in [*_in_windows(results), *results.remarks]:
-        say(line)
-    if results.settings.out is not None:
-        written = "results.json, frontier.json and frontier.png" if results.settings.frontier else "results.json"
-        say(f"{results.settings.out}: {written}")
+    print_whole(table, keys=3)
 
 
 def _in_windows(results: Results) -> list[str]:
@@ -76,3 +47,34 @@ def _figures(row: Row, results: Results) -> list[str]:
     return [*(ppl_interval(row.judges[name]) for name in results.judges),
             plus_minus(row.entropy_bits, row.entropy_standard_error, 3), f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}",
             f"{row.self_bleu:.3f}"]
+
+
+@config_command("evaluate", EvaluateConfig, flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)), shown=show_results,
+                common=(
+    "--model --steps --evaluator -n --number --temperature --frontier --reference --corpus --out --seed"))
+def evaluate_command(config: EvaluateConfig) -> Results:
+    """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
+
+    Perplexity says how surprising a judge finds a text, entropy how many different words it has: dull, repetitive text has a
+    low perplexity, too, so read them together. CONFIG is a YAML file; flags override it.
+    """
+    results = evaluated(config)
+    for line in [*_in_windows(results), *results.remarks]:
+        say(line)
+    if config.out is not None:
+        say(f"{config.out}: {'results.json, frontier.json and frontier.png' if config.frontier else 'results.json'}")
+    return results
+
+
+def evaluated(config: EvaluateConfig) -> Results:
+    """Evaluate with progress shown, in the config's threads. Raises InputError or WorkError."""
+    import torch
+
+    from tsdfm.pipeline.evaluation.run import evaluate
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.reference:
+        say_corpus(config.corpus)
+    with Stages() as progress:
+        return evaluate(config, progress, redacted(shlex.join(sys.argv)))

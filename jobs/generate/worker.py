@@ -1,50 +1,106 @@
-"""The Ray actor that owns a teacher and a compass and writes shards straight to OUT."""
+"""What runs on Ray: the task that makes one shard and writes it straight to OUT, and what it says meanwhile."""
 
+import os
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 import torch
 
-from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan, digest
+from tsdfm.jobs.generate.collect import Receipt
+from tsdfm.jobs.generate.signs import Sign, birth
+from tsdfm.pipeline.dataset.manifest import ShardPlan, digest, is_claimed
 from tsdfm.pipeline.flow.generate import make_shard
-from tsdfm.pipeline.flow.opening import identity_of, open_models
+from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.schemas.base import WorkError
+from tsdfm.pipeline.storage.store import Store
+from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import Identity
 
+BEAT_SECONDS = 2.0
+
 
 @dataclass(frozen=True)
-class Receipt:
-    """All that travels back from a worker: which shard, what the manifest needs, and how long it took."""
+class Order:
+    """What every worker of a run must know: what to make, and the address of the store that it goes to."""
 
-    index: int
-    done: Finished
-    seconds: float
-
-
-class ShardWorker:
-    """Owns the models; `make` is one unit of work. A plain class: `as_actor` makes a Ray actor of it."""
-
-    def __init__(self, config: GenerateConfig, identity: Identity, uri: str) -> None:
-        torch.set_num_threads(config.rollout.threads)
-        device = torch.device("cuda" if identity.device == "cuda" else "cpu")
-        self.identity, self.store = identity, open_store(uri)
-        self.models = open_models(config, device)
-        if digest(identity_of(config, self.models, device)) != digest(identity):
-            raise WorkError("a worker's teacher, compass or tokenizer differs from the driver's; "
-                            "give every node the same files")
-
-    def make(self, index: int, item: ShardPlan) -> Receipt:
-        """Make the shard `item`, number `index` of the dataset, and write it to the store; tells the seconds that it took."""
-        started = time.monotonic()
-        done = make_shard(self.models, self.identity, self.store, item)
-        return Receipt(index, done, time.monotonic() - started)
+    config: GenerateConfig
+    identity: Identity
+    address: str
 
 
-def as_actor(threads: int, gpus: int, restarts: int) -> Any:
-    """The Ray actor class: restarted elsewhere when its process or node dies, its shard retried, both capped."""
-    actor: Any = ray.remote(ShardWorker)
-    return actor.options(num_cpus=threads if not gpus else 1, num_gpus=gpus, max_restarts=restarts, max_task_retries=restarts)
+def make(order: Order, index: int, item: ShardPlan, key: str, signs: Any) -> Receipt:
+    """Make the shard `item`, number `index` of the dataset, and write it to the store.
+
+    Args:
+        order: of the run. What it names is opened once per process, and kept for the shards that follow.
+        index: of the shard.
+        item: the shard.
+        key: names this attempt to `signs`.
+        signs: handle of the `Signs` actor.
+
+    Raises WorkError, which names the node: what it lacks, or that the shard can't be made there.
+    """
+    started = time.monotonic()
+    with _signs_of_life(key, signs):
+        try:
+            models, store = _opened(order)
+            done = make_shard(models, order.identity, store, item)
+        except (InputError, WorkError) as error:
+            raise WorkError(f"node {node_name()}: {error}") from None
+    return Receipt(index, done, time.monotonic() - started)
+
+
+def node_name() -> str:
+    """This node, as people may find it."""
+    return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
+
+
+_kept: list[tuple[Order, Models, Store]] = []  # of this process: what the last order names
+
+
+def _opened(order: Order) -> tuple[Models, Store]:
+    """Models and store of an order, opened and compared with the driver's when this process first needs them."""
+    for kept, models, store in _kept:
+        if kept == order:
+            return models, store
+    torch.set_num_threads(order.config.rollout.threads)
+    device = torch.device("cuda" if order.identity.device == "cuda" else "cpu")
+    store, models = open_store(order.address), open_models(order.config, device)
+    if digest(identity_of(order.config, models, device)) != digest(order.identity):
+        raise WorkError("its teacher, compass or tokenizer differs from the driver's; give every node the same files")
+    if not is_claimed(store, order.identity):
+        raise WorkError(f"{store.uri}: not the folder that this run writes to, which every node must share; give --out a "
+                        "shared folder, or a URI")
+    _kept[:] = [(order, models, store)]
+    return models, store
+
+
+@contextmanager
+def _signs_of_life(key: str, signs: Any) -> Iterator[None]:
+    """Tell `signs` every few seconds that this process lives."""
+    node, node_id, pid = node_name(), ray.get_runtime_context().get_node_id(), os.getpid()
+    born, stop = birth(pid), threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while True:
+            with suppress(Exception):  # whoever listens may be gone, and the shard is worth finishing all the same
+                signs.beat.remote(key, Sign(node, node_id, pid, born, count))
+            count += 1
+            if stop.wait(BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

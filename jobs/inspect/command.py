@@ -1,19 +1,20 @@
 """The command `tsdfm-pipeline inspect`: a dataset as tables, as a text forming in the terminal, or as a page that plays.
 
-Tables and text go to standard error, `--json` prints one object on standard output. Heavy imports happen
+Tables and text go to standard output; with `--json` that has one object, and they go to standard error. Heavy imports happen
 inside the functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from tsdfm.jobs.inspect.tables import show_frames, show_summary
-from tsdfm.jobs.shell.console import Stages, emit, say
+from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say
 from tsdfm.schemas.base import Frozen, InputError
 from tsdfm.schemas.reports import (
     CounterfactualReport,
@@ -55,20 +56,21 @@ def inspect_command(
     if counterfactual and (trajectory, arm, html) != (None, None, None):
         raise InputError("--counterfactual: asks about all shaped rows of a dataset; leave out --trajectory, --arm and --html")
     report: Frozen
-    if counterfactual:
-        answer = ask(store)
-        show(answer)
-        report = CounterfactualReport(out=out, **dict(answer))
-    elif html is not None:
-        ids = write_page(store, html, trajectory, arm)
-        say(f"{html}: plays trajectories {', '.join(map(str, ids))}")
-        report = PageReport(out=out, html=html, trajectories=ids)
-    elif trajectory is not None:
-        report = TrajectoriesReport(out=out, trajectories=show_trajectory(store, trajectory, arm))
-    else:
-        summary = _summary(store, arm)
-        show_summary(summary)
-        report = InspectReport(out=out, **dict(summary))
+    with output_kept_for_json() if as_json else nullcontext():
+        if counterfactual:
+            answer = ask(store)
+            show(answer)
+            report = CounterfactualReport(out=out, **dict(answer))
+        elif html is not None:
+            ids = write_page(store, html, trajectory, arm)
+            say(f"{html}: plays trajectories {', '.join(map(str, ids))}")
+            report = PageReport(out=out, html=html, trajectories=ids)
+        elif trajectory is not None:
+            report = TrajectoriesReport(out=out, trajectories=show_trajectory(store, trajectory, arm))
+        else:
+            summary = _summary(store, arm)
+            show_summary(summary)
+            report = InspectReport(out=out, **dict(summary))
     if as_json:
         emit(report)
 

@@ -1,4 +1,4 @@
-"""`tsdfm-pipeline inspect --counterfactual`: what else could have been chosen, as tables on standard error."""
+"""`tsdfm-pipeline inspect --counterfactual`: what else could have been chosen, as tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from tsdfm.jobs.shell.console import Stages, figures_table, print_whole, say
+from tsdfm.jobs.shell.console import Stages, figures_table, print_whole, tell
 from tsdfm.pipeline.evaluation.figures import NONE, plus_minus, share
 
 if TYPE_CHECKING:
@@ -38,17 +38,17 @@ def ask(store: Store) -> Counterfactual:
 def show(found: Counterfactual) -> None:
     """Print the answers, and what they are worth."""
     rule = "argmin" if found.beta is None else f"resample, beta {found.beta:g},"
-    say(f"{found.trajectories} shaped trajectories; {rule} of {found.candidates}; {found.scored} scored choices; "
+    tell(f"{found.trajectories} shaped trajectories; {rule} of {found.candidates}; {found.scored} scored choices; "
                  f"{found.form} energies, nats/token")
-    say(f"entropy of the kept choices {_number(found.kept_entropy, 3)} of {log2(found.candidates):.3f} bits; "
+    tell(f"entropy of the kept choices {_number(found.kept_entropy, 3)} of {log2(found.candidates):.3f} bits; "
                  "± is 1.96 standard errors over trajectories (ratio estimator)")
     for table in (_fewer_table(found), _rules_table(found), _taus_table(found), _gains_table(found)):
         print_whole(table)
     gain, times = max(((each.gain, each.times) for each in found.bins if each.gain is not None), key=lambda pair: pair[0].mean)
-    say(f"a shaped step earns most at t = {times.t_start:.3f}-{times.t_end:.3f}: {_number(gain)} nats/token")
-    say(LATER_STEPS)
+    tell(f"a shaped step earns most at t = {times.t_start:.3f}-{times.t_end:.3f}: {_number(gain)} nats/token")
+    tell(LATER_STEPS)
     if not found.exact_first_step:
-        say(RK4)
+        tell(RK4)
 
 
 def _fewer_table(found: Counterfactual) -> Table:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from tsdfm.jobs.shell.console import CONTROLS, figures_table, people, say
+from tsdfm.jobs.shell.console import CONTROLS, figures_table, print_whole, results, tell
 from tsdfm.pipeline.evaluation.figures import NONE, count, maybe, plus_minus, share
 from tsdfm.schemas.summary import Choices, DatasetSummary, PairSummary, SelectionSummary, Spread
 
@@ -19,32 +19,33 @@ FRAMES_SHOWN = 12  # of one trajectory in the terminal; the page has all
 
 def show_summary(summary: DatasetSummary) -> None:
     """Print a dataset's figures as tables."""
-    say(f"{summary.trajectories} trajectories of {summary.length} tokens, {summary.steps} steps, {summary.source} source")
-    people.print(_arms_table(summary))
+    tell(f"{count(summary.trajectories, 'trajectory')} of {count(summary.length, 'token')}, {count(summary.steps, 'step')}, "
+        f"{summary.source} source")
+    print_whole(_arms_table(summary))
     if summary.pairs is not None:
-        say(_pairs_line(summary.pairs))
-    people.print(_time_table(summary))
+        tell(_pairs_line(summary.pairs))
+    print_whole(_time_table(summary))
     if summary.selection is not None:
-        say(_choices_line(summary.selection, summary.select))
-    people.print(_size_table(summary))
+        tell(_choices_line(summary.selection, summary.select))
+    print_whole(_size_table(summary))
 
 
 def show_frames(log: "JumpLog", pictures: "Sequence[Frame]", steps: int) -> None:
     """Print how a trajectory forms: up to FRAMES_SHOWN of its steps."""
     last = len(pictures) - 1
     shown = sorted({round(i * last / (FRAMES_SHOWN - 1)) for i in range(FRAMES_SHOWN)})
-    people.print()
-    people.rule(f"trajectory {log.trajectory_id}, {log.arm} arm: "
-                f"{len(shown)} of {len(pictures)} steps with jumps")
+    results.print()
+    results.rule(f"trajectory {log.trajectory_id}, {log.arm} arm: "
+                f"{len(shown)} of {count(len(pictures), 'step')} with jumps")
     for index in shown:
         frame = pictures[index]
         masks = f", {sum(frame.masked)} masked" if any(frame.masked) else ""
         where = f"step {frame.step + 1}/{steps}  t = {frame.t:.3f}"
-        people.print(Text(f"\n{where}  {len(frame.changed)} written{masks}", style="bold"))
-        people.print(_text(frame))
-        people.print(_energies(frame))
+        results.print(Text(f"\n{where}  {len(frame.changed)} written{masks}", style="bold"))
+        results.print(_text(frame))
+        results.print(_energies(frame))
     if log.final_energy is not None:
-        say(f"\nfinal energy {log.final_energy:.4f} nats/token")
+        tell(f"\nfinal energy {log.final_energy:.4f} nats/token")
 
 
 def _text(frame: "Frame") -> Text:
@@ -90,7 +91,7 @@ def _arms_table(summary: DatasetSummary) -> Table:
     table.add_row("events per trajectory", *(_spread(part.events, 1) for part in summary.arms))
     table.add_row("unigram entropy, bits", *(_spread(part.entropy, 3) for part in summary.arms))
     for field, name in rows.items():
-        table.add_row(f"{name} ({summary.arms[0].distinct_rows} rows)",
+        table.add_row(f"{name} ({count(summary.arms[0].distinct_rows, 'row')})",
                       *(maybe(getattr(part, field), ".4f") for part in summary.arms))
     return table
 

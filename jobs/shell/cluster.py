@@ -3,7 +3,11 @@
 import logging
 import os
 import secrets
+import shutil
+import signal
 import socket
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
@@ -14,10 +18,15 @@ import ray
 import torch
 from ray.job_config import JobConfig
 
+from tsdfm.jobs.shell.console import say
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 NAMES = ("embedded", "none", "denoiser", "python")  # of models and corpora that are no folders
 CONNECT_SECONDS = 5.0
+STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
+SHORT = "/tmp"  # stands for the usual folder of temporary files where that has too long a name
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_00"  # below that folder, as Ray names it
+_SOCKET_BYTES = 107  # that the name of a socket may have
 OBJECT_STORE_BYTES = 128 << 20  # only receipts travel
 _NOT_FOUND = "start one with 'ray start --head', or leave out --address to run on this machine"
 
@@ -35,11 +44,44 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(address, cpus)
+    with _short_folder() as folder:
+        try:
+            with _handlers_kept():
+                _connect(address, cpus, folder)
+            yield
+        finally:
+            ray.shutdown()  # also where it was interrupted while it started
+
+
+@contextmanager
+def _short_folder() -> Iterator[str | None]:
+    """A folder for a fresh Ray where its own choice is too long a name for its sockets; None where it is not."""
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or SHORT
+    if len(f"{usual}/{_SOCKET}") < _SOCKET_BYTES:
+        yield None
+        return
+    try:
+        folder = tempfile.mkdtemp(prefix="ray", dir=SHORT)
+    except OSError as error:
+        raise InputError(f"TMPDIR {usual}: too long a name for Ray's sockets, and {SHORT} can't be written ({error.strerror}); "
+                         "set TMPDIR to a folder of fewer than 40 characters") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Keep the signal handlers, of which Ray replaces SIGTERM's by one that leaves with its number as exit code."""
+    kept = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit:  # which that handler has raised
+        raise KeyboardInterrupt from None
     finally:
-        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, kept)
 
 
 def anchored(name: str) -> str:
@@ -72,22 +114,30 @@ def gpus_at(address: str) -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _connect(address: str, cpus: int | None) -> None:
+def _connect(address: str, cpus: int | None, folder: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
         # Ray turns token mode on for a cluster it starts, unless RAY_AUTH_MODE says otherwise. With a token of this process
         # in the environment no other user of the machine gets in, and no token file is written to HOME.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES,
+                   **({} if folder is None else {"_temp_dir": folder})}
     else:
         _check_listening(address)
         options = {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_JobConfig(), **options)
-    except ConnectionError:
-        raise InputError(f"--address {address}: no Ray cluster found; {_NOT_FOUND}") from None
-    except Exception as error:
-        raise WorkError(f"--address {address}: Ray did not start ({first_line(error)})") from None
+    starts = STARTS if address == "local" else 1
+    for start in range(1, starts + 1):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, job_config=_JobConfig(), **options)
+            return
+        except ConnectionError:
+            raise InputError(f"--address {address}: no Ray cluster found; {_NOT_FOUND}") from None
+        except Exception as error:
+            ray.shutdown()  # what of it was started
+            where = "on this machine" if address == "local" else f"at --address {address}"
+            if start == starts:
+                raise WorkError(f"Ray did not start {where} ({first_line(error)}); try again when it is less busy") from None
+            say(f"Ray did not start {where}, which may be busy; trying again")
 
 
 class _Unchanged(list[str]):

@@ -8,29 +8,58 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 import click
 from pydantic import BaseModel
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
+
+from tsdfm.pipeline.text.cleaning import told
+from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
+from tsdfm.schemas.paths import redacted
+from tsdfm.schemas.training_record import CorpusFacts
+from tsdfm.schemas.words import count
 
 LINE_SECONDS = 5.0  # where there is no terminal: one line so often
+WAIT_SECONDS = 60.0  # between two lines that say what is waited for
 # Text from a dataset or a model may hold anything, and must not steer the terminal. Line breaks pass.
 BIDI = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # marks that turn the direction of what follows
 CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 10} | dict.fromkeys(
     [*range(0x7F, 0xA0), *BIDI], "\ufffd")
 
-people = Console(stderr=True, highlight=False, soft_wrap=True)
+people = Console(stderr=True, highlight=False, soft_wrap=True)  # progress, remarks, errors
+results = Console(highlight=False, soft_wrap=True)  # what was asked for; goes where standard output goes at that time
+GAP, EDGES = 3, 2  # blanks between the columns of a table, and at its sides together
 
 
 def say(line: str) -> None:
-    """One line for people; whatever it quotes, nothing in it steers the terminal."""
-    people.print(line.translate(CONTROLS), markup=False)
+    """One line for people; whatever it quotes, nothing in it steers the terminal, and no URI's secrets are told."""
+    people.print(redacted(line).translate(CONTROLS), markup=False)
+
+
+def tell(line: str) -> None:
+    """One line of what was asked for, on standard output; as `say` in all else."""
+    results.print(redacted(line).translate(CONTROLS), markup=False)
+
+
+def say_corpus(corpus: CorpusConfig) -> None:
+    """Which text a command is about to read: the built-in one is a surprise to who gave none."""
+    if corpus.path == BUILT_IN:
+        say("corpus: the built-in one, English prose of the documentation of Python and of the packages installed here; "
+            "--corpus takes a text of yours")
+    else:
+        say(f"corpus: {corpus.path}")
+
+
+def say_left_out(facts: CorpusFacts | None) -> None:
+    """What was left out of a text that other processes have read; nothing where nothing was, or there was no text."""
+    if facts is not None and facts.left_out:
+        say(f"corpus: {count(facts.documents, 'document')}; left out: {told(facts.left_out)}")
 
 
 def emit(report: BaseModel) -> None:
-    """Print a report as one machine-readable JSON object on standard output."""
-    click.echo(report.model_dump_json())
+    """Print a report as one machine-readable JSON object on standard output, without the secrets of URIs."""
+    click.echo(redacted(report.model_dump_json()))
 
 
 @contextmanager
@@ -48,10 +77,54 @@ def figures_table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def print_whole(table: Table) -> None:
-    """Print a table with no column cut: a narrow terminal wraps the lines."""
-    whole = Measurement.get(people, people.options.update(width=1000), table).maximum
-    Console(stderr=True, highlight=False, width=max(people.width, whole), soft_wrap=True).print(table)
+def print_whole(table: Table, keys: int = 1) -> None:
+    """Print a table on standard output, one row a line: where the terminal is too narrow, in parts that repeat the key columns.
+
+    Args:
+        table: with cells of plain text.
+        keys: how many columns, from the left, tell a row from others.
+    """
+    for columns in _parts([_width(column) for column in table.columns], keys, results.width - EDGES):
+        part = Table(title=table.title if columns[-1] < keys or columns[keys] == keys else None, title_justify="left",
+                     title_style="bold", box=table.box, pad_edge=False)
+        for index in columns:
+            column = table.columns[index]
+            part.add_column(column.header, justify=column.justify, no_wrap=True, overflow="ellipsis")
+        for row, cells in zip(table.rows, zip(*(table.columns[index].cells for index in columns), strict=True), strict=True):
+            part.add_row(*cells, end_section=row.end_section)
+        results.print(part)
+
+
+def _width(column: Column) -> int:
+    return max(cell_len(str(cell)) for cell in [column.header, *column.cells])
+
+
+def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
+    """The columns of each part: the keys, and as many others as there is room for, at least one."""
+    first = list(range(min(keys, len(widths))))
+    parts = [list(first)]
+    for index in range(len(first), len(widths)):
+        taken = sum(widths[each] + GAP for each in [*parts[-1], index]) - GAP
+        if taken > room and len(parts[-1]) > len(first):
+            parts.append(list(first))
+        parts[-1].append(index)
+    return parts
+
+
+def rate(number: float, seconds: float, noun: str) -> str:
+    """How many a second, a minute or an hour, whichever reads best: '41 trajectories/min'."""
+    per_second = number / max(1e-9, seconds)
+    for unit, length in (("s", 1), ("min", 60), ("h", 3600)):
+        if per_second * length >= 1 or unit == "h":
+            value = per_second * length
+            return f"{value:.1f} {noun}/{unit}" if value < 10 else f"{value:,.0f} {noun}/{unit}"
+    raise AssertionError("unreachable")
+
+
+def clock(seconds: float) -> str:
+    """A time span: '4:05', '1:04:05'."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 class Ticker:
@@ -59,18 +132,38 @@ class Ticker:
 
     def __init__(self, label: str, bars: Bars | None) -> None:
         self.label, self.bars = label, bars
-        self.task = None if bars is None else bars.add_task(label, total=None, note="")
+        self.task = None if bars is None else bars.add_task(label, total=None, note="", left="")
         self.started = self.printed = time.monotonic()
+        self._first: tuple[int, float] | None = None  # what was done when it was first told, and when
+        self._waits = ""
 
     def update(self, done: int, total: int, note: str = "") -> None:
         """`done` of `total` are done; `note` is a few words for people."""
+        self._waits, now = "", time.monotonic()
+        left = self._left(done, total, now)
         if self.bars is not None and self.task is not None:
-            self.bars.update(self.task, completed=done, total=total, note=note)
-            return
-        now = time.monotonic()
-        if done >= total or now - self.printed >= LINE_SECONDS:
-            self.printed = now
-            say(f"{self.label}: {done}/{total}  {note}  {now - self.started:.0f} s")
+            self.bars.update(self.task, completed=done, total=total, note=note, left=left)
+        elif done >= total or now - self.printed >= LINE_SECONDS:
+            self._line(done, total, f"{note}  {clock(now - self.started)}{left and f', {left}'}")
+
+    def waiting(self, done: int, total: int, what: str) -> None:
+        """Nothing goes on, and why: told at once, and again every minute."""
+        if self.bars is not None and self.task is not None:
+            self.bars.update(self.task, completed=done, total=total, note=what, left="")
+        elif what != self._waits or time.monotonic() - self.printed >= WAIT_SECONDS:
+            self._waits = what
+            self._line(done, total, what)
+
+    def _line(self, done: int, total: int, note: str) -> None:
+        self.printed = time.monotonic()
+        say(f"{self.label}: {done}/{total}  {note}")
+
+    def _left(self, done: int, total: int, now: float) -> str:
+        """When it will be finished, if that can be told: work that goes on from earlier is no measure of speed."""
+        if self._first is None:
+            self._first = (done, now) if done > 1 else (0, self.started)
+        first, since = self._first
+        return f"ETA {clock((now - since) / (done - first) * (total - done))}" if first < done < total else ""
 
 
 @contextmanager
@@ -79,9 +172,11 @@ def ticker(label: str) -> Iterator[Ticker]:
     if not sys.stderr.isatty():
         yield Ticker(label, None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-               TimeElapsedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=people) as bars:
+    # Only the note gives way where the terminal is narrow.
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=12), MofNCompleteColumn(),
+               TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+               TimeElapsedColumn(), TextColumn("{task.fields[left]}", markup=False))
+    with Bars(*columns, console=Console(stderr=True, highlight=False), expand=True) as bars:
         yield Ticker(label, bars)
 
 

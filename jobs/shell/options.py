@@ -3,13 +3,13 @@
 Flags override `--set`, which overrides the file, which overrides the defaults.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from tsdfm.schemas.base import Frozen, InputError, parse
+from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, first_line, parse
 from tsdfm.schemas.regular import read_regular
 
 C = TypeVar("C", bound=Frozen)
@@ -23,6 +23,8 @@ class _Loader(yaml.SafeLoader):
         seen: dict[Any, int] = {}
         for key, _ in node.value:
             name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            if not isinstance(name, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, "a list or mapping is no name of a field", key.start_mark)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{name}' stands twice, in line {seen[name]}, too", key.start_mark)
@@ -33,15 +35,18 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping. Raises InputError naming file and line."""
     try:
-        data = yaml.load(read_regular(path).decode("utf-8"), _Loader)
+        text = read_regular(path).decode("utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file; give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a YAML text file") from None
-    except yaml.YAMLError as error:
+    try:
+        data = yaml.load(text, _Loader)
+    except Exception as error:  # besides its own kinds, whatever a value's text leads to: a date of month 13, lists in lists
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise InputError(f"{where}: not YAML ({getattr(error, 'problem', None) or 'unreadable'}); mend the line") from None
+        why = getattr(error, "problem", None) or first_line(error, 100)
+        raise InputError(f"{where}: not YAML ({why}); mend the line") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -74,7 +79,7 @@ def build(model: type[C], file: Path | None, flags: Mapping[str, Any], settings:
 def _value(setting: str, text: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError:
+    except Exception:  # see read_yaml
         raise InputError(f"--set {setting}: the value is not YAML; write a number, a word, or [a, b]") from None
 
 
@@ -92,4 +97,4 @@ def put(data: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 def yaml_of(config: Frozen) -> str:
     """A config as a YAML file that gives the same config, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(config.model_dump(mode="json", context=EVERY_FIELD), sort_keys=False, allow_unicode=True, width=120)

@@ -1,20 +1,17 @@
-"""The parts of a self-contained web page: escaped text, sections, tables, inline plots. `page.html` is the frame.
+"""The parts of a self-contained web page: escaped text, sections, tables. `page.html` is the frame, `plots.py` draws.
 
-A page has no script, its plots are inline, and its content security policy lets it load nothing.
+A page has no script, and its content security policy lets it load nothing.
 """
 
-import base64
-import io
 import re
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from matplotlib.figure import Figure
-
 from tsdfm.jobs.shell.console import CONTROLS
 
-DPI = 144
+SHORT = 12  # letters of a heading that stays on one line
+MANY = 10  # columns from which on a table is set more tightly
 
 
 def page(title: str, facts: Sequence[str], headline: Sequence[str], sections: Sequence[str]) -> str:
@@ -38,15 +35,22 @@ def section(title: str, content: str) -> str:
 
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> str:
     """A table of plain texts that scrolls by itself; the first cell of a row is its heading, and `marked` rows are bold."""
-    top = "".join(f'<th scope="col">{text(column)}</th>' for column in head)
+    kinds = ["short" if len(column) <= SHORT else "long" for column in head]
+    top = "".join(f'<th scope="col" class="{kind}">{text(column)}</th>' for kind, column in zip(kinds, head, strict=True))
     body = []
     for index, (first, *cells) in enumerate(rows):
         style = ' class="shaped"' if marked and marked[index] else ""
         figures = "".join(f"<td>{text(cell)}</td>" for cell in cells)
         body.append(f'<tr{style}><th scope="row">{text(first)}</th>{figures}</tr>')
-    return (f'<div class="card scroll" role="region" aria-label="Table of figures" tabindex="0"><table>'
-            f"<caption><span>{text(caption)}</span></caption>\n<thead><tr>{top}</tr></thead>\n<tbody>\n" + "\n".join(body)
-            + "\n</tbody></table></div>")
+    density = " dense" if len(head) > MANY else ""
+    return (f'<figure class="card{density}"><figcaption>{text(caption)}</figcaption>\n'
+            f'<div class="scroll" role="region" aria-label="Table" tabindex="0"><table aria-label="{text(caption)}">\n'
+            f"<thead><tr>{top}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table></div></figure>")
+
+
+def note(plain: str) -> str:
+    """A paragraph of plain text beside the matter."""
+    return f'<p class="note">{text(plain)}</p>'
 
 
 def items(lines: Sequence[str]) -> str:
@@ -57,17 +61,3 @@ def items(lines: Sequence[str]) -> str:
 def code(lines: Sequence[str]) -> str:
     """Lines as they are typed."""
     return f'<pre class="card"><code>{text(chr(10).join(lines))}</code></pre>'
-
-
-def figure(image: bytes, shown: str, caption: str) -> str:
-    """A PNG with what it shows, for those who can't see it, and its caption."""
-    data = base64.b64encode(image).decode()
-    return (f'<figure class="card"><img src="data:image/png;base64,{data}" alt="{text(shown)}">'
-            f"<figcaption>{text(caption)}</figcaption></figure>")
-
-
-def png(drawing: Figure) -> bytes:
-    """A drawing as PNG."""
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, format="png")
-    return buffer.getvalue()

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import click
 
-from tsdfm.jobs.shell.console import Stages, say
+from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.flags import config_command, flags_of, required
 from tsdfm.schemas.reports import CausalReport, NceReport
 from tsdfm.schemas.train import CompassConfig
-from tsdfm.schemas.training_record import CausalRecord
+from tsdfm.schemas.training_record import CausalRecord, NceRecord
 
 FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
 
 
 @config_command("fit-compass", CompassConfig, flags=flags_of(CompassConfig, FLAGS), common=(
-    "--out --teacher --corpus --text-field --part --kind --updates --threads --seed"))
+    "--out --teacher --corpus --text-field --clean --part --kind --updates --threads --workers --address --seed"))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the compass or judge.")
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> CausalReport | NceReport:
@@ -26,27 +26,18 @@ def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> 
     A compass scores how coherent a text is while it is being written; a judge, which must not share its text, scores finished
     ones. CONFIG is a YAML file; flags override it.
     """
-    import torch
+    from functools import partial
 
-    from tsdfm.jobs.train.progress import stopped, training_progress
-    from tsdfm.pipeline.models.folder import check_target, load_denoiser, save, state_folder, teacher_folder
-    from tsdfm.pipeline.training.fit_compass import fit_ar, fit_nce
+    from tsdfm.jobs.train.run import train
+    from tsdfm.pipeline.training.fit_compass import fit_at
 
     folder = required(out, "--out", "give the folder of the compass")
-    check_target(folder)
-    torch.set_num_threads(config.optim.threads)
-    teacher = load_denoiser(teacher_folder(config.teacher))
-    with Stages() as progress, training_progress("fit-compass", config.optim) as (report, stop):
-        if config.kind == "ar":
-            fit = fit_ar(config, teacher, state_folder(folder), report, stop)
-        else:
-            fit = fit_nce(config, teacher, state_folder(folder), report, stop, progress)
-    if fit is None:
-        raise stopped(state_folder(folder))
-    save(folder, fit.network, teacher.vocabulary, fit.record, half=half)
-    if isinstance(fit.record, CausalRecord):
-        say(f"{folder}: fitted; held-out perplexity {fit.record.held_out_perplexity:.2f} per token")
-        return CausalReport(out=str(folder), **dict(fit.record))
-    bins = ", ".join(f"{each.auc:.3f} (t = {each.t_from:.2f}-{each.t_to:.2f})" for each in fit.record.held_out_auc)
-    say(f"{folder}: fitted; held-out AUC of real against teacher states: {bins}")
-    return NceReport(out=str(folder), **dict(fit.record))
+    loop = partial(fit_at, half=half)
+    if config.kind == "nce":
+        noise = train("fit-compass", loop, config, folder, NceRecord)
+        bins = ", ".join(f"{each.auc:.3f} (t = {each.t_from:.2f}-{each.t_to:.2f})" for each in noise.held_out_auc)
+        say(f"{folder}: fitted; held-out AUC of real against teacher states: {bins}")
+        return NceReport(out=str(folder), **dict(noise))
+    causal = train("fit-compass", loop, config, folder, CausalRecord)
+    say(f"{folder}: fitted; held-out perplexity {causal.held_out_perplexity:.2f} per token")
+    return CausalReport(out=str(folder), **dict(causal))

@@ -11,12 +11,13 @@ from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.flags import config_command, flags_of, required
 from tsdfm.schemas.reports import TeacherReport
 from tsdfm.schemas.train import PretrainConfig
+from tsdfm.schemas.training_record import PretrainRecord
 
 FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
 
 
 @config_command("pretrain", PretrainConfig, flags=flags_of(PretrainConfig, FLAGS), common=(
-    "--out --corpus --text-field --tokenizer --source --length --updates --threads --seed"))
+    "--out --corpus --text-field --clean --tokenizer --source --length --updates --threads --workers --address --seed"))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the teacher.")
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> TeacherReport:
@@ -25,21 +26,13 @@ def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> Te
     A teacher is a denoiser: a network that sees a text of which a part is still noise, at a time t, and says for every position
     which token will stand there in the end. CONFIG is a YAML file; flags override it.
     """
-    import torch
+    from functools import partial
 
-    from tsdfm.jobs.train.progress import stopped, training_progress
-    from tsdfm.pipeline.models.folder import check_target, save, state_folder
-    from tsdfm.pipeline.training.pretrain import pretrain
+    from tsdfm.jobs.train.run import train
+    from tsdfm.pipeline.training.pretrain import pretrain_at
 
     folder = required(out, "--out", "give the folder of the teacher")
-    check_target(folder)
-    torch.set_num_threads(config.optim.threads)
-    with training_progress("pretrain", config.optim) as (report, stop):
-        made = pretrain(config, state_folder(folder), report, stop)
-    if made is None:
-        raise stopped(state_folder(folder))
-    save(folder, made.network, made.vocabulary, made.record, half=half)
-    record = made.record
+    record = train("pretrain", partial(pretrain_at, half=half), config, folder, PretrainRecord)
     say(f"{folder}: trained; on held-out text {record.held_out_cross_entropy:.4f} nats per noised token, negative ELBO "
         f"{record.held_out_negative_elbo:.4f} nats per token")
     return TeacherReport(out=str(folder), **dict(record))

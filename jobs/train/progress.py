@@ -6,21 +6,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tsdfm.jobs.shell.console import ticker
+from tsdfm.jobs.shell.console import Stages
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.progress import Progress
 
 if TYPE_CHECKING:
     from tsdfm.pipeline.training.trainer import Report
 
 
 @contextmanager
-def training_progress(label: str, optim: OptimConfig) -> Iterator[tuple["Report", Callable[[], bool]]]:
-    """A `Report` that shows each line, and whether the user interrupted."""
-    with interruptible("saving a checkpoint") as interrupted, ticker(label) as show:
+def training_progress(label: str, optim: OptimConfig) -> Iterator[tuple["Report", Callable[[], bool], Progress]]:
+    """A `Report` that shows each line, whether the user interrupted, and the progress of what goes before the training."""
+    with interruptible("saving a checkpoint") as interrupted, Stages() as stages:
         def report(step: int, scalars: dict[str, float]) -> None:
-            show.update(step, optim.steps, f"loss {scalars['loss']:.4f}  lr {scalars['lr']:.1e}")
-        yield report, lambda: bool(interrupted)
+            stages(label, step, optim.steps, f"loss {scalars['loss']:.4f}  lr {scalars['lr']:.1e}")
+        yield report, lambda: bool(interrupted), stages
 
 
 def stopped(state: Path) -> Interrupted:

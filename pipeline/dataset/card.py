@@ -6,11 +6,14 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from tsdfm.schemas.manifest import DatasetManifest
+from tsdfm.schemas.manifest import DatasetManifest, Identity
+from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.trajectory import ARROW_SCHEMA, TrajectoryRow
+from tsdfm.schemas.words import count
 
 DEFAULT_CONFIG = {
     "config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}], "default": True}
+ARMS_CONFIG = "arms"
 TAGS = ["discrete-flow-matching", "trajectories", "distillation"]
 
 
@@ -40,27 +43,88 @@ def _type(arrow: pa.DataType) -> str:
     return f"list of {arrow.value_type}" if pa.types.is_list(arrow) else str(arrow)
 
 
+def arm_config(arm: Arm, path: str) -> dict[str, Any]:
+    """The config that `load_dataset(..., ARM)` reads, where a glob of files holds that arm's rows alone."""
+    return {"config_name": arm, "data_files": [{"split": "train", "path": path}]}
+
+
+def sizes(identity: Identity) -> dict[str, int | str | None]:
+    """What a reader needs to lay the lists of a row out, for the YAML head of a card."""
+    grid = identity.grid
+    return {"source": identity.teacher.source, "tokens": grid.length, "steps": grid.steps, "candidates": grid.candidates,
+            "shaped_steps": len(grid.shaped_steps) if grid.candidates > 1 and "shaped" in identity.arms else 0,
+            "top_k": grid.top_k, "vocabulary": grid.vocab_size, "mask_id": grid.mask_id}
+
+
+def reading_notes(identity: Identity) -> str:
+    """The sizes of a dataset, and what surprises who reads it for the first time, as Markdown."""
+    found = sizes(identity)
+    mask = "none: no position is ever masked" if found["mask_id"] is None else f"{found['mask_id']}"
+    source, events = (
+        ("null in every row: all positions start as [MASK]", "E is L in every row") if found["source"] == "mask" else
+        ("a list in every row: each starts from random tokens", "E differs from row to row"))
+    return f"""| | | |
+|---|---|---|
+| L | {found["tokens"]} | tokens of a text |
+| N | {found["steps"]} | steps; an event of step s lies between the times s/N and (s + 1)/N |
+| K | {found["candidates"]} | candidates of an event on the shaped arm; 1 on the blind arm |
+| S | {found["shaped_steps"]} | steps of a shaped row at which the compass chose; 0 on the blind arm |
+| k | {found["top_k"]} | likeliest tokens kept with an event |
+| V | {found["vocabulary"]} | token ids, 0 to V - 1; `tokenizer.json` decodes them |
+| source | {found["source"]} | what a text starts from |
+| mask id | {mask} | |
+
+The YAML head of this file holds these numbers, too (`trajectories:`).
+
+- `source_tokens` is {source}.
+- Lists are flat, and their lengths differ between rows and arms ({events}): a default collate function can't stack them.
+  `schemas/README.md` of the package has one that can.
+- Energies in `step_energy` may be NaN: where all candidates of a step were the same there was nothing to choose, and so
+  nothing was scored. Leave them out of means (`numpy.nanmean`).
+"""
+
+
 def dataset_card(manifest: DatasetManifest) -> str:
     """The card's text; a function of the manifest alone."""
     identity = manifest.identity
     compass = f"`{identity.compass.kind}` compass" if identity.compass else "no compass"
-    how = f"{identity.shaping.candidates} candidates per step, `{identity.shaping.select}`, tau {identity.shaping.tau:g}"
-    return f"""{front_matter({"configs": [DEFAULT_CONFIG], "tags": TAGS})}
+    shaping = identity.shaping
+    how = f"{count(shaping.candidates, 'candidate')} per step, `{shaping.select}`, tau {shaping.tau:g}"
+    head = front_matter({"configs": [DEFAULT_CONFIG, *_arm_configs(identity)], "tags": TAGS, "trajectories": sizes(identity)})
+    calls = "\n".join(f'{arm} = load_dataset("PATH_OR_REPOSITORY", "{arm}", split="train")' for arm in identity.arms)
+    return f"""{head}
 # Trajectories of a discrete flow matching teacher
 
-{manifest.totals.rows} trajectories (arm: {identity.arm}) of {identity.rollout.length} tokens over
-{identity.rollout.steps} steps, made by tsdfm-pipeline from a `{identity.teacher.source}`-source teacher
+{count(manifest.totals.rows, "trajectory")} (arm: {identity.arm}) of {count(identity.grid.length, "token")} over
+{count(identity.grid.steps, "step")}, made by tsdfm-pipeline from a `{identity.teacher.source}`-source teacher
 with a {compass} ({how}).
 
 ```python
 from datasets import load_dataset
 rows = load_dataset("PATH_OR_REPOSITORY", split="train")
+{calls}
 print(rows[0]["text"], rows[0]["event_step"][:8])
 ```
 
-A trajectory is its source and its events: replaying (`event_position`, `event_token`) in order on the source gives `tokens`;
-an event of step s happens between times s/{identity.rollout.steps} and (s + 1)/{identity.rollout.steps}.
+A trajectory is its source and its events: replaying (`event_position`, `event_token`) in order on the source gives `tokens`.
 `manifest.json` holds the full configuration, the models' fingerprints and a checksum per shard.
 
+{reading_notes(identity)}
 {column_table()}
 """
+
+
+def _arm_configs(identity: Identity) -> list[dict[str, Any]]:
+    """A config per arm. Arms share their files, so rows are filtered: a config may, while a split is a set of files.
+
+    A dataset of one arm has the config `arms`, too, as on the Hub.
+    """
+    path = "data/train-*.parquet"
+    if len(identity.arms) == 1:
+        return [arm_config(identity.arms[0], path), arms_config({identity.arms[0]: path})]
+    return [arm_config(arm, path) | {"filters": [["arm", "==", arm]]} for arm in identity.arms]
+
+
+def arms_config(splits: dict[Arm, str]) -> dict[str, Any]:
+    """The config `arms`: a split per arm, each with files of its own."""
+    return {"config_name": ARMS_CONFIG, "data_files": [{"split": arm, "path": path} for arm, path in splits.items()]}

@@ -9,7 +9,7 @@ is written last and replaces both.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -18,14 +18,16 @@ from pydantic import ValidationError
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import dataset_card
+from tsdfm.pipeline.storage.locks import LOCK_FILE
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json
+from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
-from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord, Totals
+from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import check_shard
+from tsdfm.schemas.words import count
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
 RECEIPTS = ".receipts"  # folder of what is known of finished shards until the manifest is
@@ -62,15 +64,15 @@ def _canonical(data: object) -> str:
 
 def claim(store: Store, identity: Identity) -> None:
     """Mark a folder as this identity's run. Raises InputError if it holds another dataset's run, or something else."""
-    names = set(store.names()) - {".lock"}
+    names = {name for name in store.names() if not name.startswith(LOCK_FILE)}
     for file in (MANIFEST_FILE, RUN_FILE):
         held = store.read(file)
         if held is None:
             continue
         try:
-            found = json.loads(held)
+            found = plain_json(held, f"{store.uri}/{file}")
             old = found["identity"] if file == MANIFEST_FILE else found
-        except (ValueError, KeyError, TypeError):
+        except (InputError, KeyError, TypeError):
             raise InputError(f"{store.uri}/{file}: not readable; restore it, or give another --out") from None
         differing = differences(old, identity.model_dump(mode="json"))
         if differing:
@@ -80,6 +82,17 @@ def claim(store: Store, identity: Identity) -> None:
     if names:
         raise InputError(f"{store.uri}: holds files and no dataset ({', '.join(sorted(names)[:3])}); give an empty --out")
     store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
+
+
+def is_claimed(store: Store, identity: Identity) -> bool:
+    """Whether a folder is marked as this identity's run, or holds its dataset: what `claim` left there."""
+    for file in (RUN_FILE, MANIFEST_FILE):
+        held = store.read(file)
+        if held is not None:
+            found = json.loads(held)
+            if not differences(found if file == RUN_FILE else found["identity"], identity.model_dump(mode="json")):
+                return True
+    return False
 
 
 def check_bytes(data: bytes, item: ShardPlan, identity: Identity) -> tuple[pa.Table, list[tuple[int | None, str]]]:
@@ -117,7 +130,7 @@ def _id_faults(found: Sequence[tuple[int, str]], wanted: Sequence[tuple[int, str
         seen.add(pair)
     missing = [pair for pair in wanted if pair not in seen]
     if missing:
-        yield None, f"{len(missing)} rows are missing, the first trajectory {missing[0][0]} ({missing[0][1]})"
+        yield None, f"{count(len(missing), 'row')} missing, the first trajectory {missing[0][0]} ({missing[0][1]})"
     elif clean:
         yield None, "rows are not in the order of their trajectory ids"
 
@@ -153,16 +166,21 @@ def _receipt_path(path: str) -> str:
     return f"{RECEIPTS}/{path.rpartition('/')[2]}.json"
 
 
-def existing_shard(store: Store, item: ShardPlan, manifest: DatasetManifest | None) -> Finished | None:
-    """A shard that is there, and whose bytes hash to what the manifest, or else its receipt, says; None if it must be made.
+def existing_shard(store: Store, item: ShardPlan, records: Mapping[str, ShardRecord] | None) -> Finished | None:
+    """A shard that is there, and whose bytes hash to what is on record; None if it must be made.
 
     A shard is never kept for its looks: damage can leave it well-formed.
+
+    Args:
+        store: of the dataset.
+        item: which shard.
+        records: those of a manifest, by path; None: the dataset is unfinished, and the shard's receipt counts.
     """
     data = store.read(item.path)
     if data is None:
         return None
-    if manifest is not None:
-        record = next((record for record in manifest.shards if record.path == item.path), None)
+    if records is not None:
+        record = records.get(item.path)
         if record is None or hashlib.sha256(data).hexdigest() != record.sha256:
             return None
         try:
@@ -180,9 +198,13 @@ def existing_shard(store: Store, item: ShardPlan, manifest: DatasetManifest | No
 
 
 def commit(
-    store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary, teacher: str | None = None
+    store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary, teacher: str | None = None,
+    history: Sequence[FormerDataset] = (),
 ) -> DatasetManifest:
-    """Write tokenizer, card and, last of all, the manifest. `done` must cover the plan, in order; `teacher`: where it was."""
+    """Write tokenizer, card and, last of all, the manifest.
+
+    `done` must cover the plan, in order; `teacher`: where it was; `history`: what the dataset was before it grew.
+    """
     records = [shard.record for shard in done]
     if [record.path for record in records] != [item.path for item in plan(identity)]:
         raise ValueError("commit needs one finished shard per planned one, in order")
@@ -193,6 +215,7 @@ def commit(
         totals=Totals(rows=rows, events=sum(shard.events for shard in done), tokens=rows * (identity.rollout.length or 0),
                       bytes=sum(record.bytes for record in records)),
         teacher=teacher, versions={name: version(name) for name in LIBRARIES},
+        history=list(history),
     )
     store.write(TOKENIZER_FILE, vocabulary.to_json().encode())
     store.write(CARD_FILE, dataset_card(manifest).encode())

@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const FADE = 6;         // pictures until a highlight is gone
 const PER_SECOND = 6;   // pictures at speed 1
 const TOKENS_SHOWN = 10; // of one candidate, at a step where many positions jump
-const CHART = { width: 560, height: 150, left: 52, right: 8, top: 8, bottom: 20 };
+const CHART = { narrowest: 240, height: 170, left: 50, right: 10, top: 10, bottom: 24 }; // in pixels: letters keep their size
 const ARM_NAMES = { shaped: "Shaped", blind: "Blind" };
 const byId = (id) => document.getElementById(id);
 
@@ -30,11 +30,13 @@ class Panel {
     this.text = make("div", { class: "text", role: "group", "aria-label": `Text, ${log.arm} arm` }, ...this.spans);
     this.status = make("p");
     this.candidates = make("div", { class: "tall" });
+    this.which = make("h3");
+    this.curves = make("div");
     const header = make("header", {}, make("h2", {}, ARM_NAMES[log.arm] || log.arm), this.status);
     this.root = make("section", { class: "panel card", "aria-label": `${log.arm} arm of trajectory ${log.id}` }, header, this.text);
     this.scored = log.frames.filter((frame) => frame.energies);
     if (this.scored.length) {
-      this.root.append(make("h3", {}, "Candidates at this step"), this.candidates, make("h3", {}, "Energy along t"), this.chart());
+      this.root.append(this.which, this.candidates, make("h3", {}, "Energy along t"), this.curves);
     } else {
       const note = log.arm === "blind" ? "The blind arm has one draw per jump: nothing was chosen." : "No step of this trajectory was scored.";
       this.root.append(make("p", { class: "note", style: "margin-top:16px" }, note));
@@ -60,7 +62,9 @@ class Panel {
     const frame = index >= 0 && this.log.frames[index].step === step ? this.log.frames[index] : null;
     this.say(pieces, frame, index === this.log.frames.length - 1);
     if (this.scored.length) {
-      this.candidates.replaceChildren(...this.choices(frame));
+      const last = index >= 0 ? this.log.frames[index] : null; // at a step without a jump: those of the last jump
+      this.which.textContent = last ? `Candidates at step ${last.step + 1}` : "Candidates";
+      this.candidates.replaceChildren(...this.choices(last));
       keepTallest(this.candidates);
       this.moveCursor((step + 1) / data.steps);
     }
@@ -87,17 +91,18 @@ class Panel {
 
   choices(frame) {
     const note = (text) => [make("p", { class: "note" }, text)];
-    if (!frame) return note("No jump here.");
+    if (!frame) return note("Nothing is written yet.");
     if (frame.choice === null) return note("This step was not shaped: one draw, kept.");
     if (!frame.energies) return note("All candidates drew the same tokens: nothing to choose.");
     const low = Math.min(...frame.energies), high = Math.max(...frame.energies);
     const base = low - 0.12 * (high - low || 1); // bars start a little below the lowest, so that it shows
-    const head = make("tr", {}, make("th", { scope: "col" }, "candidate"),
-      make("th", { scope: "col", colspan: "2" }, "energy"), make("th", { scope: "col" }, "would write"));
+    const head = make("tr", { role: "row" }, make("th", { scope: "col", role: "columnheader" }, "candidate"),
+      make("th", { scope: "col", role: "columnheader", colspan: "2" }, "energy"),
+      make("th", { scope: "col", role: "columnheader" }, "would write"));
     const rows = frame.energies.map((energy, k) => this.choice(frame, k, (energy - base) / (high - base || 1)));
     const caption = make("caption", { class: "hidden" }, `Energies of ${rows.length} candidates; candidate ${frame.choice} was kept`);
     return [make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Candidates" },
-      make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...rows))),
+      make("table", { role: "table" }, caption, make("thead", { role: "rowgroup" }, head), make("tbody", { role: "rowgroup" }, ...rows))),
     make("p", { class: "legend" }, `nats per token, lower is better; bars start at ${nats(base)}`)];
   }
 
@@ -108,12 +113,15 @@ class Panel {
     bar.style.width = `${(100 * share).toFixed(1)}%`;
     const words = frame.candidates.slice(0, TOKENS_SHOWN).map((row) => make("code", {}, visible(row[k])));
     const more = frame.candidates.length - TOKENS_SHOWN;
-    return make("tr", kept ? { class: "chosen" } : {}, make("th", { scope: "row" }, label), make("td", { class: "bar" }, bar),
-      make("td", { class: "number" }, nats(frame.energies[k])), make("td", {}, ...words, more > 0 ? `+${more}` : ""));
+    // The roles are those of a table anyway, said because a phone lays the rows out as blocks.
+    return make("tr", { role: "row", class: kept ? "chosen" : "" }, make("th", { scope: "row", role: "rowheader" }, label),
+      make("td", { class: "bar", role: "cell" }, bar), make("td", { class: "number", role: "cell" }, nats(frame.energies[k])),
+      make("td", { class: "words", role: "cell" }, ...words, more > 0 ? `+${more}` : ""));
   }
 
   chart() {
-    const { width, height, left, right, top, bottom } = CHART;
+    const { height, left, right, top, bottom } = CHART;
+    const width = Math.max(CHART.narrowest, this.curves.clientWidth);
     const kept = this.scored.map((frame) => [frame.t, frame.energies[frame.choice]]);
     const draw = this.scored.map((frame) => [frame.t, frame.energies[0]]);
     const all = [...kept, ...draw].map((point) => point[1]);
@@ -123,12 +131,12 @@ class Panel {
     const y = (energy) => top + (1 - (energy - low) / span) * (height - top - bottom);
     const points = (pairs) => pairs.map(([t, energy]) => `${this.x(t).toFixed(1)},${y(energy).toFixed(1)}`).join(" ");
     const label = `Energy along t, from ${nats(kept[0][1])} to ${nats(kept[kept.length - 1][1])} nats per token`;
-    const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
+    const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label },
       make("polyline", { class: "axis", points: `${left},${top} ${left},${height - bottom} ${width - right},${height - bottom}` }),
-      make("text", { x: left - 6, y: top + 9, "text-anchor": "end" }, (low + span).toFixed(2)),
+      make("text", { x: left - 6, y: top + 6, "text-anchor": "end" }, (low + span).toFixed(2)),
       make("text", { x: left - 6, y: height - bottom, "text-anchor": "end" }, low.toFixed(2)),
-      make("text", { x: left, y: height - 4 }, "t = 0"),
-      make("text", { x: width - right, y: height - 4, "text-anchor": "end" }, "t = 1"),
+      make("text", { x: left, y: height - 6 }, "t = 0"),
+      make("text", { x: width - right, y: height - 6, "text-anchor": "end" }, "t = 1"),
       make("polyline", { class: "line draw", points: points(draw) }), make("polyline", { class: "line kept", points: points(kept) }));
     if (this.log.final !== null) svg.append(make("circle", { class: "dot", cx: this.x(1), cy: y(this.log.final), r: 4 }));
     this.cursor = make("line", { class: "cursor", y1: top, y2: height - bottom });
@@ -136,7 +144,7 @@ class Panel {
     const legend = make("p", { class: "legend" }, make("span", {}, make("i"), "kept"),
       make("span", {}, make("i", { class: "draw" }), "candidate 0, the blind draw"));
     if (this.log.final !== null) legend.append(make("span", {}, "\u25cf the final text"));
-    return make("div", {}, svg, legend);
+    this.curves.replaceChildren(svg, legend);
   }
 
   moveCursor(t) {
@@ -144,8 +152,9 @@ class Panel {
     this.cursor.setAttribute("x2", this.x(t));
   }
 
-  /* Look at some pictures and keep the height of the tallest, so that the page doesn't move while it plays. */
+  /* Draw for the width there is; look at some pictures and keep the height of the tallest, so that nothing moves later. */
   settle() {
+    if (this.scored.length) this.chart();
     this.text.style.minHeight = this.candidates.style.minHeight = "";
     const last = this.log.frames.length ? this.log.frames[this.log.frames.length - 1].step : -1;
     for (const step of [-1, Math.floor(last / 2), last, ...this.scored.slice(0, 1).map((frame) => frame.step)]) {
@@ -161,7 +170,7 @@ const player = { panels: [], pictures: [-1], index: 0, timer: null, arm: null };
 function render() {
   const step = player.pictures[player.index];
   const written = player.panels.map((panel) => panel.show(step));
-  const t = ((step + 1) / data.steps).toFixed(3);
+  const t = step + 1 === data.steps ? "1" : ((step + 1) / data.steps).toFixed(3);
   byId("slider").value = player.index;
   byId("slider").setAttribute("aria-valuetext", step < 0 ? "source, t = 0" : `step ${step + 1} of ${data.steps}, t = ${t}`);
   byId("clock").replaceChildren("step ", make("b", {}, String(step + 1)), ` of ${data.steps}  \u00b7  t = `, make("b", {}, t));
@@ -205,7 +214,7 @@ function chooseArm(arm) {
   byId("panels").replaceChildren(...player.panels.map((panel) => panel.root));
   byId("panels").classList.toggle("two", player.panels.length > 1);
   const steps = new Set(player.panels.flatMap((panel) => panel.log.frames.map((frame) => frame.step)));
-  player.pictures = [-1, ...[...steps].sort((a, b) => a - b)];
+  player.pictures = [...new Set([-1, ...steps, data.steps - 1])].sort((a, b) => a - b); // the last is t = 1, jump or none
   byId("slider").max = player.pictures.length - 1;
   player.panels.forEach((panel) => panel.settle());
   go(player.pictures.filter((other) => other <= step).length - 1); // stay at the same time
@@ -246,3 +255,4 @@ byId("slider").addEventListener("input", (event) => { pause(); go(Number(event.t
 document.addEventListener("keydown", onKey);
 window.addEventListener("resize", () => { player.panels.forEach((panel) => panel.settle()); render(); });
 chooseTrajectory();
+go(player.pictures.length - 1); // a page opens on what was written; Play starts over

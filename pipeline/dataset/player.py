@@ -15,6 +15,7 @@ from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.trajectory import Grid
+from tsdfm.schemas.words import count
 
 MAX_TRAJECTORIES = 8  # a page is for looking at a few
 STYLE, SCRIPT, DATA = "__STYLE__", "__SCRIPT__", "__TRAJECTORIES__"  # what player.html leaves open
@@ -60,10 +61,10 @@ def _script_safe(data: object) -> str:
 def _facts(manifest: DatasetManifest) -> list[str]:
     """A line for people on how the dataset was made, in parts."""
     identity, shaping = manifest.identity, manifest.identity.shaping
-    facts = [f"{identity.teacher.source} source", f"{identity.rollout.length} tokens",
-             f"{identity.rollout.steps} steps"]
+    facts = [f"{identity.teacher.source} source", count(identity.rollout.length or 0, "token"),
+             count(identity.rollout.steps, "step")]
     if identity.compass is not None and identity.arm != "blind":
-        facts += [f"{identity.compass.kind} compass", f"{shaping.candidates} candidates", shaping.select]
+        facts += [f"{identity.compass.kind} compass", count(shaping.candidates, "candidate"), shaping.select]
     return facts
 
 

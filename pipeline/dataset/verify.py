@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, read_front_matter
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, check_bytes, plan, read_manifest, read_vocabulary
+from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.words import count
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,27 @@ def verify(dataset: Store | str, progress: Progress = unheard) -> tuple[DatasetM
         vocabulary = read_vocabulary(store, manifest)
     except InputError as error:
         faults.append(DatasetFault("tokenizer.json", None, str(error).partition(": ")[2]))
-    for done, item in enumerate(items):
-        record, data = by_path.get(item.path), store.read(item.path)
-        if record is None:
-            faults.append(DatasetFault(item.path, None, "not in the manifest"))
-        elif data is None:
-            faults.append(DatasetFault(item.path, None, "missing"))
-        else:
-            faults += [DatasetFault(item.path, row, what)
-                       for row, what in _shard_faults(data, record, item, manifest.identity, vocabulary)]
-        progress("checking shards", done + 1, len(items))
+    def faults_of(item: ShardPlan) -> list[DatasetFault]:
+        return list(_file_faults(store, by_path.get(item.path), item, manifest.identity, vocabulary))
+
+    for done, found in enumerate(in_order(faults_of, items), 1):
+        faults += found
+        progress("checking shards", done, len(items))
     return manifest, faults
+
+
+def _file_faults(
+    store: Store, record: ShardRecord | None, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None
+) -> Iterator[DatasetFault]:
+    if record is None:
+        yield DatasetFault(item.path, None, "not in the manifest")
+        return
+    data = store.read(item.path)
+    if data is None:
+        yield DatasetFault(item.path, None, "missing")
+        return
+    for row, what in _shard_faults(data, record, item, identity, vocabulary):
+        yield DatasetFault(item.path, row, what)
 
 
 def _shard_faults(
@@ -62,7 +74,7 @@ def _shard_faults(
 ) -> Iterator[tuple[int | None, str]]:
     """Faults (row, what) of one shard's bytes; its texts are compared only if there is a vocabulary and all else is sound."""
     if len(data) != record.bytes:
-        yield None, f"{len(data)} bytes, the manifest says {record.bytes}"
+        yield None, f"{count(len(data), 'byte')}, the manifest says {record.bytes}"
     elif hashlib.sha256(data).hexdigest() != record.sha256:
         yield None, "checksum differs from the manifest's"
     try:
@@ -71,7 +83,7 @@ def _shard_faults(
         yield None, str(error).partition(": ")[2]
         return
     if table.num_rows != record.rows:
-        yield None, f"{table.num_rows} rows, the manifest says {record.rows}"
+        yield None, f"{count(table.num_rows, 'row')}, the manifest says {record.rows}"
     yield from found
     if vocabulary is not None and not found:
         texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsdfm.schemas.evaluate import Perplexity
+from tsdfm.schemas.words import count as count
 
 NONE = "-"  # where there is no figure
 
@@ -31,11 +32,6 @@ def plus_minus(value: float, error: float | None, decimals: int) -> str:
 def share(value: float | None) -> str:
     """A share of one as a percentage: '12.5 %'."""
     return NONE if value is None else f"{100 * value:.1f} %"
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things: '1 step', '8 steps'."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:

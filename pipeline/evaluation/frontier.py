@@ -20,6 +20,7 @@ from tsdfm.schemas.evaluate import Frontier, FrontierCurve, FrontierPoint, Judge
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 PANELS_A_ROW = 2
+PANEL, LEGEND = 5.0, 2.6  # inches across that a panel needs, and an entry of the legend
 ALL_LABELLED = 3  # up to so many curves every point has its temperature, else the ends of each curve
 
 
@@ -69,22 +70,27 @@ def _point(row: Row, judge: str) -> FrontierPoint:
 
 def draw_frontier(frontier: Frontier) -> bytes:
     """A PNG of what `frontier_of` gives: one panel per judge."""
-    judges = frontier.judges
-    columns = min(PANELS_A_ROW, len(judges))
+    buffer = io.BytesIO()
+    frontier_figure(frontier, 1.4 + PANEL * min(PANELS_A_ROW, len(frontier.judges))).savefig(buffer, format="png", dpi=144)
+    return buffer.getvalue()
+
+
+def frontier_figure(frontier: Frontier, width: float) -> Figure:
+    """What `frontier_of` gives as a drawing that is `width` inches across: one panel per judge, as many in a row as fit."""
+    judges, names = frontier.judges, short_names(list(frontier.judges))
+    columns = max(1, min(PANELS_A_ROW, len(judges), int(width / PANEL)))
     rows = -(-len(judges) // columns)
-    figure = Figure(figsize=(1.4 + 5.6 * columns, 0.9 + 4.6 * rows), dpi=144, layout="constrained")
+    figure = Figure(figsize=(width, 0.9 + 4.6 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    names = short_names(list(judges))
     for panel, (judge, data) in zip(panels, judges.items(), strict=False):
         _draw_panel(panel, data)
-        panel.set_title(f"judge: {names[judge]}", fontsize=11)
+        panel.set_title(f"judge: {names[judge]}", fontsize="medium")
     for panel in panels[len(judges):]:
         panel.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * columns, len(labels)), frameon=False, fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    figure.legend(handles, labels, loc="outside lower center", frameon=False,
+                  ncols=max(1, min(int(width / LEGEND), len(labels))))
+    return figure
 
 
 def _draw_panel(panel: Axes, data: JudgeFrontier) -> None:
@@ -99,11 +105,11 @@ def _draw_panel(panel: Axes, data: JudgeFrontier) -> None:
         shown = points if len(curves) <= ALL_LABELLED else [points[0], points[-1]][: len(points)]
         for point in shown:
             panel.annotate(f"{point.temperature:g}", (point.entropy_bits, point.perplexity), color=colour,
-                           xytext=(5, -10), textcoords="offset points", fontsize=8)
+                           xytext=(5, -10), textcoords="offset points", fontsize="medium")
     for index, point in enumerate(data.reference):
         panel.plot(point.entropy_bits, point.perplexity, linestyle="none", marker="*", markersize=15, color="black",
                    label="real held-out text" if index == 0 else None)
-    perplexity_axes(panel, "unigram entropy per text, bits  (labels: sampling temperature)", "perplexity")
+    perplexity_axes(panel, "entropy per text, bits (labels: temperature)", "perplexity")
 
 
 def perplexity_axes(panel: Axes, across: str, up: str) -> None:

@@ -75,7 +75,7 @@ def _ours(name: str, folder: Path, device: torch.device, models: Sequence[Vocabu
     network.to(device)
     return Judge(name, opened.fingerprint, vocabulary.fingerprint, _shared(vocabulary.tokenizer, models),
                  lambda inputs: network.hidden(inputs)[0], network.head_weight, None, network.config.bos_id,
-                 _encoder(vocabulary), network.config.length)
+                 vocabulary.encode, network.config.length)
 
 
 def _shared(tokenizer: Tokenizer, models: Sequence[Vocabulary]) -> frozenset[str]:
@@ -97,10 +97,11 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
     vocabulary = None if gguf else _own_vocabulary(name, folder)
     tokenizer = None if vocabulary else _tokenizer(name, folder, gguf)
     opened = open_causal(f"judge {name}", folder, device, gguf)
+    encode: Encode
     backend: Tokenizer | None
     unknown: int | None
     if vocabulary is not None:
-        start, encode, backend, unknown = vocabulary.eos_id, _encoder(vocabulary), vocabulary.tokenizer, None
+        start, encode, backend, unknown = vocabulary.eos_id, vocabulary.encode, vocabulary.tokenizer, None
     else:
         assert tokenizer is not None
         start, encode = _start(name, opened.model, tokenizer), _reader(tokenizer)
@@ -166,21 +167,15 @@ def _reader(tokenizer: Any) -> Encode:
     return encode
 
 
-def _encoder(vocabulary: Vocabulary) -> Encode:
-    """Texts to tokens through a tokenizer of ours."""
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [list(each.ids) for each in vocabulary.tokenizer.encode_batch(texts, add_special_tokens=False)]
-    return encode
-
-
 def _own_vocabulary(name: str, folder: Path) -> Vocabulary | None:
-    """The folder's tokenizer if it is one of ours, i.e. holds [MASK]; any other knows by itself how its texts begin."""
+    """The folder's tokenizer if it is one of ours, i.e. [MASK] is its last id; others know by themselves how texts begin."""
     if not (folder / TOKENIZER_FILE).exists() or _parsed(name, folder).token_to_id(MASK) is None:
         return None
     try:
-        return Vocabulary.load(folder)
-    except InputError:  # not as ours are: BERT's, say, has a [MASK] of its own
+        vocabulary = Vocabulary.load(folder)
+    except InputError:  # which transformers may tell more of
         return None
+    return vocabulary if vocabulary.mask_id == vocabulary.size - 1 else None
 
 
 def _fingerprint(folder: Path, gguf: str | None) -> str:

@@ -26,10 +26,11 @@ from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
 from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
-from tsdfm.pipeline.text.corpus import held_out, load_documents, windows_of
-from tsdfm.pipeline.text.documents import TEXT_SUFFIXES
+from tsdfm.pipeline.text.corpus import held_out, windows_of
+from tsdfm.pipeline.text.documents import Reading, load_documents
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.corpus import BUILT_IN, HUB
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Results, Row
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
@@ -127,7 +128,8 @@ class _Run:
                 return of_tokens(windows_of(stream, length, self.config.samples).numpy(), opened.vocabulary)
 
             identity = {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
-                        "vocabulary": vocabulary, "length": length, "samples": self.config.samples}
+                        "vocabulary": vocabulary, "length": length, "samples": self.config.samples,
+                        **({} if corpus.path == BUILT_IN else {"clean": corpus.clean})}
             labels = {"model": f"corpus {corpus.path}", "steps": None, "temperature": None, "seed": None}
             samples = self.cache.samples(identity, labels, make)
             found = {}
@@ -141,10 +143,7 @@ class _Run:
         return rows
 
     def _held_out(self) -> list[str]:
-        self.progress("reading held-out text", 0, 1, f"corpus '{self.config.corpus.path}'")
-        found = held_out(load_documents(self.config.corpus))
-        self.progress("reading held-out text", 1, 1, f"corpus '{self.config.corpus.path}'")
-        return found
+        return held_out(load_documents(self.config.corpus, Reading(self.progress)))
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
@@ -220,10 +219,10 @@ def _open(name: str, device: torch.device) -> Subject:
 
 def _stamp(corpus: str) -> list[list[int]]:
     """Sizes and times of a corpus's files, so that a changed one is read anew; of 'python' and the Hub, nothing."""
-    if corpus == "python" or corpus.startswith("hub:"):
+    if corpus == BUILT_IN or corpus.startswith(HUB):
         return []
     path = Path(corpus)
-    files = sorted(p for p in path.rglob("*") if p.name.endswith(TEXT_SUFFIXES)) if path.is_dir() else [path]
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stats = [file.stat() for file in files if file.is_file()]
     return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 

@@ -3,8 +3,9 @@
     FOLDER/samples/KEY.parquet   one set of texts: model, steps, temperature, seed, index, text, tokens, nfe
     FOLDER/scores/KEY.parquet    one judge's nats and tokens of each of its texts
 
-Every file is written atomically and holds its identity in the schema's metadata; KEY is a hash of the identity. The folders can
-be read whole, e.g. `polars.read_parquet("FOLDER/samples/*.parquet")`.
+Every file is written atomically and holds its identity in the schema's metadata, and a checksum of that and its columns; KEY
+is a hash of the identity. What is damaged is made anew. The folders can be read whole, e.g.
+`polars.read_parquet("FOLDER/samples/*.parquet")`.
 """
 
 import hashlib
@@ -21,10 +22,14 @@ import pyarrow.parquet as pq
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.schemas.base import WorkError
+from tsdfm.schemas.base import WorkError, plain_json
 from tsdfm.schemas.regular import check_regular
 
 METADATA = b"tsdfm"
+SAMPLES = pa.schema([
+    ("model", pa.string()), ("steps", pa.int32()), ("temperature", pa.float64()), ("seed", pa.int64()), ("index", pa.int32()),
+    ("text", pa.string()), ("tokens", pa.list_(pa.int32())), ("nfe", pa.int64())])
+SCORES = pa.schema([("nats", pa.float64()), ("tokens", pa.float64())])
 Identity = Mapping[str, Any]  # JSON data: all that the content depends on
 
 
@@ -42,36 +47,29 @@ class SampleCache:
     def samples(self, identity: Identity, labels: Mapping[str, Any], make: Callable[[], Samples]) -> Samples:
         """The texts of an identity, made if they are not there; `labels` are the model, steps, temperature and seed columns."""
         path = self._path("samples", identity)
-        table = _read(path, identity)
+        table, facts = _read(path, identity, SAMPLES)
         if table is not None:
-            facts = json.loads(table.schema.metadata[METADATA])
             nfe = None if facts["seconds"] is None else table["nfe"].to_numpy()
             tokens = np.array(table["tokens"].to_pylist(), dtype=np.int64)
             return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"])
         made = make()
         rows = len(made.tokens)
         columns = {
-            "model": pa.array([labels["model"]] * rows, pa.string()),
-            "steps": pa.array([labels["steps"]] * rows, pa.int32()),
-            "temperature": pa.array([labels["temperature"]] * rows, pa.float64()),
-            "seed": pa.array([labels["seed"]] * rows, pa.int64()),
-            "index": pa.array(range(rows), pa.int32()),
-            "text": pa.array(made.texts, pa.string()),
-            "tokens": pa.array(made.tokens.tolist(), pa.list_(pa.int32())),
-            "nfe": pa.array([None] * rows if made.nfe is None else made.nfe, pa.int64()),
+            **{name: [labels[name]] * rows for name in ("model", "steps", "temperature", "seed")},
+            "index": range(rows), "text": made.texts, "tokens": made.tokens.tolist(),
+            "nfe": [None] * rows if made.nfe is None else made.nfe,
         }
-        self._write(path, identity, columns, {"seconds": made.seconds, "vocabulary": made.vocabulary})
+        self._write(path, identity, pa.table(columns, SAMPLES), {"seconds": made.seconds, "vocabulary": made.vocabulary})
         return made
 
     def likelihood(self, identity: Identity, make: Callable[[], Likelihood]) -> Likelihood:
         """The scores of an identity, made if they are not there."""
         path = self._path("scores", identity)
-        table = _read(path, identity)
+        table, facts = _read(path, identity, SCORES)
         if table is not None:
-            window = json.loads(table.schema.metadata[METADATA]).get("window")
-            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), window)
+            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), facts.get("window"))
         made = make()
-        self._write(path, identity, {"nats": pa.array(made.nats), "tokens": pa.array(made.tokens)}, {"window": made.window})
+        self._write(path, identity, pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES), {"window": made.window})
         return made
 
     def write(self, name: str, data: bytes) -> None:
@@ -81,9 +79,9 @@ class SampleCache:
     def _path(self, kind: str, identity: Identity) -> Path:
         return self.folder / kind / f"{key_of(identity)[:32]}.parquet"
 
-    def _write(self, path: Path, identity: Identity, columns: Mapping[str, pa.Array], facts: Identity) -> None:
-        table = pa.table(dict(columns))
-        table = table.replace_schema_metadata({METADATA: json.dumps({"identity": identity, **facts})})
+    def _write(self, path: Path, identity: Identity, table: pa.Table, facts: Identity) -> None:
+        told = {"identity": identity, **facts}
+        table = table.replace_schema_metadata({METADATA: json.dumps({**told, "sha256": _digest(table, told)})})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         self._write_bytes(path, buffer.getvalue())
@@ -97,12 +95,21 @@ class SampleCache:
                             ) from None
 
 
-def _read(path: Path, identity: Identity) -> pa.Table | None:
-    """The table of a file; None if it is not there, not whole, or of another identity."""
+def _read(path: Path, identity: Identity, schema: pa.Schema) -> tuple[pa.Table | None, dict[str, Any]]:
+    """The table of a file and its facts; (None, {}) if it is not there, not whole, damaged, or of another identity."""
     try:
         check_regular(path)
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException):
-        return None
-    facts = (table.schema.metadata or {}).get(METADATA)
-    return table if facts is not None and json.loads(facts)["identity"] == dict(identity) else None
+        table.validate(full=True)
+        facts = plain_json(table.schema.metadata[METADATA], str(path))
+        noted = facts.pop("sha256", None)  # which the first versions did not note
+        whole = (table.schema.remove_metadata() == schema and facts["identity"] == dict(identity)
+                 and noted in (None, _digest(table, facts)))
+        return (table, facts) if whole else (None, {})
+    except Exception:  # a damaged file may raise anything, and is made anew
+        return None, {}
+
+
+def _digest(table: pa.Table, facts: Identity) -> str:
+    """sha256 of what the columns of a table hold, and of its facts, hex."""
+    return hashlib.sha256(f"{table.to_pydict()} {json.dumps(facts, sort_keys=True)}".encode()).hexdigest()

@@ -5,13 +5,14 @@ which order: `generate_dataset` makes them in this process, and the Ray job hand
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from tsdfm.pipeline.dataset import shards
+from tsdfm.pipeline.dataset.growth import GROWING, carried_over, finish_growth, former_dataset, history_of, remove_growth
 from tsdfm.pipeline.dataset.manifest import (
     MANIFEST_FILE,
     Finished,
@@ -29,11 +30,12 @@ from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.folder import EMBEDDED
+from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.manifest import Identity
+from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.reports import GenerateReport
 
@@ -47,6 +49,7 @@ class Work:
     identity: Identity
     store: Store
     items: list[ShardPlan]
+    check: Callable[[], None]  # raises WorkError once another run has taken the dataset over
 
 
 class Maker(Protocol):
@@ -74,6 +77,7 @@ class InThisProcess:
         work.models.to(self._device)
         made: dict[int, Finished] = {}
         for index in missing:
+            work.check()
             made[index] = make_shard(work.models, work.identity, work.store, work.items[index])
             progress("making shards", len(made), len(missing))
         return made
@@ -85,8 +89,9 @@ def generate_dataset(
 ) -> GenerateReport:
     """Make, or go on making, the dataset of a config; by default in this process, without Ray.
 
-    Shards that are there and sound are kept. No process-wide setting is changed: torch computes with the threads that it has,
-    which can move the last bits of an energy, so set them to `rollout.threads` yourself where bytes must be repeatable.
+    Shards that are there and sound are kept; where a finished dataset has fewer trajectories, it grows. No process-wide setting
+    is changed: torch computes with the threads that it has, which can move the last bits of an energy, so set them to
+    `rollout.threads` yourself where bytes must be repeatable.
 
     Args:
         config: what to make; `workers` and `address` are the maker's business.
@@ -105,20 +110,29 @@ def generate_dataset(
     maker = maker or InThisProcess()
     models = open_models(config, torch.device("cpu"), compass)
     identity = identity_of(config, models, maker.device())
-    work = Work(config, models, identity, store, plan(identity))
-    with store.owned():
-        claim(store, identity)
+    with store.owned(progress) as check:
+        finish_growth(store)
+        former = former_dataset(store, identity)
+        work = Work(config, models, identity, store if former is None else store.inside(GROWING), plan(identity), check)
+        claim(work.store, identity)
+        if former is None:
+            remove_growth(store)  # one that was begun, and is not asked for any more
         kept, unsound = _kept(work, progress)
+        if former is not None:
+            kept |= _carried(work, store, former, kept, progress)
         missing = [index for index in range(len(work.items)) if index not in kept]
         made = maker.make(work, missing, progress) if missing else {}
         done = [(kept | made)[index] for index in range(len(work.items))]
+        check()
         opened = models.teacher
         teacher = config.teacher if config.teacher.partition(":")[0] == EMBEDDED else str(opened.path.absolute())
-        manifest = commit(store, identity, done, opened.vocabulary, teacher)
+        manifest = commit(work.store, identity, done, opened.vocabulary, teacher, history_of(store, former))
+        finish_growth(store)
     totals = manifest.totals
     return GenerateReport(
         out=config.out, rows=totals.rows, shards=len(manifest.shards), made=len(made), kept=len(kept), events=totals.events,
-        tokens=totals.tokens, bytes=totals.bytes, unsound=unsound, seconds=round(time.monotonic() - started, 2))
+        tokens=totals.tokens, bytes=totals.bytes, unsound=unsound, seconds=round(time.monotonic() - started, 2),
+        grown_from=former.identity.trajectories if former else None)
 
 
 def make_shard(models: Models, identity: Identity, store: Store, item: ShardPlan) -> Finished:
@@ -142,13 +156,28 @@ def _kept(work: Work, progress: Progress) -> tuple[dict[int, Finished], list[str
     there = set(work.store.names("data"))
     found: dict[int, Finished] = {}
     manifest = read_manifest(work.store) if work.store.read(MANIFEST_FILE) is not None else None
+    records = None if manifest is None else {record.path: record for record in manifest.shards}
     unsound: list[str] = []
     present = [index for index, item in enumerate(work.items) if item.path.rpartition("/")[2] in there]
-    for done, index in enumerate(present, 1):
-        shard = existing_shard(work.store, work.items[index], manifest)
+    shards_there = in_order(lambda index: existing_shard(work.store, work.items[index], records), present)
+    for done, (index, shard) in enumerate(zip(present, shards_there, strict=True), 1):
         if shard is None:
             unsound.append(work.items[index].path)
         else:
             found[index] = shard
         progress("checking what is there", done, len(present), f"{len(unsound)} to be made again" if unsound else "")
     return found, unsound
+
+
+def _carried(work: Work, store: Store, former: DatasetManifest, kept: Mapping[int, Finished], progress: Progress
+             ) -> dict[int, Finished]:
+    """The shards of a growing dataset whose rows were there before it, taken over."""
+    found: dict[int, Finished] = {}
+    whole = [index for index, item in enumerate(work.items) if index not in kept and item.stop <= former.identity.trajectories]
+    for done, index in enumerate(whole, 1):
+        work.check()
+        shard = carried_over(store, former, work.store, work.identity, work.items[index])
+        if shard is not None:
+            found[index] = shard
+        progress("keeping what is there", done, len(whole))
+    return found

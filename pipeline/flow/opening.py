@@ -25,6 +25,7 @@ from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
+from tsdfm.schemas.model import DenoiserConfig
 
 
 @dataclass(frozen=True)
@@ -114,27 +115,29 @@ def open_compass(
         raise InputError(f"compass {folder}: its tokenizer is not the teacher's ({teacher.path}): {other}; "
                          "fit a compass with this teacher")
     network = opened.network.to(device)
+    if isinstance(network, Denoiser):
+        raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own "
+                         "energy")
+    _check_fit(folder, network, teacher.network.config, length)
     if isinstance(network, CausalLM):
-        _check_length(folder, network.config.length, length)
         return CausalCompass(network), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
+    return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
+
+
+def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserConfig, length: int) -> None:
+    """Raises InputError unless a compass was fitted to the teacher's source and vocabulary, and to texts of `length` tokens."""
     if isinstance(network, NceEncoder):
-        mine, theirs = network.config.trunk, teacher.network.config
-        if mine.source != theirs.source:
-            raise InputError(f"compass {folder}: was fitted on the {mine.source} source, the teacher's is {theirs.source}; fit a "
-                             "compass with this teacher")
-        if mine.vocab_size != theirs.vocab_size:
-            raise InputError(f"compass {folder}: has rows for {mine.vocab_size} ids, the teacher for {theirs.vocab_size}; fit a "
-                             "compass with this teacher")
-        _check_length(folder, mine.length, length)
-        return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
-    raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own energy")
-
-
-def _check_length(folder: Path, fitted: int, length: int) -> None:
-    """Raises InputError for a compass that was fitted to texts of fewer tokens than `length`."""
-    if fitted < length:
-        raise InputError(f"compass {folder}: was fitted to texts of {fitted} tokens, these have {length}; fit a compass with this "
-                         "teacher, or give a shorter --length")
+        trunk = network.config.trunk
+        if trunk.source != teacher.source:
+            raise InputError(f"compass {folder}: was fitted on the {trunk.source} source, the teacher's is {teacher.source}; "
+                             "fit a compass with this teacher")
+        if trunk.vocab_size != teacher.vocab_size:
+            raise InputError(f"compass {folder}: has rows for {trunk.vocab_size} ids, the teacher for {teacher.vocab_size}; "
+                             "fit a compass with this teacher")
+    longest = network.config.trunk.length if isinstance(network, NceEncoder) else network.config.length
+    if longest < length:
+        raise InputError(f"compass {folder}: was fitted to texts of {longest} tokens, these have {length}; fit a compass "
+                         "with this teacher, or give a shorter --length")
 
 
 def identity_of(config: GenerateConfig, models: Models, device: torch.device) -> Identity:

@@ -28,6 +28,7 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError, differences
 from tsdfm.schemas.distill import KL_OBJECTIVES, DataConfig
 from tsdfm.schemas.manifest import DatasetManifest
+from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.terms import Objective
 from tsdfm.schemas.training_record import DataFacts, DatasetFacts
 
@@ -90,8 +91,8 @@ class Reader:
     def facts(self) -> DataFacts:
         """What was read, for a student's training.json: pinned places, identities, rows and shares."""
         datasets = [
-            DatasetFacts(path=source.path, uri=source.store.uri, identity=digest(source.manifest.identity), rows=stream.rows,
-                         share=share)
+            DatasetFacts(path=redacted(source.path), uri=source.store.uri,
+                         identity=digest(source.manifest.identity), rows=stream.rows, share=share)
             for source, stream, share in zip(self.sources, self.streams, self.mix.shares.tolist(), strict=True)
         ]
         return DataFacts(datasets=datasets, arm=self.data.arm, seed=self.seed)

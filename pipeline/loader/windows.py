@@ -43,6 +43,9 @@ class Batch:
     topk_logprobs: Tensor | None  # [B, L, k] float32, nats
     row_weights: Tensor | None = None  # [B] float32, how much each row's loss counts; 1 on average over its dataset
 
+    def __len__(self) -> int:
+        return len(self.t)
+
     def rows(self, part: slice) -> "Batch":
         """The windows of `part`, views."""
         return self._each(lambda value: value[part])

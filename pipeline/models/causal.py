@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tsdfm.kernels.linear import linear
-from tsdfm.pipeline.models.layers import MLP, LayerNorm, Linear, merge_heads, rotary, rotate, split_heads
+from tsdfm.pipeline.models.layers import MLP, LayerNorm, Linear, Recomputable, merge_heads, rotary, rotate, split_heads
 from tsdfm.schemas.model import CausalConfig
 
 
@@ -27,7 +27,7 @@ class Cache:
         return Cache([k[rows, :, :length] for k in self.keys], [v[rows, :, :length] for v in self.values])
 
 
-class CausalBlock(nn.Module):
+class CausalBlock(Recomputable):
     """Pre-norm attention and MLP."""
 
     def __init__(self, config: CausalConfig) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tsdfm.pipeline.models.layers import MLP, LayerNorm, Linear, merge_heads, rotary, rotate, split_heads
+from tsdfm.pipeline.models.layers import MLP, LayerNorm, Linear, Recomputable, merge_heads, rotary, rotate, split_heads
 from tsdfm.schemas.model import DenoiserConfig
 
 FREQUENCIES = 256  # width of the sinusoidal time features
@@ -91,7 +91,7 @@ def modulation(config: DenoiserConfig, out: int) -> nn.Linear:
     return layer
 
 
-class Block(nn.Module):
+class Block(Recomputable):
     """Attention and MLP, each shifted, scaled and gated by the time conditioning (gates start at zero)."""
 
     def __init__(self, config: DenoiserConfig) -> None:

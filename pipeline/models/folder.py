@@ -24,6 +24,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
 from tsdfm.pipeline.models.weights import stored_shapes, undrawn
+from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
 from tsdfm.schemas.base import Frozen, InputError, WorkError, first_line, to_json
@@ -104,7 +105,9 @@ def save(
     folder: Path, network: Network, vocabulary: Vocabulary, training: Frozen | None, *, half: bool = False,
     card: str | None = None,
 ) -> None:
-    """Write a model folder atomically, replacing an older one. Raises InputError if `folder` is something else.
+    """Write a model folder atomically, replacing an older one.
+
+    Raises InputError if `folder` is something else or can't be written, WorkError if a weight is not finite or the disk full.
 
     Args:
         folder: where.
@@ -115,27 +118,28 @@ def save(
         card: its README.md, if it has one.
     """
     _refuse_others(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
-    try:
-        dtype = torch.float16 if half else torch.float32
-        weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
-        for name, tensor in weights.items():
-            if not bool(tensor.isfinite().all()):
-                raise WorkError(f"{folder}: tensor {name} is not finite{' in float16' if half else ''}; nothing was saved"
-                                + ("; leave out --half" if half else ""))
-        (temporary / WEIGHTS_FILE).write_bytes(save_safetensors(weights))
-        (temporary / CONFIG_FILE).write_text(network.config.model_dump_json(indent=2) + "\n")
-        (temporary / TOKENIZER_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
-        (temporary / TRAINING_FILE).write_text("{}\n" if training is None else to_json(training))
-        if card is not None:
-            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with explained("write there", str(folder)):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+        temporary.mkdir()
+        try:
+            dtype = torch.float16 if half else torch.float32
+            weights = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in network.state_dict().items()}
+            for name, tensor in weights.items():
+                if not bool(tensor.isfinite().all()):
+                    raise WorkError(f"{folder}: tensor {name} is not finite{' in float16' if half else ''}; nothing was saved"
+                                    + ("; leave out --half" if half else ""))
+            (temporary / WEIGHTS_FILE).write_bytes(save_safetensors(weights))
+            (temporary / CONFIG_FILE).write_text(network.config.model_dump_json(indent=2) + "\n")
+            (temporary / TOKENIZER_FILE).write_text(vocabulary.to_json(), encoding="utf-8")
+            (temporary / TRAINING_FILE).write_text("{}\n" if training is None else to_json(training))
+            if card is not None:
+                (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read(folder: Path, name: str) -> bytes:
@@ -179,9 +183,9 @@ def _fill(network: nn.Module, data: bytes, where: str) -> None:
 
 
 def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabulary, folder: Path) -> None:
-    """[MASK], the last id, has a row in models of the mask source alone."""
+    """Where [MASK] is the last id, only models of the mask source have a row for it."""
     masked = isinstance(config, DenoiserConfig) and config.mask_id is not None
-    if config.vocab_size != vocabulary.size - (not masked):
+    if config.vocab_size != (vocabulary.size if masked else vocabulary.size_without_mask):
         raise InputError(f"{folder}: the config has vocab_size {config.vocab_size}, its tokenizer {vocabulary.size} with "
                          f"{MASK}; they don't belong together")
     if isinstance(config, DenoiserConfig) and masked and config.mask_id != vocabulary.mask_id:

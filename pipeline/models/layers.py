@@ -1,14 +1,44 @@
 """Transformer parts that the denoiser and the causal models share."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tsdfm.kernels.linear import linear, linear_gelu
 
 ROTARY_BASE = 10_000.0
+
+
+class Recomputable(nn.Module):
+    """A block that can forget what its forward pass computed, and compute it again when the gradient is taken.
+
+    It saves the memory of a block's inner activations for a third more work, and changes no value.
+    """
+
+    recompute = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The forward pass."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *inputs, use_reentrant=False)
+        return super().__call__(*inputs)
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Have every block of a network computed twice, in the forward pass and when the gradient is taken: less memory."""
+    for block in network.modules():
+        if isinstance(block, Recomputable):
+            block.recompute = True
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """Have every block of a network compiled by torch at its first call, which takes a while; its last bits may change."""
+    for block in network.modules():
+        if isinstance(block, Recomputable):
+            block.compile()
 
 
 class LayerNorm(nn.Module):

@@ -7,7 +7,6 @@ config.json says is compared with the headers of the weights before anything is 
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from tsdfm.kernels.linear import linear
 from tsdfm.pipeline.models.weights import stored_shapes, undrawn
-from tsdfm.schemas.base import InputError, first_line
+from tsdfm.schemas.base import InputError, first_line, plain_json
 from tsdfm.schemas.regular import check_regular, read_regular
 
 PROBE = 16  # tokens, from all over the vocabulary, on which a model is compared with itself
@@ -69,8 +68,8 @@ class CausalModel:
 def is_transformers_folder(folder: Path) -> bool:
     """Whether a folder's config.json is one of transformers (has `model_type`) rather than ours (has `kind`)."""
     try:
-        data = json.loads(read_regular(folder / "config.json"))
-    except (OSError, ValueError):
+        data = plain_json(read_regular(folder / "config.json"), str(folder))
+    except (OSError, InputError):
         return False
     return isinstance(data, dict) and "model_type" in data and "kind" not in data
 

@@ -5,10 +5,10 @@
     arms/shaped-00000-of-00008.parquet ...     of a dataset of both arms: its rows again, an arm a file
 
 The manifest names shards by checksum, so they travel as they are, and they hold both arms. A split, though, is a set of files:
-`datasets` could filter rows by a config's `filters`, but the Hub's viewer and every other reader show the files that the card
-names, whole. So that config `arms` has the splits `shaped` and `blind` everywhere, each shard's rows are written once more,
-arm by arm, which about doubles the bytes (`arm_splits: false` leaves them out). A dataset of one arm needs no copies: its split
-is `data/`.
+`datasets` can filter rows by a config's `filters`, as the card of a local folder has it, but the Hub's viewer and every other
+reader show the files that the card names, whole. So that the configs `shaped` and `blind`, and `arms` with both as splits, are
+the same for everybody, each shard's rows are written once more, arm by arm, which about doubles the bytes (`arm_splits: false`
+leaves them out). A dataset of one arm needs no copies: its split is `data/`.
 
 The manifest's hint of where the teacher was is left out if it is a folder of this machine.
 """
@@ -36,6 +36,7 @@ from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.publish import PublishConfig, Receipt
 from tsdfm.schemas.terms import Arm
+from tsdfm.schemas.words import count
 
 _OWNED = re.compile(r"(data|arms)/[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
 
@@ -50,11 +51,11 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
     check_login(config.repo)
     manifest, faults = verify(store, progress)
     if faults:
-        raise InputError(f"{store.uri}: {len(faults)} faults, the first {faults[0]}; run verify to list all, and generate to "
-                         "remake what it names; nothing was published")
+        raise InputError(f"{store.uri}: {count(len(faults), 'fault')}, the first {faults[0]}; run verify to list all, and "
+                         "generate to remake what it names; nothing was published")
     summary = summarise(store, progress)
     identity = manifest.identity
-    upload = Upload(config.repo, "dataset", f"{manifest.totals.rows} trajectories, identity {digest(identity)[:16]}")
+    upload = Upload(config.repo, "dataset", f"{count(manifest.totals.rows, 'trajectory')}, identity {digest(identity)[:16]}")
     upload.open(config.private, MANIFEST_FILE, _paths(manifest, config))
     energies: dict[Arm, list[npt.NDArray[np.float32]]] = {arm: [] for arm in identity.arms}
     for done, record in enumerate(manifest.shards):
@@ -92,7 +93,7 @@ def _copies_arms(identity: Identity, config: PublishConfig) -> bool:
     return config.arm_splits and len(identity.arms) > 1
 
 
-def _splits(identity: Identity, config: PublishConfig) -> dict[str, str]:
+def _splits(identity: Identity, config: PublishConfig) -> dict[Arm, str]:
     """Of config `arms`: each split and its files; {} if the arms share files."""
     if len(identity.arms) == 1:
         return {identity.arms[0]: "data/train-*.parquet"}

@@ -1,19 +1,28 @@
 """The card of a published dataset: what a stranger needs to use it, and what `datasets` and the Hub read of it."""
 
-from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, TAGS, column_table, front_matter
+from tsdfm.pipeline.dataset.card import (
+    DEFAULT_CONFIG,
+    TAGS,
+    arm_config,
+    arms_config,
+    column_table,
+    front_matter,
+    reading_notes,
+    sizes,
+)
 from tsdfm.pipeline.dataset.manifest import digest
-from tsdfm.pipeline.evaluation.figures import NONE, maybe, plus_minus
+from tsdfm.pipeline.evaluation.figures import NONE, count, maybe, plus_minus
 from tsdfm.pipeline.publishing.citations import BIBTEX
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.publish import PublishConfig
 from tsdfm.schemas.summary import ArmSummary, DatasetSummary
+from tsdfm.schemas.terms import Arm
 
 PLOT_FILE = "energies.png"
-ARMS_CONFIG = "arms"
 _SIZES = [(10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")]
 
 
-def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: dict[str, str], config: PublishConfig) -> str:
+def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: dict[Arm, str], config: PublishConfig) -> str:
     """The card's text; a function of its arguments alone. `splits`: name of an arm -> glob of its files, {} for none."""
     identity = manifest.identity
     parts = [
@@ -25,32 +34,32 @@ def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: d
     return "\n".join(parts)
 
 
-def _fields(manifest: DatasetManifest, splits: dict[str, str], config: PublishConfig) -> dict[str, object]:
+def _fields(manifest: DatasetManifest, splits: dict[Arm, str], config: PublishConfig) -> dict[str, object]:
     configs: list[dict[str, object]] = [DEFAULT_CONFIG]
     if splits:
-        configs.append({"config_name": ARMS_CONFIG, "data_files": [
-            {"split": arm, "path": pattern} for arm, pattern in splits.items()]})
+        configs += [arms_config(splits), *(arm_config(arm, pattern) for arm, pattern in splits.items())]
     size = next((name for limit, name in _SIZES if manifest.totals.rows < limit), "10M<n<100M")
     return {"license": config.license, "task_categories": ["text-generation"], "size_categories": [size], "tags": TAGS,
-            "configs": configs}
+            "configs": configs, "trajectories": sizes(manifest.identity)}
 
 
 def _what(manifest: DatasetManifest) -> str:
     identity, totals = manifest.identity, manifest.totals
     start = "all [MASK]" if identity.teacher.source == "mask" else "independent uniform tokens"
-    return f"""{totals.rows:,} trajectories of {identity.rollout.length} tokens, made by tsdfm-pipeline
-({totals.tokens:,} tokens, {totals.events:,} jumps, {totals.bytes:,} bytes of shards).
+    return f"""{count(totals.rows, 'trajectory')} of {count(identity.rollout.length or 0, 'token')}, made by tsdfm-pipeline
+({count(totals.tokens, 'token')}, {count(totals.events, 'jump')}, {count(totals.bytes, 'byte')} of shards).
 
 A discrete flow matching model writes a text in many small random jumps. Each row is one such text being written: where it
 starts ({start}), every jump (step, position, token) in order, and, on the shaped arm, the K candidates
 that were drawn at each step, with the energies that a compass gave them. Replaying the jumps on the source gives the state at
-each of the {identity.rollout.steps} steps, without loss: few-step students are distilled from these rows, with no teacher.
+each of the {count(identity.rollout.steps, 'step')}, without loss: few-step students are distilled from these
+rows, with no teacher.
 """
 
 
-def _loading(repo: str, splits: dict[str, str]) -> str:
+def _loading(repo: str, splits: dict[Arm, str]) -> str:
     arms = "".join(
-        f'\n{arm} = load_dataset("{repo}", "{ARMS_CONFIG}", split="{arm}")' for arm in splits)
+        f'\n{arm} = load_dataset("{repo}", "{arm}", split="train")' for arm in splits)
     return f"""## Use it
 
 ```python
@@ -68,15 +77,14 @@ REVISION is a commit of this repository; every shard's checksum (`manifest.json`
 
 
 def _columns(identity: Identity) -> str:
-    rollout, candidates = identity.rollout, identity.shaping.candidates
-    tokens = "null: every row starts from [MASK]" if identity.teacher.source == "mask" else "a list in every row"
     return f"""## Columns
 
 {column_table()}
 
-L = {rollout.length} tokens, N = {rollout.steps} steps, k = {rollout.top_k}, K = {candidates} candidates (1 on the blind arm).
-An event of step s lies between times s/N and (s + 1)/N. `source_tokens` is {tokens}.
-`tokenizer.json` decodes ids; `manifest.json` holds the whole configuration.
+## Sizes, and how to read the lists
+
+{reading_notes(identity)}
+`manifest.json` holds the whole configuration.
 """
 
 
@@ -91,7 +99,8 @@ def _how(manifest: DatasetManifest) -> str:
         "compass": compass,
         "shaping": f"{shaping.candidates} candidates, `{shaping.select}`, from t >= {shaping.tau:g}, "
                    f"one step in {shaping.shape_every}",
-        "rollout": f"{rollout.steps} steps, `{rollout.solver}`, temperature {rollout.temperature:g}, seed {rollout.seed}",
+        "rollout": f"{count(rollout.steps, 'step')}, `{rollout.solver}`, temperature {rollout.temperature:g}, "
+                   f"seed {rollout.seed}",
         "arms": ", ".join(identity.arms) + (" (paired: same rings, same first candidate)" if identity.arm == "both" else ""),
         "identity": f"`{digest(identity)[:16]}` (sha256 of the configuration)",
         "made with": versions,
@@ -105,7 +114,7 @@ def _energies(summary: DatasetSummary) -> str:
     if summary.pairs is not None and summary.pairs.standard_error is not None:
         pairs = summary.pairs
         text += (f"\nPaired, shaped minus blind: {pairs.mean_difference:+.4f} ± {pairs.standard_error:.4f} (standard error) "
-                 f"nats/token over {pairs.pairs} pairs; shaped is lower in {pairs.share_lower:.1%}.\n")
+                 f"nats/token over {count(pairs.pairs, 'pair')}; shaped is lower in {pairs.share_lower:.1%}.\n")
     if any(arm.final_energy for arm in summary.arms):
         text += f"\n![Final energies by arm]({PLOT_FILE})\n"
     return text

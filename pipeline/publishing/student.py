@@ -16,6 +16,7 @@ from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.schemas.base import InputError, parse_json, to_json
 from tsdfm.schemas.evaluate import Results
+from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.publish import PublishConfig, Receipt
 from tsdfm.schemas.regular import read_regular
@@ -52,7 +53,7 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
 
 
 def without_folders(record: StudentRecord) -> StudentRecord:
-    """A copy of a student's record in which every absolute path or file: URI has become its last part."""
+    """A copy of a student's record in which every absolute path or file: URI is its last part, and no URI tells secrets."""
     return StudentRecord.model_validate(_bare(record.model_dump(mode="json")))
 
 
@@ -61,8 +62,8 @@ def _bare(value: Any) -> Any:
         return {key: _bare(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_bare(each) for each in value]
-    if isinstance(value, str) and value.startswith(("/", "~", "file:")):
-        return Path(value).name
+    if isinstance(value, str):
+        return Path(value).name if value.startswith(("/", "~", "file:")) else redacted(value)
     return value
 
 

@@ -1,4 +1,7 @@
-"""Copies of remote files that this user has read before, found by what their bytes hash to."""
+"""This user's copies of what takes long to fetch or to make.
+
+They lie in $XDG_CACHE_HOME/tsdfm-pipeline, or ~/.cache/tsdfm-pipeline, and may be deleted at any time.
+"""
 
 import contextlib
 import hashlib
@@ -9,20 +12,46 @@ from pathlib import Path
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.regular import read_regular
 
+_DIGEST = hashlib.sha256().digest_size
+
 
 def through_cache(sha256: str, fetch: Callable[[], bytes]) -> bytes:
     """The bytes that hash to `sha256`: this user's copy, or else those that `fetch` gives and checks, of which one is kept.
 
-    Copies lie in $XDG_CACHE_HOME/tsdfm-pipeline, or ~/.cache/tsdfm-pipeline, and may be deleted at any time; a damaged one is
-    replaced, and where none can be written the bytes are fetched each time.
+    A damaged copy is replaced, and where none can be written the bytes are fetched each time.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tsdfm-pipeline"
-    with contextlib.suppress(OSError):
-        data = read_regular(folder / sha256)
-        if hashlib.sha256(data).hexdigest() == sha256:
-            return data
-    data = fetch()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / sha256, data)
+    data = _read(sha256)
+    if data is None or hashlib.sha256(data).hexdigest() != sha256:
+        data = fetch()
+        _write(sha256, data)
     return data
+
+
+def kept(key: str, make: Callable[[], bytes]) -> bytes:
+    """The bytes that `make` gives, or gave when they were asked for by this key before; `key` names all that they depend on.
+
+    As of `through_cache`: nothing that can be wrong with the cache does more than that they are made again. Processes that ask
+    at the same time each make them, and the last one's are kept.
+    """
+    stored = _read(key)
+    if stored is not None and hashlib.sha256(stored[_DIGEST:]).digest() == stored[:_DIGEST]:
+        return stored[_DIGEST:]
+    data = make()
+    _write(key, hashlib.sha256(data).digest() + data)
+    return data
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tsdfm-pipeline"
+
+
+def _read(name: str) -> bytes | None:
+    with contextlib.suppress(OSError, RuntimeError):  # no such copy, or no home
+        return read_regular(_folder() / name)
+    return None
+
+
+def _write(name: str, data: bytes) -> None:
+    with contextlib.suppress(OSError, RuntimeError):
+        _folder().mkdir(parents=True, exist_ok=True)
+        write_atomic(_folder() / name, data)

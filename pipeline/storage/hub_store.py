@@ -13,6 +13,7 @@ from typing import NoReturn
 from tsdfm.pipeline.storage.hub_client import client, endpoint, explained
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.progress import Progress, unheard
 
 PREFIX = "hf://"
 _NAME = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^@]+))?/?")
@@ -31,7 +32,7 @@ class HubStore(Store):
         self.repo, revision = found["repo"], found["revision"]
         self.uri = uri
         self.commit = revision if revision and _COMMIT.fullmatch(revision) else self._pin(revision)
-        self.uri = f"hf://datasets/{self.repo}@{self.commit}"
+        self.uri = self.address = f"hf://datasets/{self.repo}@{self.commit}"
 
     def _pin(self, revision: str | None) -> str:
         with explained(self.uri, _THEN):
@@ -73,7 +74,15 @@ class HubStore(Store):
         """Raises InputError, always: a dataset on the Hub is only read here, so no file of it is removed."""
         self._refuse()
 
-    def owned(self) -> NoReturn:
+    def move(self, source: str, target: str) -> NoReturn:
+        """Raises InputError, always: a dataset on the Hub is only read here, so no file of it is moved."""
+        self._refuse()
+
+    def inside(self, folder: str) -> NoReturn:
+        """Raises InputError, always: a dataset on the Hub is read as a whole."""
+        self._refuse()
+
+    def owned(self, progress: Progress = unheard) -> NoReturn:
         """Raises InputError, always: a dataset on the Hub is only read here, so no run can hold it."""
         self._refuse()
 

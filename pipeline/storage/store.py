@@ -7,22 +7,29 @@ A file appears whole or not at all: locally by temporary name, fsync and rename;
 import contextlib
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 
-from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.pipeline.storage.locks import flock, lease
+from tsdfm.pipeline.storage.atomic import sync_folder, write_atomic
+from tsdfm.pipeline.storage.lease import lease
+from tsdfm.pipeline.storage.locks import flock
 from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.paths import redacted
+from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.regular import read_regular
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or none that this user may have
 
 
 class Store(ABC):
     """A dataset's folder. Paths are POSIX and relative to it."""
 
-    uri: str  # of the folder, as people may type it
+    uri: str  # of the folder, as people may read it: without the secrets that may open it
+    address: str  # opens it again, from wherever; may hold secrets, so it is told to workers only
     local: Path | None = None  # where it is on this machine's disk, if it is
     cached = True  # whether a file that was read once is on this machine from then on
 
@@ -43,8 +50,19 @@ class Store(ABC):
         """Names of the files and folders directly in `folder`, sorted; [] if it does not exist."""
 
     @abstractmethod
-    def owned(self) -> AbstractContextManager[None]:
-        """Hold the dataset for one run. Raises InputError, naming the owner, if another run holds it."""
+    def move(self, source: str, target: str) -> None:
+        """Give a file another path; what is there is replaced. Raises InputError or WorkError."""
+
+    @abstractmethod
+    def inside(self, folder: str) -> "Store":
+        """A folder of this one as a store."""
+
+    @abstractmethod
+    def owned(self, progress: Progress = unheard) -> AbstractContextManager[Callable[[], None]]:
+        """Hold the dataset for one run. Raises InputError, naming the owner, if another run holds it.
+
+        Yields a check, which raises WorkError once the dataset is another run's: ask it before anything is committed.
+        """
 
 
 @contextlib.contextmanager
@@ -53,7 +71,7 @@ def explained(what: str, uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC or "No space left" in str(error):
+        if error.errno in FULL or "No space left" in str(error):
             raise WorkError(f"{uri}: the disk is full; free some space and run the same command to resume") from None
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
             raise InputError(f"{uri}: cannot {what} ({error.strerror or error}); give a folder you can write to") from None
@@ -68,6 +86,7 @@ class LocalStore(Store):
     def __init__(self, folder: Path, uri: str | None = None) -> None:
         self.local = folder.absolute()
         self.uri = str(folder) if uri is None else uri
+        self.address = uri if uri is not None and uri.startswith("file:///") else str(self.local)
 
     def _at(self, path: str) -> Path:
         return self.local / path
@@ -90,9 +109,13 @@ class LocalStore(Store):
         """See `Store.remove`."""
         with explained("delete it", f"{self.uri}/{path}"):
             self._at(path).unlink(missing_ok=True)
+        self._leave(path)
+
+    def _leave(self, path: str) -> None:
+        """Remove the folder of a file that is gone: folders are there for their files. One that holds others stays."""
         if "/" in path:
             with contextlib.suppress(OSError):
-                self._at(path).parent.rmdir()  # a folder is there for its files; one that holds others stays
+                self._at(path).parent.rmdir()
 
     def names(self, folder: str = "") -> list[str]:
         """See `Store.names`."""
@@ -102,9 +125,21 @@ class LocalStore(Store):
             except FileNotFoundError:
                 return []
 
+    def move(self, source: str, target: str) -> None:
+        """See `Store.move`."""
+        with explained("write there", f"{self.uri}/{target}"):
+            self._at(target).parent.mkdir(parents=True, exist_ok=True)
+            self._at(source).replace(self._at(target))
+            sync_folder(self._at(target).parent)
+        self._leave(source)
+
+    def inside(self, folder: str) -> "LocalStore":
+        """See `Store.inside`."""
+        return LocalStore(self._at(folder), f"{self.uri}/{folder}")
+
     @contextlib.contextmanager
-    def owned(self) -> Iterator[None]:
-        """See `Store.owned`. Temporary files that a killed run left behind are removed."""
+    def owned(self, progress: Progress = unheard) -> Iterator[Callable[[], None]]:
+        """See `Store.owned`. A lock can't be lost. Temporary files that a killed run left behind are removed."""
         with explained("write there", self.uri):
             self.local.mkdir(parents=True, exist_ok=True)
             held = contextlib.ExitStack()
@@ -113,7 +148,7 @@ class LocalStore(Store):
             for folder in (self.local, self.local / "data"):
                 for leftover in folder.glob(".*.tmp"):
                     leftover.unlink(missing_ok=True)
-            yield
+            yield _still_owned
 
 
 class UriStore(Store):
@@ -121,9 +156,9 @@ class UriStore(Store):
 
     cached = False
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self.filesystem, self.root = _filesystem(uri)
+    def __init__(self, address: str) -> None:
+        self.address, self.uri = address, redacted(address)
+        self.filesystem, self.root, self._fsspec = _filesystem(address)
 
     def _full(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
@@ -152,24 +187,55 @@ class UriStore(Store):
     def names(self, folder: str = "") -> list[str]:
         """See `Store.names`."""
         with explained("list it", f"{self.uri}/{folder}"):
+            if self._fsspec is not None:
+                self._fsspec.invalidate_cache()  # what others wrote counts
             selector = pafs.FileSelector(self._full(folder), allow_not_found=True)
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
-    def owned(self) -> AbstractContextManager[None]:
+    def modified(self, path: str) -> float | None:
+        """When a file was written, in seconds of the store's own clock; None if there is no such file or no such clock."""
+        with explained("read it", f"{self.uri}/{path}"):
+            try:
+                if self._fsspec is not None:
+                    return float(self._fsspec.modified(self._full(path)).timestamp())
+                found = self.filesystem.get_file_info(self._full(path)).mtime
+            except (FileNotFoundError, NotImplementedError):
+                return None
+            return None if found is None else float(found.timestamp())
+
+    def move(self, source: str, target: str) -> None:
+        """See `Store.move`."""
+        with explained("write there", f"{self.uri}/{target}"):
+            self.filesystem.create_dir(self._full(target).rpartition("/")[0], recursive=True)
+            self.filesystem.move(self._full(source), self._full(target))
+
+    def inside(self, folder: str) -> "UriStore":
+        """See `Store.inside`."""
+        place, mark, query = self.address.partition("?")
+        return UriStore(f"{place.rstrip('/')}/{folder}{mark}{query}")
+
+    def owned(self, progress: Progress = unheard) -> AbstractContextManager[Callable[[], None]]:
         """See `Store.owned`."""
-        return lease(self)
+        return lease(self, progress)
 
 
-def _filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+def _still_owned() -> None:
+    """The check of a lock, which can't be lost."""
+
+
+def _filesystem(uri: str) -> tuple[pafs.FileSystem, str, Any]:
+    """The filesystem of a URI, the folder's path in it, and what fsspec calls it, if it is one of fsspec's."""
     try:
         filesystem, root = pafs.FileSystem.from_uri(uri)
-        return filesystem, str(root)
-    except Exception:  # pyarrow raises several kinds for a scheme it does not know
+        return filesystem, str(root), None
+    except Exception as native:  # pyarrow raises several kinds for a scheme it does not know
         import fsspec
 
         try:
             inner, root = fsspec.core.url_to_fs(uri)
         except Exception as error:
-            raise InputError(f"{uri}: no such filesystem ({first_line(error)}); "
-                             "give a path or a URI that pyarrow or fsspec knows") from None
-        return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), root
+            told = redacted(uri)
+            why = first_line(error) if "Unrecognized filesystem type" in str(native) else first_line(native)
+            raise InputError(f"{told}: no such filesystem ({why.replace(uri, told)}); give a path or a URI that pyarrow or "
+                             "fsspec knows") from None
+        return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), root, inner

@@ -1,13 +1,22 @@
-"""The vocabulary: any tokenizer of the `tokenizers` library, [MASK] its last id; what is trained here is a byte-level BPE.
+"""The vocabulary: any tokenizer of the `tokenizers` library, and the ids of its end of text and of [MASK].
 
-[MASK] has the highest id, so a model of the uniform source (or a causal LM) uses the same ids with one row fewer; a tokenizer
-without it (GPT-2's, say) gets it appended. The end of a text is the token that the tokenizer's own post-processor puts there,
-else the one of the usual name. Text is always encoded with special tokens treated as plain text: a literal "[MASK]" in a corpus
-must never become the mask id. (A Unigram model that holds its end-of-text token as a piece does find a literal one.)
+Ids run from 0 to the tokenizer's highest, whether or not each has an entry. A tokenizer's own [MASK] is used wherever it
+stands (BERT's is in the middle). One that has none gets it behind its highest id, and so one that has no token that ends a
+text. These go into the tokenizer where the library gives them that id; it counts entries, so in a vocabulary with holes it
+would give them a word's, and there they are known here alone.
+
+Where [MASK] is the last id, a model that never sees it (of the uniform source, or a causal LM) uses the same ids with one row
+fewer; elsewhere it has a row that no text needs.
+
+The end of a text is the token that the tokenizer's own post-processor puts there, else the one of the usual name. Text is
+always encoded with special tokens treated as plain text: a literal "[MASK]" in a corpus never becomes the mask id. (A model
+that holds its end-of-text token as a piece, Unigram say, does find a literal one.)
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,55 +24,83 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, first_line
 
 EOS, MASK = "[EOS]", "[MASK]"
 USUAL_EOS = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 FILE = "tokenizer.json"
+PROBES = 64  # entries that are tried as a text, to see what the post-processor adds to one
+MOST_IDS = 1 << 22  # a model has a row for each
+CHARACTERS_AT_ONCE = 1 << 20  # encoded: what the library keeps of each token takes far more than its id
 
 
 def end_of_text(tokenizer: Tokenizer) -> str | None:
     """The token that ends a text: what the post-processor appends, else the first of the usual names; None: neither."""
-    probe = tokenizer.encode("a")
-    marks = probe.special_tokens_mask  # 1 where the post-processor added a token
-    if 0 in marks and marks[-1]:
-        return str(probe.tokens[-1])
+    for text in _probes(tokenizer):
+        try:
+            probe = tokenizer.encode(text)
+        except Exception:  # the library raises nothing narrower where a model has no entry for a text
+            continue
+        marks = probe.special_tokens_mask  # 1 where the post-processor added a token
+        if 0 in marks:
+            if marks[-1] and tokenizer.token_to_id(probe.tokens[-1]) is not None:
+                return str(probe.tokens[-1])
+            break
     return next((name for name in USUAL_EOS if tokenizer.token_to_id(name) is not None), None)
 
 
+def _probes(tokenizer: Tokenizer) -> Iterator[str]:
+    """Short texts of which a tokenizer should be able to encode one."""
+    yield "a"
+    yield from islice(sorted(tokenizer.get_vocab(with_added_tokens=False)), PROBES)
+
+
 class Vocabulary:
-    """A tokenizer with the two ids the project needs. `size` counts [MASK]."""
+    """A tokenizer with the two ids the project needs.
+
+    `size`: ids 0..size-1, [MASK] among them. `size_without_mask`: rows of a model that never sees [MASK].
+    """
 
     def __init__(self, tokenizer: Tokenizer, where: str) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         end = end_of_text(tokenizer)
-        if tokenizer.token_to_id(MASK) is None:
-            tokenizer.add_special_tokens([MASK])
-        mask, size = tokenizer.token_to_id(MASK), tokenizer.get_vocab_size()
-        if end is None or mask != size - 1:
-            raise InputError(f"{where}: the tokenizer must hold a token that ends a text ({', '.join(USUAL_EOS)}, or what its "
-                             f"post-processor appends), and {MASK} as its last id or not at all; add them")
-        # An added token that is not special is matched in plain text, whatever `encode_special_tokens` says.
-        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-        if not {end, MASK} <= special:
-            raise InputError(f"{where}: {end} and {MASK} must be special tokens; add them with add_special_tokens")
+        ids = _with_ids(tokenizer, where, [*([EOS] if end is None else []), MASK])
+        end = end or EOS
+        _make_special(tokenizer, [end, MASK])
         tokenizer.encode_special_tokens = True
-        eos = int(tokenizer.get_vocab()[end])
-        self.tokenizer, self.size, self.eos_id, self.mask_id = tokenizer, size, eos, mask
+        self.tokenizer, self.where, self.eos_id, self.mask_id = tokenizer, where, ids[end], ids[MASK]
+        self.size = max(ids.values()) + 1
+        self.size_without_mask = self.size - (self.mask_id == self.size - 1)
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        self._in_place_of_mask = None if unknown is None else tokenizer.token_to_id(unknown)
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
         """Open a tokenizer.json, or the folder that holds one. Raises InputError."""
-        file = path / FILE if path.is_dir() else path
-        try:
-            return cls(open_tokenizer(file), str(file))
-        except InputError:
-            raise
-        except OSError:
-            raise InputError(f"{file}: no such tokenizer; give a tokenizer.json or a folder with one") from None
-        except Exception as error:  # the library raises bare Exception on bad JSON
-            raise InputError(f"{file}: not a tokenizer of the tokenizers library ({error}); make it anew") from None
+        return cls(*_read(path))
+
+    @classmethod
+    def adopt(cls, path: Path, end: str | None = None) -> "Vocabulary":
+        """Open a tokenizer of another project for a model of ours. Raises InputError.
+
+        Args:
+            path: as of `load`.
+            end: the token that ends a text; None: as the tokenizer says. The choice is kept in tokenizer.json, as a
+                post-processor that appends the token; ids and encoding are untouched.
+
+        One without a decoder whose pieces are letters gets one that joins them: the library would set blanks between them.
+        """
+        tokenizer, where = _read(path)
+        if end is not None:
+            number = tokenizer.token_to_id(end)
+            if number is None:
+                raise InputError(f"--eos {end}: {where} has no such token; give one that it has")
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=["$A", "end"], special_tokens=[{"id": "end", "ids": [number], "tokens": [end]}])
+        if tokenizer.decoder is None and _spells(tokenizer):
+            tokenizer.decoder = decoders.Fuse()
+        return cls(tokenizer, where)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "Vocabulary":
@@ -78,18 +115,6 @@ class Vocabulary:
         tokenizer.train_from_iterator(texts, trainer)
         tokenizer.add_special_tokens([MASK])
         return cls(tokenizer, "trained tokenizer")
-
-    def ending_with(self, name: str, where: str) -> "Vocabulary":
-        """This vocabulary, but with texts that end with the token `name`. Raises InputError if it has no such token.
-
-        The choice is kept in tokenizer.json, as a post-processor that appends the token; ids and encoding are untouched.
-        """
-        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
-        number = tokenizer.token_to_id(name)
-        if number is None:
-            raise InputError(f"--eos {name}: {where} has no such token; give one that it has")
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {name}", special_tokens=[(name, number)])
-        return Vocabulary(tokenizer, where)
 
     def to_json(self) -> str:
         """The tokenizer.json, canonical: what the fingerprint is taken of."""
@@ -112,8 +137,84 @@ class Vocabulary:
                 run.append(int(token))
         return "".join([*pieces, self.tokenizer.decode(run)])
 
-    def stream(self, documents: Sequence[str]) -> npt.NDArray[np.int32]:
-        """One int32 array: every document followed by [EOS]."""
-        encodings = self.tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)
-        parts = [np.append(np.asarray(e.ids, dtype=np.int32), np.int32(self.eos_id)) for e in encodings]
-        return np.concatenate(parts) if parts else np.empty(0, np.int32)
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, nothing added, none of them [MASK]'s. Raises InputError if the tokenizer can't encode them."""
+        try:
+            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise InputError(f"{self.where}: the tokenizer can't encode this text ({first_line(error)}); give one whose "
+                             "vocabulary has an unknown token, or all that the text holds") from None
+        return [self._without_mask(encoding.ids) for encoding in encodings]
+
+    def _without_mask(self, ids: list[int]) -> list[int]:
+        """A model that holds [MASK] as a word of its own finds a literal one: it is an unknown word, or none."""
+        if self.mask_id not in ids:
+            return ids
+        instead = [] if self._in_place_of_mask is None else [self._in_place_of_mask]
+        return [each for number in ids for each in (instead if number == self.mask_id else [number])]
+
+    def stream(self, documents: Iterable[str]) -> npt.NDArray[np.int32]:
+        """One int32 array: every document followed by [EOS]. Raises InputError if the tokenizer can't encode them."""
+        tokens = array("i")
+        for some in _portions(documents):
+            for ids in self.encode(some):
+                tokens.extend(ids)
+                tokens.append(self.eos_id)
+        return np.asarray(tokens, dtype=np.int32)
+
+
+def _portions(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Documents in lists of about CHARACTERS_AT_ONCE."""
+    some, characters = list[str](), 0
+    for text in documents:
+        some.append(text)
+        characters += len(text)
+        if characters >= CHARACTERS_AT_ONCE:
+            yield some
+            some, characters = [], 0
+    if some:
+        yield some
+
+
+def _read(path: Path) -> tuple[Tokenizer, str]:
+    """The tokenizer of a file or folder, and the file's name. Raises InputError."""
+    file = path / FILE if path.is_dir() else path
+    try:
+        return open_tokenizer(file), str(file)
+    except OSError:
+        raise InputError(f"{file}: no such tokenizer; give a tokenizer.json or a folder with one") from None
+
+
+def _with_ids(tokenizer: Tokenizer, where: str, wanted: Sequence[str]) -> dict[str, int]:
+    """The ids of a tokenizer's entries and of the `wanted` ones, which get new ids where they have none to themselves.
+
+    Raises InputError if there is no entry, or an id that no model could have a row for.
+    """
+    ids: dict[str, int] = tokenizer.get_vocab()
+    if not ids:
+        raise InputError(f"{where}: the tokenizer has no entries; train it, or give another")
+    shared = {number for name, number in ids.items() if name not in wanted}
+    absent = [name for name in wanted if name not in ids or ids[name] in shared]
+    taken = {number for name, number in ids.items() if name not in absent}
+    free = max(taken) + 1
+    if free + len(absent) > MOST_IDS:
+        raise InputError(f"{where}: the tokenizer's highest id is {free - 1:,}, and a model has a row for each up to "
+                         f"{MOST_IDS:,}; number its entries anew")
+    if len(taken) == free and not set(absent) & ids.keys():
+        tokenizer.add_special_tokens(absent)
+    return ids | {name: free + index for index, name in enumerate(absent)}
+
+
+def _make_special(tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    """An added token that is not special is matched in plain text, whatever `encode_special_tokens` says."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    tokenizer.add_special_tokens([name for name in names if name not in special and tokenizer.token_to_id(name) is not None])
+
+
+def _spells(tokenizer: Tokenizer) -> bool:
+    """Whether the pieces of a word are its letters, with no mark of where it begins."""
+    letters = sorted(name for name in tokenizer.get_vocab() if len(name) == 1 and name.isalpha())[:2]
+    try:
+        return len(letters) == 2 and tokenizer.encode("".join(letters), add_special_tokens=False).tokens == letters
+    except Exception:  # the library raises nothing narrower
+        return False

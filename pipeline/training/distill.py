@@ -5,7 +5,7 @@ batches of `batches.Reader`; `student_trainer` makes its updates.
 """
 
 import time
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,23 @@ from tsdfm.pipeline.models.folder import (
     load,
     load_denoiser,
     save,
-    state_folder,
     teacher_folder,
 )
-from tsdfm.pipeline.storage.store import LocalStore
+from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.student_card import student_card
-from tsdfm.pipeline.training.student_trainer import Place, Start, train_student
-from tsdfm.pipeline.training.trainer import Report
+from tsdfm.pipeline.training.student_trainer import Start, train_student
+from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.manifest import DatasetManifest
+from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.reports import DistillReport
 from tsdfm.schemas.training_record import StudentRecord
 
 # What may differ between a run and its resumption: where things lie, and how the work is divided.
-MOVABLE: dict[str, Any] = {"data": {"paths", "loader_workers"}, "init": True, "workers": True, "address": True}
+MOVABLE: dict[str, Any] = {"data": {"paths", "loader_workers"}, "init": True, "workers": True, "address": True,
+                           "compile": True, "recompute": True}
 LIBRARIES = ("tsdfm-pipeline", "torch", "ray")
-LOCK_SECONDS = 20.0  # to wait for the training folder: processes of a killed run may outlive it by a few
-POLL_SECONDS = 0.5
 
 
 def distill(config: DistillConfig, out: Path | str, report: Report = lambda step, scalars: False) -> DistillReport | None:
@@ -80,35 +79,18 @@ def check(config: DistillConfig, out: Path) -> Start:
     return start
 
 
-def train_at(place: Place, config: DistillConfig, out: Path, report: Report) -> bool:
+def train_at(place: Place, config: DistillConfig, out: Path, report: Report, *, watch: Watch = UNWATCHED) -> bool:
     """One process's part of a distillation; the first process writes the student to `out`.
 
-    Returns False if `report` asked to stop. Raises InputError or WorkError.
+    Returns False if `report` or `watch` asked to stop. Raises InputError or WorkError.
     """
-    with ExitStack() as stack:
-        if place.rank == 0:
-            stack.enter_context(_owned(LocalStore(state_folder(out))))
+    with state_owned(out, place) as folder:
         start = open_start(config)
-        student = train_student(start, state_folder(out), place, report)
+        student = train_student(start, folder, place, report, watch.stop)
         if student is not None and place.rank == 0:
             record = record_of(start)
             save(out, student, start.weights.vocabulary, record, card=student_card(student.config, record))
     return student is not None
-
-
-def _owned(store: LocalStore) -> AbstractContextManager[object, bool | None]:
-    """Hold the training folder, which another process may be about to let go. Raises InputError if it doesn't."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(store.owned())
-            except InputError:
-                if time.monotonic() > deadline:
-                    raise
-            else:
-                return stack.pop_all()
-        time.sleep(POLL_SECONDS)
 
 
 def open_start(config: DistillConfig) -> Start:
@@ -172,7 +154,9 @@ def identity_of(config: DistillConfig, reader: Reader, start: ModelFolder[Denois
 
 
 def record_of(start: Start) -> StudentRecord:
-    """How a student was made, for its training.json."""
+    """How a student was made, for its training.json and its card: where data lies, but not the secrets that open it."""
     resolved = start.config.model_copy(update={"budgets": start.reader.budget_shares})
-    return StudentRecord(config=resolved, data=start.reader.facts(), init=start.weights.fingerprint,
+    data = resolved.data.model_copy(update={"paths": [redacted(path) for path in resolved.data.paths]})
+    return StudentRecord(config=resolved.model_copy(update={"data": data}), data=start.reader.facts(),
+                         init=start.weights.fingerprint, corpus=None if start.real is None else start.real.facts,
                          versions={name: version(name) for name in LIBRARIES})

@@ -1,6 +1,6 @@
 """Fit a compass: a causal LM (`ar`; also how a judge is made) or an NCE encoder (`nce`), and say how well it separates."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +8,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import ModelFolder
+from tsdfm.pipeline.models.folder import ModelFolder, load_denoiser, save, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, Corpus, prepare, windows_of
-from tsdfm.pipeline.training.losses import causal_nll, nce
-from tsdfm.pipeline.training.token_windows import TokenWindows
-from tsdfm.pipeline.training.trainer import Report, Stop, Trainer, never, seeded, whole
+from tsdfm.pipeline.training.data_parallel import Place, state_owned
+from tsdfm.pipeline.training.losses import CausalNLL, NoiseContrast, TextRows
+from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows
+from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.model import CausalConfig, NceConfig
 from tsdfm.schemas.progress import Progress, unheard
-from tsdfm.schemas.train import CompassConfig
+from tsdfm.schemas.train import DIVISION, CompassConfig
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, Separation
 
 TIME_BINS = 8
@@ -38,110 +38,137 @@ class Fit:
     record: CausalRecord | NceRecord
 
 
-def fit_ar(
-    config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, report: Report, stop: Stop = never
-) -> Fit | None:
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a fit runs.
+
+    Args:
+        folder: of training state and TensorBoard logs, shared by all data-parallel processes; a rerun resumes from there.
+        report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves and
+            stops.
+        watch: who watches; its `progress` is of reading the corpus, and of the teacher's rollouts
+            that `nce` starts with.
+        place: this process. With others, torch.distributed must be initialised.
+    """
+
+    folder: Path
+    report: Report
+    watch: Watch = UNWATCHED
+    place: Place = field(default_factory=Place.alone)
+
+
+def fit_at(
+    place: Place, config: CompassConfig, out: Path, report: Report, *, watch: Watch = UNWATCHED, half: bool = False
+) -> bool:
+    """One process's part of a fit; the first process writes the network to `out`, with float16 weights if `half`.
+
+    Returns False if `report` or `watch` asked to stop. Raises InputError or WorkError, as `fit` does.
+    """
+    with state_owned(out, place) as folder:
+        teacher = load_denoiser(teacher_folder(config.teacher))
+        made = fit(config, teacher, Setting(folder, report, watch, place))
+        if made is not None and place.rank == 0:
+            save(out, made.network, teacher.vocabulary, made.record, half=half)
+    return made is not None
+
+
+def fit(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
+    """Fit a compass, or a judge, for a teacher: by `fit_ar` or `fit_nce`, whose words on arguments and errors hold."""
+    return fit_ar(config, opened, setting) if config.kind == "ar" else fit_nce(config, opened, setting)
+
+
+def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
     """Fit a causal LM on one half of the corpus; measured: held-out perplexity per token.
 
     Args:
-        config: what to fit.
+        config: what to fit; `workers` and `address` are not looked at.
         opened: the teacher, for its vocabulary and length.
-        folder: of training state and TensorBoard logs; a rerun resumes from there.
-        report: called every `optim.log_every` updates with (update, scalars); returning True saves and stops.
-        stop: asked after every update whether to save and stop.
+        setting: where and how.
 
-    Returns None if it was stopped.
+    Returns the network on the CPU, None if it was stopped.
 
-    Raises InputError: no such corpus, too little text, or a `folder` of another run; WorkError: the loss is not finite.
+    Raises InputError: no such corpus, too little text, or a folder of another run; WorkError: the loss is not finite.
     """
     teacher, vocabulary = opened.network, opened.vocabulary
-    corpus = prepare(config.corpus, vocabulary, vocabulary.size)
+    corpus = prepare(config.corpus, vocabulary, vocabulary.size, setting.watch.progress)
     shape = CausalConfig(
-        **config.shape.model_dump(), vocab_size=vocabulary.size - 1, length=teacher.config.length, bos_id=vocabulary.eos_id)
+        **config.shape.model_dump(), vocab_size=vocabulary.size_without_mask, length=teacher.config.length,
+        bos_id=vocabulary.eos_id)
     with seeded(config.optim.seed):
         model = CausalLM(shape)
     windows = _windows(config, corpus, teacher.config.length)
     held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)  # refused now, not after the training
-    trainer = Trainer(model, config.optim, folder, _identity(config, corpus, vocabulary.fingerprint))
-    trainer.resume()
-    if not trainer.run(whole(lambda step, _: causal_nll(model, windows.batch(step))), report, stop=stop):
+    loss = CausalNLL(model)
+    trainer = TextTrainer(model, loss, windows, config, setting.place)
+    if not trainer.run(setting.folder, _identity(config, corpus, vocabulary.fingerprint), setting.report, setting.watch.stop):
         return None
+    model.cpu()
     with torch.no_grad():
-        nll = torch.stack([causal_nll(model, part) * len(part) for part in held.split(64)]).sum() / len(held)
+        nll = torch.stack([loss(TextRows(part)).mean() * len(part) for part in held.split(64)]).sum() / len(held)
     return Fit(model, CausalRecord(
         config=config, corpus=corpus.facts, tokenizer=vocabulary.fingerprint, held_out_perplexity=float(nll.exp())))
 
 
-def fit_nce(
-    config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, report: Report, stop: Stop = never,
-    progress: Progress = unheard,
-) -> Fit | None:
+def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
     """Fit an encoder, started from the teacher's trunk, by noise-contrastive estimation; measured: held-out AUC per time bin.
 
-    Real: noised text at time t. Noise: states of blind teacher rollouts at time t. `progress` is that of the rollouts; all else
-    as `fit_ar`.
+    Real: noised text at time t. Noise: states of blind teacher rollouts at time t, which the processes divide among them. All
+    else as `fit_ar`.
     """
     teacher, vocabulary = opened.network, opened.vocabulary
-    corpus = prepare(config.corpus, vocabulary, vocabulary.size)
+    corpus = prepare(config.corpus, vocabulary, vocabulary.size, setting.watch.progress)
     held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)  # refused now, not after the training
-    states = noise_states(config, teacher, progress)
+    states = noise_states(config, teacher, setting.watch.progress, setting.place)
     cut = max(1, int(len(states) * (1 - HELD_OUT_SHARE)))
     with seeded(config.optim.seed):
         model = NceEncoder(NceConfig(trunk=teacher.config))
     model.trunk.load_state_dict(teacher.trunk.state_dict())
     model.requires_grad_(True)
-    windows, path = _windows(config, corpus, teacher.config.length), MixturePath.of(teacher.config)
-
-    def loss_at(step: int, generator: torch.Generator) -> Tensor:
-        steps = torch.randint(states.shape[1], (config.optim.batch_size,), generator=generator)
-        return nce(model, *_contrast(windows.batch(step), states[:cut], steps, path, generator))
-
-    trainer = Trainer(model, config.optim, folder, _identity(config, corpus, opened.fingerprint))
-    trainer.resume()
-    if not trainer.run(whole(loss_at), report, stop=stop):
+    loss = NoiseContrast(model, states[:cut])
+    trainer = TextTrainer(model, loss, _windows(config, corpus, teacher.config.length), config, setting.place)
+    if not trainer.run(setting.folder, _identity(config, corpus, opened.fingerprint), setting.report, setting.watch.stop):
         return None
-    separation = auc_per_bin(model, held, states[cut:], path)
+    model.cpu()
+    separation = auc_per_bin(model, held, states[cut:])
     return Fit(model, NceRecord(
         config=config, corpus=corpus.facts, teacher=opened.fingerprint, rollouts=len(states), held_out_auc=separation))
 
 
-def noise_states(config: CompassConfig, teacher: Denoiser, progress: Progress = unheard) -> Tensor:
-    """Every state of every blind rollout: [R, N, L] int64, entry [r, s] at time (s + 1)/N.
+def noise_states(
+    config: CompassConfig, teacher: Denoiser, progress: Progress = unheard, place: Place | None = None
+) -> Tensor:
+    """Every state of every blind rollout: [R, N, L] int32, entry [r, s] at time (s + 1)/N; the same in all processes.
 
-    None is a trajectory of `generate`: those the compass will judge, and it must not have seen them.
+    None is a trajectory of `generate`: those the compass will judge, and it must not have seen them. Rollouts are functions
+    of their number, so it does not matter which process makes which. `teacher` is left on the CPU.
     """
+    place = place or Place.alone()
     rollout = RolloutConfig(steps=config.rollout_steps, seed=config.optim.seed)
-    states = np.empty((config.rollouts, config.rollout_steps, teacher.config.length), dtype=np.int64)
-    for start in range(0, config.rollouts, ROLLOUT_BATCH):
+    states = torch.zeros(config.rollouts, config.rollout_steps, teacher.config.length, dtype=torch.int32)
+    teacher.to(place.device)
+    for start in range(place.rank * ROLLOUT_BATCH, config.rollouts, place.world * ROLLOUT_BATCH):
         ids = range(start, min(start + ROLLOUT_BATCH, config.rollouts))
         for log in roll_out_blind(teacher, rollout, ids, Use.CONTRAST):
             for step in range(config.rollout_steps):
-                states[log.trajectory_id, step] = log.state_after(step, teacher.config.mask_id)
-        progress("rolling out noise", ids.stop, config.rollouts)
-    return torch.from_numpy(states)
-
-
-def _contrast(
-    text: Tensor, states: Tensor, steps: Tensor, path: MixturePath, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pair text [B, L] with teacher states [R, N, L] at its steps [B]: (real [B, L], noise [B, L], t [B])."""
-    row = torch.randint(len(states), (len(text),), generator=generator)
-    t = (steps + 1).float() / states.shape[1]
-    return path.sample(text, t, generator), states[row, steps], t
+                states[log.trajectory_id, step] = torch.from_numpy(log.state_after(step, teacher.config.mask_id))
+        progress("rolling out noise", min(start + place.world * ROLLOUT_BATCH, config.rollouts), config.rollouts)
+    teacher.cpu()
+    return place.summed(states)  # each state is zero in all processes but one
 
 
 @torch.no_grad()
-def auc_per_bin(model: NceEncoder, text: Tensor, states: Tensor, path: MixturePath) -> list[Separation]:
+def auc_per_bin(model: NceEncoder, text: Tensor, states: Tensor) -> list[Separation]:
     """Area under the ROC curve of real text [n, L] against teacher states [R, N, L], in up to TIME_BINS bins of t."""
     generator = torch.Generator().manual_seed(0)
     model.eval()
-    steps = states.shape[1]
+    steps, contrast = states.shape[1], NoiseContrast(model, states)
     result = []
     for part in torch.arange(steps).tensor_split(min(TIME_BINS, steps)):
         picked = part[torch.randint(len(part), (len(text),), generator=generator)]
-        real, noise, t = _contrast(text, states, picked, path, generator)
+        rows = contrast.pair(text, picked, generator)
+        real, t = rows.noised()
         result.append(Separation(t_from=float(part[0] + 1) / steps, t_to=float(part[-1] + 1) / steps,
-                                 auc=auc(_logits(model, real, t), _logits(model, noise, t))))
+                                 auc=auc(_logits(model, real, t), _logits(model, rows.tokens, t))))
     return result
 
 
@@ -162,5 +189,5 @@ def _windows(config: CompassConfig, corpus: Corpus, length: int) -> TokenWindows
 
 def _identity(config: CompassConfig, corpus: Corpus, made_for: str) -> dict[str, object]:
     """What a resumed run must share; `made_for`: fingerprint of the tokenizer (`ar`), or of the teacher (`nce`)."""
-    settings = config.model_dump(mode="json", exclude={"teacher"})
+    settings = config.model_dump(mode="json", exclude={"teacher": True, **DIVISION})
     return {**settings, "corpus_sha256": corpus.facts.sha256, "made_for": made_for}

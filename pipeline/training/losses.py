@@ -1,8 +1,16 @@
-"""Training losses and held-out bounds of the denoiser, the causal LM and the NCE encoder."""
+"""Training losses on text, and held-out bounds: of the denoiser, the causal LM and the NCE encoder.
+
+Each is a module, so that data-parallel wrappers see its forward pass, and works on rows that are drawn for a whole batch before
+they are divided: `draw` noises the batch, `count` says how many losses it has, and calling it gives them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs
 from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
@@ -14,54 +22,174 @@ from tsdfm.pipeline.models.nce import NceEncoder
 TIME_MARGIN = 1e-3
 
 
-def cross_entropy(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean -log p(x_1^i | x_t, t) over the positions that carry noise; x_1 [B, L] int64. Scalar, nats per token.
+@dataclass(frozen=True)
+class TextRows:
+    """Tokens of a batch, and states x_t at times t where the loss has some."""
+
+    tokens: Tensor  # [B, L] int64
+    x_t: Tensor | None = None  # [B, L] int64
+    t: Tensor | None = None  # [B] float32
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, part: slice) -> "TextRows":
+        """Those of `part`, views."""
+        return self._each(lambda value: value[part])
+
+    def to(self, device: torch.device) -> "TextRows":
+        """The same on another device."""
+        return self._each(lambda value: value.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "TextRows":
+        return TextRows(change(self.tokens), *(None if value is None else change(value) for value in (self.x_t, self.t)))
+
+    def noised(self) -> tuple[Tensor, Tensor]:
+        """States and their times, which a loss that has some must have drawn."""
+        assert self.x_t is not None
+        assert self.t is not None
+        return self.x_t, self.t
+
+
+class TextLoss(nn.Module, ABC):
+    """What a network is fitted to. Calling it with rows gives their losses in nats: one for each that is counted."""
+
+    @abstractmethod
+    def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
+        """The rows of a batch of texts x_1 [B, L] int64, with all noise that they need."""
+
+    @abstractmethod
+    def count(self, rows: TextRows) -> int:
+        """How many losses the rows have."""
+
+
+class CrossEntropy(TextLoss):
+    """-log p(x_1^i | x_t, t) of the positions that carry noise.
 
     Mask source: the masked positions. Uniform source: every position (which ones are noise is not visible).
     """
-    path = MixturePath.of(model.config)
-    t = stratified_times(len(x_1), generator)
-    x_t = path.sample(x_1, t, generator)
-    hidden = model.hidden(x_t, t)
-    if path.mask_id is None:
-        return -linear_logprob(hidden.flatten(0, 1), model.head.weight, model.head.bias, x_1.flatten()).mean()
-    noised = x_t == path.mask_id
-    if not noised.any():
-        return hidden.sum() * 0.0
-    return -linear_logprob(hidden[noised], model.head.weight, model.head.bias, x_1[noised]).mean()
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.model, self.path = model, MixturePath.of(model.config)
+
+    def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
+        """States at times t, one drawn from each of B equal parts of [0, 1)."""
+        t = stratified_times(len(x_1), generator)
+        return TextRows(x_1, self.path.sample(x_1, t, generator), t)
+
+    def count(self, rows: TextRows) -> int:
+        """Positions that carry noise."""
+        return int(self._noised(rows.noised()[0]).sum())
+
+    def forward(self, rows: TextRows) -> Tensor:
+        """Nats of the R positions that carry noise, [R] float32."""
+        x_t, t = rows.noised()
+        noised = self._noised(x_t)
+        head = self.model.head
+        return -linear_logprob(self.model.hidden(x_t, t)[noised], head.weight, head.bias, rows.tokens[noised])
+
+    def _noised(self, x_t: Tensor) -> Tensor:
+        return torch.ones_like(x_t, dtype=torch.bool) if self.path.mask_id is None else x_t == self.path.mask_id
 
 
-def generalized_kl(model: Denoiser, x_1: Tensor, generator: torch.Generator) -> Tensor:
+class GeneralizedKL(TextLoss):
     """The generalised KL of the path's jump rates, nats per token (Shaul et al. 2024, arXiv 2412.03487, eq. 37-40).
 
     kappa'/(1-kappa) * ( -(1 - [x_t = x_1]) log p(x_1) + [x_t = x_1] - p(x_t) ), averaged over t uniform in [0, 1) and
     positions. Its expectation bounds -log p(x_1) from above: the negative ELBO. For the mask source a resolved position
-    keeps its token with probability one, so only masked positions count.
+    keeps its token with probability one, so only masked positions cost anything.
     """
-    path = MixturePath.of(model.config)
-    t = stratified_times(len(x_1), generator) * (1 - TIME_MARGIN)
-    x_t = path.sample(x_1, t, generator)
-    weight = path.kappa_derivative(t.clamp_min(TIME_MARGIN)) / (1 - path.kappa(t))
-    hidden, head = model.hidden(x_t, t).flatten(0, 1), model.head
-    if path.mask_id is not None:
-        at_target = linear_logprob(hidden, head.weight, head.bias, x_1.flatten()).view(x_1.shape)
-        terms = torch.where(x_t == path.mask_id, -at_target, 0.0)
-    else:
+
+    def __init__(self, model: Denoiser) -> None:
+        super().__init__()
+        self.model, self.path = model, MixturePath.of(model.config)
+
+    def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
+        """States at times t, one drawn from each of B equal parts of [0, 1 - TIME_MARGIN)."""
+        t = stratified_times(len(x_1), generator) * (1 - TIME_MARGIN)
+        return TextRows(x_1, self.path.sample(x_1, t, generator), t)
+
+    def count(self, rows: TextRows) -> int:
+        """All positions."""
+        return rows.tokens.numel()
+
+    def forward(self, rows: TextRows) -> Tensor:
+        """Nats of every position, [B, L] float32."""
+        x_1, (x_t, t) = rows.tokens, rows.noised()
+        weight = self.path.kappa_derivative(t.clamp_min(TIME_MARGIN)) / (1 - self.path.kappa(t))
+        hidden, head = self.model.hidden(x_t, t).flatten(0, 1), self.model.head
+        if self.path.mask_id is not None:
+            at_target = linear_logprob(hidden, head.weight, head.bias, x_1.flatten()).view(x_1.shape)
+            return weight[:, None] * torch.where(x_t == self.path.mask_id, -at_target, 0.0)
         # ids: [B, L, 2], the token of the text and that of the state
         ids = torch.stack([x_1, x_t], -1)
         logprob = linear_logprobs(hidden, head.weight, head.bias, ids.flatten(0, 1))
         at_target, at_state = logprob.view(ids.shape).unbind(-1)
         same = x_t == x_1
-        terms = torch.where(same, 0.0, -at_target) + same - at_state.exp()
-    return (weight[:, None] * terms).mean()
+        return weight[:, None] * (torch.where(same, 0.0, -at_target) + same - at_state.exp())
 
 
-def causal_nll(model: CausalLM, tokens: Tensor) -> Tensor:
-    """Mean next-token negative log-likelihood, nats per token; tokens [B, L] int64."""
-    hidden, _ = model.hidden(model.inputs(tokens))
-    return -linear_logprob(hidden.flatten(0, 1), model.head_weight, None, tokens.flatten()).mean()
+class CausalNLL(TextLoss):
+    """Next-token negative log-likelihood."""
+
+    def __init__(self, model: CausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
+        """The texts alone."""
+        return TextRows(x_1)
+
+    def count(self, rows: TextRows) -> int:
+        """All tokens."""
+        return rows.tokens.numel()
+
+    def forward(self, rows: TextRows) -> Tensor:
+        """Nats of every token, [B L] float32."""
+        hidden, _ = self.model.hidden(self.model.inputs(rows.tokens))
+        return -linear_logprob(hidden.flatten(0, 1), self.model.head_weight, None, rows.tokens.flatten())
 
 
-def nce(model: NceEncoder, real: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Binary cross entropy of real states against teacher states at the same times; real, noise [B, L], t [B]."""
-    return F.softplus(-model(real, t)).mean() + F.softplus(model(noise, t)).mean()
+class NoiseContrast(TextLoss):
+    """Binary cross entropy of real text, noised to time t, against teacher states at the same time.
+
+    Args:
+        model: the encoder whose logit tells them apart.
+        states: every state of R teacher rollouts of N steps, [R, N, L]; entry [r, s] is at time (s + 1)/N.
+    """
+
+    def __init__(self, model: NceEncoder, states: Tensor) -> None:
+        super().__init__()
+        self.model, self.states, self.path = model, states, MixturePath.of(model.config.trunk)
+
+    def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
+        """Pairs of a text's state and a teacher's, at the time of a step drawn uniformly: x_t and, as tokens, the teacher's."""
+        return self.pair(x_1, torch.randint(self.states.shape[1], (len(x_1),), generator=generator), generator)
+
+    def pair(self, x_1: Tensor, steps: Tensor, generator: torch.Generator) -> TextRows:
+        """Texts x_1 [B, L], noised to the times of steps [B], beside states of a rollout drawn for each."""
+        rollout = torch.randint(len(self.states), (len(x_1),), generator=generator)
+        t = (steps + 1).float() / self.states.shape[1]
+        return TextRows(self.states[rollout, steps].long(), self.path.sample(x_1, t, generator), t)
+
+    def count(self, rows: TextRows) -> int:
+        """Pairs."""
+        return len(rows)
+
+    def forward(self, rows: TextRows) -> Tensor:
+        """Nats of every pair, [B] float32."""
+        real, t = rows.noised()
+        return nce(self.model(real, t), self.model(rows.tokens, t))
+
+
+def mean_loss(loss: TextLoss, x_1: Tensor, generator: torch.Generator) -> Tensor:
+    """The mean loss of a batch of texts x_1 [B, L] int64. Scalar, nats; 0 where nothing counts."""
+    rows = loss.draw(x_1, generator)
+    total: Tensor = loss(rows).sum()
+    return total / max(1, loss.count(rows))
+
+
+def nce(real: Tensor, noise: Tensor) -> Tensor:
+    """Binary cross entropy of pairs, given the logits of real states and of noise, [B] each -> [B] nats."""
+    return F.softplus(-real) + F.softplus(noise)

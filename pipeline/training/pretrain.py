@@ -6,13 +6,15 @@ from pathlib import Path
 import torch
 
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import save
 from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, prepare, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.pipeline.training.losses import cross_entropy, generalized_kl
-from tsdfm.pipeline.training.token_windows import TokenWindows
-from tsdfm.pipeline.training.trainer import Report, Stop, Trainer, never, seeded, whole
+from tsdfm.pipeline.training.data_parallel import Place, state_owned
+from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_loss
+from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows
+from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import DenoiserConfig
-from tsdfm.schemas.train import PretrainConfig
+from tsdfm.schemas.train import DIVISION, PretrainConfig
 from tsdfm.schemas.training_record import PretrainRecord
 
 
@@ -27,41 +29,65 @@ class Teacher:
 
 @torch.no_grad()
 def evaluate(model: Denoiser, windows: torch.Tensor) -> dict[str, float]:
-    """Held-out cross entropy per noised token and negative ELBO per token, in nats; windows [n, L]."""
+    """Held-out cross entropy per noised token and negative ELBO per token, in nats; windows [n, L], on the model's device."""
     model.eval()
     generator = torch.Generator().manual_seed(0)
     chunks = windows.split(64)
     sizes = torch.tensor([len(c) for c in chunks], dtype=torch.float64)
-    ce = torch.tensor([float(cross_entropy(model, c, generator)) for c in chunks], dtype=torch.float64)
-    elbo = torch.tensor([float(generalized_kl(model, c, generator)) for c in chunks], dtype=torch.float64)
+    ce, elbo = (torch.tensor([float(mean_loss(loss, c, generator)) for c in chunks], dtype=torch.float64)
+                for loss in (CrossEntropy(model), GeneralizedKL(model)))
     return {"held_out_cross_entropy": float((ce * sizes).sum() / sizes.sum()),
             "held_out_negative_elbo": float((elbo * sizes).sum() / sizes.sum())}
 
 
-def pretrain(config: PretrainConfig, folder: Path, report: Report, stop: Stop = never) -> Teacher | None:
+def pretrain_at(
+    place: Place, config: PretrainConfig, out: Path, report: Report, *, watch: Watch = UNWATCHED, half: bool = False
+) -> bool:
+    """One process's part of a training; the first process writes the teacher to `out`, with float16 weights if `half`.
+
+    Returns False if `report` or `watch` asked to stop. Raises InputError or WorkError, as `pretrain` does.
+    """
+    with state_owned(out, place) as folder:
+        made = pretrain(config, folder, report, watch, place)
+        if made is not None and place.rank == 0:
+            save(out, made.network, made.vocabulary, made.record, half=half)
+    return made is not None
+
+
+def pretrain(
+    config: PretrainConfig, folder: Path, report: Report, watch: Watch = UNWATCHED, place: Place | None = None
+) -> Teacher | None:
     """Train a denoiser; training state and TensorBoard logs live in `folder`, from which a rerun resumes.
 
-    Returns the model with its EMA weights; None if `report` or `stop` asked to stop, after a checkpoint. Raises InputError: no
-    such corpus or tokenizer, too little text, or a `folder` that holds a run of another config; WorkError: the loss is not
-    finite.
+    Args:
+        config: what to train on and how; `workers` and `address` are not looked at.
+        folder: shared by all data-parallel processes; the first writes.
+        report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves and
+            stops.
+        watch: who watches; its `progress` is of reading the corpus.
+        place: this process; None: the only one. With others, torch.distributed must be initialised.
+
+    Returns the model with its EMA weights, on the CPU; None if `report` or `watch` asked to stop, after a checkpoint. Raises
+    InputError: no such corpus or tokenizer, too little text, or a `folder` that holds a run of another config; WorkError: the
+    loss is not finite.
     """
-    given = Vocabulary.load(Path(config.tokenizer)) if config.tokenizer else None
-    corpus = prepare(config.corpus, given, config.vocab_size)
-    mask = config.source == "mask"
+    given = Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
+    corpus = prepare(config.corpus, given, config.vocab_size, watch.progress)
+    words, mask = corpus.vocabulary, config.source == "mask"
     model_config = DenoiserConfig(
-        **config.shape.model_dump(), vocab_size=corpus.vocabulary.size - (not mask), length=config.length,
-        cond_dim=config.cond_dim, source=config.source, mask_id=corpus.vocabulary.mask_id if mask else None,
+        **config.shape.model_dump(), vocab_size=words.size if mask else words.size_without_mask, length=config.length,
+        cond_dim=config.cond_dim, source=config.source, mask_id=words.mask_id if mask else None,
         kappa_exponent=config.kappa_exponent,
     )
     held = windows_of(corpus.held_out, config.length, EVAL_WINDOWS)  # refused now, not after the training
     with seeded(config.optim.seed):
         model = Denoiser(model_config)
     windows = TokenWindows(corpus.train, config.length, config.optim.batch_size, config.optim.seed)
-    loss = cross_entropy if config.objective == "cross_entropy" else generalized_kl
-    identity = {**config.model_dump(mode="json"), "corpus_sha256": corpus.facts.sha256}
-    trainer = Trainer(model, config.optim, folder, identity)
-    trainer.resume()
-    if not trainer.run(whole(lambda step, generator: loss(model, windows.batch(step), generator)), report, stop=stop):
+    identity = {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus.facts.sha256}
+    loss = CrossEntropy(model) if config.objective == "cross_entropy" else GeneralizedKL(model)
+    trainer = TextTrainer(model, loss, windows, config, place or Place.alone())
+    if not trainer.run(folder, identity, report, watch.stop):
         return None
+    model.cpu()
     scores = evaluate(model, held)
-    return Teacher(model, corpus.vocabulary, PretrainRecord(config=config, corpus=corpus.facts, **scores))
+    return Teacher(model, words, PretrainRecord(config=config, corpus=corpus.facts, **scores))

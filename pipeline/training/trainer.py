@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.schemas.base import InputError, WorkError, differences, first_line
+from tsdfm.pipeline.storage.store import explained
+from tsdfm.schemas.base import InputError, WorkError, differences, first_line, plain_json
 from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.regular import read_regular
 
 CHECKPOINT_SECONDS = 300.0  # between checkpoints at the most, however long an update takes
@@ -58,6 +60,18 @@ Stop = Callable[[], bool]  # whether to save and stop here
 def never() -> bool:
     """Not to stop before the end."""
     return False
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who watches a training: in the first process `stop` is asked after every update whether to save and stop, and
+    `progress` hears how far the preparations are."""
+
+    stop: Stop = never
+    progress: Progress = unheard
+
+
+UNWATCHED = Watch()
 
 
 def whole(loss_at: Callable[[int, torch.Generator], Tensor]) -> Parts:
@@ -123,18 +137,19 @@ class Trainer:
     def save(self) -> None:
         """Write the training checkpoint; the header, written last, names the update it belongs to.
 
-        Raises WorkError, and leaves the last checkpoint, if a weight is not finite.
+        Raises WorkError, and leaves the last checkpoint, if a weight is not finite or the disk full.
         """
         for parameter in self.parameters:
             self._check_finite("largest weight", float(parameter.detach().abs().max()))
         if not self.writes:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         header = {"step": self.step, "identity": self.identity}
         tensors = self._tensors()
         data = save(tensors, metadata={"step": str(self.step), "sha256": _digest(tensors)})
-        write_atomic(self.folder / STATE_FILE, data)
-        write_atomic(self.folder / HEADER_FILE, json.dumps(header, indent=2, sort_keys=True).encode())
+        with explained("write there", str(self.folder)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder / STATE_FILE, data)
+            write_atomic(self.folder / HEADER_FILE, json.dumps(header, indent=2, sort_keys=True).encode())
 
     def resume(self) -> bool:
         """Load the training checkpoint if there is one. Raises InputError if it belongs to another config."""
@@ -142,8 +157,8 @@ class Trainer:
         if not (state_file.is_file() and header_file.is_file()):
             return False
         try:
-            old = json.loads(read_regular(header_file))["identity"]
-        except (ValueError, KeyError, TypeError):
+            old = plain_json(read_regular(header_file), str(header_file))["identity"]
+        except (InputError, KeyError, TypeError):
             raise InputError(f"{header_file}: unreadable training checkpoint; remove the folder") from None
         differing = differences(old, json.loads(json.dumps(self.identity)))
         if differing:
@@ -222,7 +237,7 @@ class Trainer:
                 gauges' scalars.
             gauges: further scalars, asked for whenever a line is due.
             mean: this process's mean loss to that of all.
-            stop: asked after every update whether to save and stop here; of one process alone.
+            stop: asked after every update whether to save and stop here; all processes must be told alike.
 
         A checkpoint is written every `checkpoint_every` updates and at least every CHECKPOINT_SECONDS, and where it stops.
 

@@ -18,7 +18,7 @@ JUDGES = {
     "small": "a causal language model of 2 blocks, 64 wide, fitted for {judge_updates} updates on the half of the corpus that the "
              "compass never saw",
     "embedded": "the judge that ships with the package, 4 blocks, 192 wide, fitted on the same half",
-    "SmolLM2": "SmolLM2-135M-Instruct in 4 bits (Q4_1), which shares neither weights nor vocabulary with anything here",
+    "SmolLM2": "short for SmolLM2-135M-Instruct in 4 bits (Q4_1), which shares neither weights nor vocabulary with anything here",
 }
 
 Figures = list[dict[str, Any]]
@@ -175,7 +175,7 @@ steps? And is it better, or only duller? Dull, repetitive text has a low perplex
 
 {readers}
 
-{settings['samples']} texts per row at temperature 1; {settings['trajectories']} trajectories a source and arm (N = {settings['rollout_steps']},
+In the table entropies are means over training seeds. {settings['samples']} texts per row at temperature 1; {settings['trajectories']} trajectories a source and arm (N = {settings['rollout_steps']},
 K = {settings['candidates']}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}. Perplexity with its 95 % bootstrap
 interval over texts, or, where there are {len(settings['seeds'])} training seeds, their geometric mean with least and greatest.
 
@@ -231,23 +231,26 @@ def _lowered(found: Mapping[str, Any]) -> str:
 
 
 def _answer(figures: Figures, source: str, found: Mapping[str, Any]) -> str:
-    """One source in plain words."""
+    """One source in plain words: first what a sceptic asks, equal entropy."""
     teacher = max(pick(figures, source=source, who="teacher", temperature=1.0), key=lambda row: row["steps"])
+    students = pick(figures, source=source, who="shaped", steps=8, temperature=1.0)
+    entropy = sum(row["entropy_bits"] for row in students) / len(students)
     same, long, blind = (_ratios(found, curve) for curve in ("teacher-8", "teacher-1024", "blind-8"))
     second, third = _at_equal_entropy(same), _met(found["speed"]["met"])
-    said = [
-        f"- **{source} source: (i) {_met(_first_met(found))}, (ii) {second}, (iii) {third}.** At temperature 1 the student in 8 steps is below "
-        f"its teacher in 1,024 by {_lowered(found)}, where {REDUCTION * 100:.0f} % was asked under each; but it is duller, with "
-        f"{found['student_entropy']:.3f} bits of entropy against {teacher['entropy_bits']:.3f}."]
+    said = [f"- **{source} source: at equal entropy (ii) {second}, at temperature 1 (i) {_met(_first_met(found))}, speed (iii) {third}.**"]
     if same:
-        ties = {"met": "At equal entropy it is better, too", "a tie": "At equal entropy it only ties"}.get(second, "At equal entropy it is no better")
-        said.append(f"{ties}: {_beside(same)} its teacher in 8 steps cooled to the same entropy.")
+        better = {"met": "better than", "a tie": "only level with"}.get(second, "no better than")
+        said.append(f"Would a cooler teacher do as well? At equal entropy the student in 8 steps is {better} its teacher in 8: {_beside(same)}.")
     if long:
         said.append(f"It is {_beside(long)} that teacher in 1,024 steps: the further hope is {_at_equal_entropy(long)}.")
     if blind:
         said.append(f"It is {_beside(blind)} a student from blind trajectories cooled likewise.")
     if any(judge["frontier"]["at_100"].get("shaped-8") is None for judge in found["judges"].values()):
         said.append("At no temperature tried does it reach the entropy of real text.")
+    said.append(
+        f"At temperature 1 it is below its teacher in 1,024 steps by {_lowered(found)}, where {REDUCTION * 100:.0f} % was asked under each; but it "
+        f"is duller there, with {entropy:.3f} bits of entropy ({found['student_entropy']:.3f} with the dullest training seed) against "
+        f"{teacher['entropy_bits']:.3f}.")
     return " ".join(said)
 
 
@@ -276,7 +279,7 @@ def _verdicts(source: str, found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"- **{source}, (i) {_met(_first_met(found))}**: the 8-step student is below its teacher at 1,024 steps by {_lowered(found)}, against the "
         f"{REDUCTION * 100:.0f} % asked (its worst training seed by {worst}); its "
-        f"entropy {found['student_entropy']:.3f} bits against a floor of {found['entropy_floor']:.3f}; shaped and blind intervals "
+        f"entropy {found['student_entropy']:.3f} bits (the least of all training seeds) against a floor of {found['entropy_floor']:.3f}; shaped and blind intervals "
         f"{'are apart' if apart else 'overlap'} under {'every judge' if apart else 'some judge'}."]
     for place, where in (("at_97", "97 % of real text's entropy"), ("at_100", "100 % of it"), ("shared", "what all curves reach")):
         said = []

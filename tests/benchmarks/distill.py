@@ -65,7 +65,7 @@ from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.objectives import StudentLoss
-from tsdfm.pipeline.training.token_windows import TokenWindows
+from tsdfm.pipeline.training.text_trainer import TokenWindows
 from tsdfm.pipeline.training.trainer import Trainer, whole
 from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.generate import GenerateConfig

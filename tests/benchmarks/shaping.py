@@ -1,8 +1,9 @@
 """Does shaping work on real input? `python tests/benchmarks/shaping.py [--quick] [--work DIR] [--json FILE]`.
 
 Paired rollouts of the embedded teacher, shaped and blind, judged by models that are not the compass: a causal LM fitted on the
-half of the corpus that the compass never saw, and SmolLM2-135M on the decoded text. Beside them the sceptic's alternative, the
-blind teacher cooled to several temperatures, and real held-out text. Entropy and distinct-n stand with every perplexity.
+half of the corpus that the compass never saw, and SmolLM2-135M-Instruct in 4 bits on the decoded text. Beside them the
+sceptic's alternative, the blind teacher cooled to several temperatures, and real held-out text. Entropy and distinct-n stand
+with every perplexity.
 
 Targets: the shaped arm's perplexity at most a third of the blind arm's under every judge, and below that of the cooled
 teacher at equal entropy (interpolated between temperatures, log perplexity against entropy).
@@ -28,7 +29,8 @@ from tsdfm.pipeline.evaluation.samples import Samples, measure, of_tokens
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import embedded, load
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.pipeline.text.corpus import held_out, load_documents, windows_of
+from tsdfm.pipeline.text.corpus import held_out, windows_of
+from tsdfm.pipeline.text.documents import load_documents
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.generate import GenerateConfig
 

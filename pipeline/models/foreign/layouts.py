@@ -123,6 +123,12 @@ def to_denoiser(weights: Weights, layout: Layout, config: DenoiserConfig, where:
     return network
 
 
+def without_padding(weights: Weights, layout: Layout, rows: int) -> Weights:
+    """The weights with only the first `rows` rows of what has one for each id: embedding, and the head's weight and bias."""
+    padded = {name for ours in ("trunk.vocab_embed.weight", "head.weight", "head.bias") for name in LAYOUTS[layout].of(ours)}
+    return {name: tensor[:rows] if name in padded else tensor for name, tensor in weights.items()}
+
+
 def without_time(network: Denoiser) -> None:
     """Fix what the network is told of time at sigma = 0, in place (module docstring)."""
     first = cast(nn.Linear, network.trunk.time_embedding.mlp[0])

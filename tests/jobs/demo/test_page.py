@@ -7,22 +7,14 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.inspection_data import dataset
-from tsdfm.jobs.demo.findings import Story, Texts, caveats, headline
+from tests.pages import EVIL, HIGHER, LEVEL, LOWER, MEASURED, RATIOS, story_of
+from tests.support import present
+from tsdfm.jobs.demo.findings import caveats, headline
 from tsdfm.jobs.demo.page import report_page
 from tsdfm.pipeline.dataset.summary import summarise
-from tsdfm.pipeline.evaluation.frontier import frontier_of
-from tsdfm.schemas.distill import DistillConfig
-from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Perplexity, Results, Row
+from tsdfm.pipeline.evaluation.effects import Ratio
 
-EVIL = "</p><script>document.title='owned'</script><img src=x onerror=alert(1)> & __SECTIONS__ \x1b[31m"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
-PNG = "data:image/png;base64,iVBOR"
-# (role, steps, temperature, perplexity, half of its interval, entropy)
-MEASURED = [
-    ("real", None, None, 40.5, 2, 5.5), ("teacher", 64, 1.0, 216.25, 9, 5.71), ("teacher", 8, 0.7, 114.5, 5, 5.4),
-    ("teacher", 8, 1.0, 315.75, 12, 5.7), ("blind", 8, 0.7, 131.5, 5, 5.3), ("blind", 8, 1.0, 357.5, 14, 5.68),
-    ("shaped", 8, 0.7, 75.5, 3, 5.1), ("shaped", 8, 1.0, 122.5, 5, 5.42), ("shaped", 16, 1.0, 103.5, 4, 5.44),
-]
 
 
 class Page(HTMLParser):
@@ -56,28 +48,6 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
 
-def row(model, steps, temperature, perplexity, half, entropy):
-    real = steps is None
-    return Row(
-        model=model, fingerprint=model, vocabulary="v", steps=steps, temperature=temperature, samples=37, length=16,
-        nfe=None if real else steps - 0.25, seconds=None if real else 2.0, tokens_per_second=None if real else 1234.0,
-        entropy_bits=entropy, entropy_standard_error=0.0125, distinct_2=0.4321, distinct_4=0.9, self_bleu=0.1234,
-        judges={"embedded": Perplexity(perplexity=perplexity, low=perplexity - half, high=perplexity + half, tokens=999)})
-
-
-def measured(**perplexities):
-    return [(role, row(role, steps, temperature, perplexities.get(role, value), half, entropy))
-            for role, steps, temperature, value, half, entropy in MEASURED]
-
-
-def frontier(rows):
-    swept = [row for role, row in rows if role != "real" and row.steps == 8]
-    settings = EvaluateConfig(out="x", model=("teacher", "blind", "shaped"), steps=(8,), frontier=True, temperatures=(0.7, 1.0))
-    return frontier_of(Results(
-        command="", settings=settings, versions={}, device="cpu", threads=1, rows=swept,
-        judges={"embedded": JudgeFacts(fingerprint="f", vocabulary=None)}, reference=[row for role, row in rows if role == "real"]))
-
-
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory, tiny_models):
     store, _ = dataset("mask", tmp_path_factory.mktemp("report") / "out", tiny_models)
@@ -86,28 +56,35 @@ def summary(tmp_path_factory, tiny_models):
 
 @pytest.fixture
 def story(summary):
-    rows = measured()
-    return Story(
-        measured=rows, steps=8, temperature=1.0, judge="embedded", frontier=frontier(rows), data=summary,
-        distilled=DistillConfig.model_validate({"optim": {"steps": 77, "seed": 5}}),
-        curves={"blind": [(20, 5.125), (40, 4.875)], "shaped": [(20, 4.625), (40, 3.375)]},
-        texts=[Texts("teacher", 8, ["a teacher's\ntext", "two"]), Texts("shaped", 8, [EVIL, "another text"])],
-        seed=11, parameters=3_450_000, commands=["tsdfm-pipeline generate --out 'A & B'", "tsdfm-pipeline verify '<x>'"])
+    return story_of(summary)
 
 
 def test_the_page_is_whole_and_loads_nothing(story):
     text = report_page(story)
     page = Page(text)
     assert [name for name, _ in page.elements][:2] == ["html", "head"]
-    assert page.all("script") == page.all("link") == page.all("iframe") == page.all("a") == []
-    images = page.all("img")
-    assert len(images) == 3  # frontier, energies, losses
-    assert all(image["src"].startswith(PNG) and image["alt"] for image in images)
-    assert not re.search(r"https?:|url\(|@import|__[A-Z]+__(?! \u241b)", text)
+    assert page.all("script") == page.all("link") == page.all("iframe") == page.all("a") == page.all("img") == []
+    plots = [each for each in page.all("div") if each.get("role") == "img"]
+    assert len(plots) == 3  # frontier, energies, losses
+    assert all(plot["aria-label"] for plot in plots)
+    assert len(page.all("svg")) == 2 * len(plots)  # for a desk and for a phone
+    assert not re.search(r"https?:|url\((?!#)|@import|__[A-Z]+__(?! \u241b)", text)
     [policy] = [each["content"] for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
     assert "prefers-color-scheme: dark" in text
+
+
+def test_plots_take_the_colours_of_the_page(story):
+    """What a plot draws is ink, a series, or the page's soft grey: nothing that a dark page would swallow. Names are unique."""
+    text = report_page(story)
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]*)", drawn)) == {
+        "none", "currentColor", "var(--soft)", "var(--series-0)", "var(--series-1)", "var(--series-2)"}
+    names = re.findall(r"\bid=\"([^\"]*)\"", text)
+    assert len(names) == len(set(names)) > 0
+    assert set(re.findall(r"(?:href=\"|url\()#([\w.-]+)", drawn)) == set(names)
+    assert report_page(story) == text
 
 
 def test_texts_and_commands_are_shown_as_they_are(story):
@@ -127,7 +104,7 @@ def test_the_table_shows_what_was_passed_in(story):
         assert shown in page.words, shown
     scopes = [each["scope"] for each in page.all("th")]
     assert set(scopes) == {"col", "row"}
-    assert len(page.all("caption")) == len(page.all("thead")) == 2
+    assert len(page.all("table")) == len(page.all("thead")) == 2
     assert scopes.count("row") == 6 + 6  # the models' own rows, and the sweep's
 
 
@@ -142,34 +119,69 @@ def test_it_does_without_a_frontier_curves_texts_and_choices(story):
     data = story.data.model_copy(update={"selection": None})
     own = [(role, row) for role, row in story.measured if row.temperature in (None, 1.0)]
     page = Page(report_page(replace(story, measured=own, frontier=None, curves={}, texts=[], data=data)))
-    assert page.all("img") == page.all("details") == page.all("article") == []
+    assert page.all("svg") == page.all("details") == page.all("article") == []
     assert "temperature" not in page.words.replace("Temperature 1", "").replace("lower temperature", "")
     assert "122.5" in page.words
 
 
-def test_the_headline_follows_the_figures(story):
+def with_blind(story, ratio):
+    return headline(replace(story, ratios={**RATIOS, ("blind", 8): ratio}))
+
+
+def test_the_verdict_is_what_the_paired_interval_allows(story):
+    assert with_blind(story, LOWER)[0] == (
+        "In 8 steps the student from shaped trajectories has a lower perplexity than the student from blind ones: 122.5 against "
+        "357.5, which is 64 to 68 % lower.")
+    assert with_blind(story, HIGHER)[0] == (
+        "In 8 steps the student from shaped trajectories has a higher perplexity than the student from blind ones: 122.5 against "
+        "357.5, which is 2 to 8 % higher.")
+    assert with_blind(story, LEVEL)[0] == (
+        "This run does not tell the two students apart: in 8 steps their perplexities are 122.5 (from shaped trajectories) and "
+        "357.5 (from blind ones), and the difference may be anything from 12 % lower to 3 % higher.")
+
+
+@pytest.mark.parametrize("ratio", [Ratio(0.89, 0.75, 1.0), Ratio(0.89, 0.75, 1.06), Ratio(1.11, 1.0, 1.3), Ratio(1.11, 0.99, 1.3)])
+def test_a_difference_is_no_verdict_where_its_interval_holds_none(story, ratio):
+    """Whatever the estimate is, and whatever the two intervals by themselves are."""
+    told = with_blind(story, ratio)
+    assert "does not tell the two students apart" in told[0]
+    assert "11 %" not in " ".join(told)
+
+
+def test_small_differences_keep_a_digit(story):
+    assert "which is 0.2 to 0.6 % lower" in with_blind(story, Ratio(0.996, 0.994, 0.998))[0]
+
+
+def test_the_verdict_is_the_first_line_of_the_page(story):
+    text = report_page(replace(story, ratios={**RATIOS, ("blind", 8): LEVEL}))
+    first = present(re.search(r"<section class=\"card headline\".*?<p>(.*?)</p>", text, re.DOTALL))[1]
+    assert first.startswith("This run does not tell the two students apart")
+
+
+def test_the_teacher_is_told_with_intervals(story):
     told = headline(story)
-    assert told[0] == ("In 8 steps the student from shaped trajectories has a perplexity of 122.5, 66 % lower than the student "
-                       "from blind ones (357.5).")
-    assert "they do not overlap" in told[1]
-    assert "61 % lower than its teacher in 8 steps (315.8), and 43 % lower than its teacher in 64 steps" in told[2]
+    assert "beside its teacher in 8 steps, which has 315.8: 64 to 68 % lower" in told[2]
+    assert "beside its teacher in 64 steps, which has 216.2: not told apart (12 % lower to 3 % higher)" in told[2]
     assert "98.5 % of real text's 5.50" in told[3]
-    assert told[4].endswith("stands at 122.5 (interpolated, without an interval): the student is level with that.")
 
 
-def test_a_result_that_goes_the_other_way_is_told_as_such(story):
-    worse = headline(replace(story, measured=measured(shaped=370.0)))
-    assert "3 % higher than the student from blind" in worse[0]
-    assert "they overlap, so this run does not tell the two apart" in worse[1]
-    assert "17 % higher than its teacher in 8 steps" in worse[2]
-    assert "202 % higher than that" in worse[4]
-    assert "68 % lower than that" in headline(replace(story, measured=measured(teacher=380.0)))[4]
+@pytest.mark.parametrize(("ratio", "answer"), [
+    (LOWER, "No: the teacher in 8 steps, cooled to that same entropy, has a perplexity of about 360.3, and the student's is 64 to 68 % lower."),
+    (HIGHER, "Yes, better: the teacher in 8 steps, cooled to that same entropy, has a perplexity of about 116.7, and the student's is 2 to 8 % higher."),
+    (LEVEL, "This run can't tell: the teacher in 8 steps, cooled to that same entropy, has a perplexity of about 125.0; the student's may be 12 % lower to 3 % higher."),
+    (None, "That stays open: the temperatures sampled don't reach that entropy."),
+])
+def test_what_cooling_would_do_is_told_as_its_interval_allows(story, ratio, answer):
+    assert headline(replace(story, cooled=ratio))[4] == f"Would a lower temperature do as well? {answer}"
 
 
-def test_a_frontier_that_does_not_reach_says_so(story):
-    far = [(role, row.model_copy(update={"entropy_bits": 4.0}) if (role, row.steps) == ("shaped", 8) else row)
-           for role, row in story.measured]
-    assert "stays open" in headline(replace(story, measured=far))[-1]
+def test_a_training_of_few_updates_is_told_not_drawn(story):
+    for points, told in ((2, "5.125 to 5.000"), (1, "student from blind 5.125,")):
+        short = replace(story, curves={role: curve[:points] for role, curve in story.curves.items()})
+        page = Page(report_page(short))
+        assert len(page.all("svg")) == 2 * 2
+        assert "Too few losses were logged to draw them" in page.words
+        assert told in page.words
 
 
 def test_students_that_were_not_measured_are_not_compared(story):

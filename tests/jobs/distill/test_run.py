@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from tests.support import Outcome, TinyModels, assert_refused, make_dataset, present, tree
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import open_reader, open_start
-from tsdfm.pipeline.training.student_trainer import Place, train_student
+from tsdfm.pipeline.training.student_trainer import train_student
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
 from tsdfm.schemas.distill import DistillConfig
 
@@ -428,11 +429,11 @@ def test_every_process_reads_the_commit_that_the_driver_found(tmp_path, data, mo
     monkeypatch.setattr(HubStore, "read", lambda self, path: open_store(str(data["mask"])).read(path))
     seen: list[DistillConfig] = []
 
-    def stop(config, out):
-        seen.append(config)
+    def stop(group, line):
+        seen.append(group.config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_train", stop)
+    monkeypatch.setattr("tsdfm.jobs.shell.training_group.Group.run", stop)
     config = DistillConfig.model_validate({"data": {"paths": ["hf://datasets/team/runs@main", str(data["mask"])]}})
     with pytest.raises(KeyboardInterrupt):
         module.distill(config, tmp_path / "student")

@@ -18,7 +18,7 @@ from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import load, save
-from tsdfm.pipeline.text.corpus import load_documents
+from tsdfm.pipeline.text.documents import load_documents
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 
 WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
@@ -53,9 +53,9 @@ def counts(monkeypatch):
         found["judged"] += 1
         return score(self, tokens, texts, vocabulary)
 
-    def loaded(config):
+    def loaded(config, reading):
         found["corpora"] += 1
-        return load_documents(config)
+        return load_documents(config, reading)
 
     monkeypatch.setattr(evaluation, "roll_out_blind", rolled)
     monkeypatch.setattr(Judge, "score", scored)

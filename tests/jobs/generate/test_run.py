@@ -41,10 +41,10 @@ def config_file(folder: Path, out: Path, models: TinyModels, **changes: object) 
 
 
 @contextlib.contextmanager
-def running(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """The command line in a process group of its own; nothing of it outlives the test."""
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+def running(*arguments: object, code: str = COMMAND[-1], cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """The command line in a process group of its own; nothing of it outlives the test. `code` is what runs it."""
+    process = subprocess.Popen([*COMMAND[:-1], code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True, cwd=cwd)
     try:
         yield process
     finally:
@@ -195,14 +195,14 @@ def test_only_the_bytes_that_the_manifest_names_are_kept(tmp_path, tiny_models):
     make_dataset(out, tiny_models)
     store = open_store(str(out))
     manifest = read_manifest(store)
-    items = plan(manifest.identity)
-    assert all(existing_shard(store, item, manifest) for item in items)
+    items, records = plan(manifest.identity), {record.path: record for record in manifest.shards}
+    assert all(existing_shard(store, item, records) for item in items)
     victim = out / items[1].path
     whole = bytearray(victim.read_bytes())
     for spoiled in ((out / items[0].path).read_bytes(), b"PAR1", whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]):
         victim.write_bytes(spoiled)
-        assert existing_shard(store, items[1], manifest) is None
-    assert existing_shard(store, items[2], manifest) is not None
+        assert existing_shard(store, items[1], records) is None
+    assert existing_shard(store, items[2], records) is not None
     kept = generate_dataset(GenerateConfig.model_validate(tiny_config(out, tiny_models)), maker=IN_PROCESS)
     assert (kept.made, kept.kept) == (1, 2)
     assert victim.read_bytes() == bytes(whole)

@@ -1,10 +1,14 @@
-"""How many cores a job takes, where a container allows fewer than the machine has."""
+"""How many cores a job takes, where a container allows fewer than the machine has; and where Ray keeps its sockets."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from tsdfm.jobs.shell.cluster import cores_here
+from tests.support import present
+from tsdfm.jobs.shell import cluster
+from tsdfm.jobs.shell.cluster import _short_folder, cores_here
+from tsdfm.schemas.base import InputError, WorkError
 
 BOUND = len(os.sched_getaffinity(0))
 
@@ -26,3 +30,39 @@ def test_the_quota_of_cgroups_1(tmp_path, quota, cores):
 
 def test_no_cgroups(tmp_path):
     assert cores_here(tmp_path / "nothing") == BOUND
+
+
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_of_too_long_a_name_for_sockets_is_stood_in_for(tmp_path, monkeypatch, name):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, "/tmp")
+    with _short_folder() as folder:
+        assert folder is None
+    monkeypatch.setenv(name, str(tmp_path / ("long" * 20)))
+    with _short_folder() as folder:
+        assert Path(present(folder)).is_dir()
+        assert len(present(folder)) < 30
+    assert not Path(present(folder)).exists()
+    monkeypatch.setattr(cluster, "SHORT", str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match=r"TMPDIR .*: too long a name for Ray's sockets"), _short_folder():
+        pass
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_ray_that_does_not_start_is_started_again_twice(monkeypatch, capsys, failures):
+    begun = []
+
+    def slow(**options):
+        begun.append(options)
+        if len(begun) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", slow)
+    if failures < 3:
+        with cluster.cluster("local", 1):
+            pass
+    else:
+        with pytest.raises(WorkError, match=r"Ray did not start on this machine \(The current node timed out"), cluster.cluster("local", 1):
+            pass
+    assert len(begun) == 3
+    assert capsys.readouterr().err.count("trying again") == 2

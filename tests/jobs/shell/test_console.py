@@ -9,15 +9,22 @@ import sys
 import pytest
 
 from tests.support import make_dataset
+from tsdfm.jobs.shell import console
+from tsdfm.jobs.shell.console import Ticker, figures_table, print_whole, rate
 
 COMMAND = [sys.executable, "-m", "tsdfm.jobs"]
 
 
 def on_a_terminal(*arguments: object) -> str:
-    """What a command writes to a pseudo-terminal."""
+    """What a command of ours writes to a pseudo-terminal."""
+    return terminal([*COMMAND, *map(str, arguments)], 120)
+
+
+def terminal(command: list[str], columns: int) -> str:
+    """What a program writes to a pseudo-terminal of so many columns."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=theirs, stderr=theirs, stdin=theirs,
-                               env=os.environ | {"COLUMNS": "120", "TERM": "xterm"})
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs,
+                               env=os.environ | {"COLUMNS": str(columns), "TERM": "xterm"})
     os.close(theirs)
     seen = b""
     while True:
@@ -41,3 +48,57 @@ def test_bars_count_to_their_total(tmp_path, tiny_models, arguments):
     counts = {(int(done), int(total)) for done, total in re.findall(r"(\d+)/(\d+) ", shown)}
     assert (3, 3) in counts
     assert all(done <= total for done, total in counts), counts
+
+
+def test_a_table_is_one_row_a_line_at_80_columns(capsys):
+    """A wide table stands in parts, each of which tells the rows apart; nothing is cut."""
+    table = figures_table("Figures", ["model", "steps", *(f"perplexity under judge {n}" for n in range(4)), "entropy"])
+    for row in range(3):
+        table.add_row("a model", str(row), *(f"{row}{n}.1 (50.2-60.3)" for n in range(4)), f"5.{row}")
+    print_whole(table, keys=2)
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in shown.out
+    for row in range(3):
+        mine = [line for line in lines if line.split()[:3] == ["a", "model", str(row)]]
+        assert len(mine) == 3
+        assert all(f"{row}{n}.1 (50.2-60.3)" in " ".join(mine) for n in range(4))
+
+
+@pytest.mark.parametrize(("number", "seconds", "told"), [
+    (0, 10, "0.0 texts/h"), (3, 3600, "3.0 texts/h"), (41, 60, "41 texts/min"), (2, 1, "2.0 texts/s"), (5000, 1, "5,000 texts/s")])
+def test_rates_can_be_read(number, seconds, told):
+    assert rate(number, seconds, "texts") == told
+
+
+def test_what_is_waited_for_is_said_once_and_then_now_and_then(capsys, monkeypatch):
+    ticking = Ticker("making shards", None)
+    for _ in range(5):
+        ticking.waiting(0, 4, "waiting for 1 CPU: the cluster has 0 free")
+    assert capsys.readouterr().err.splitlines() == ["making shards: 0/4  waiting for 1 CPU: the cluster has 0 free"]
+    monkeypatch.setattr(console, "WAIT_SECONDS", 0.0)
+    ticking.waiting(0, 4, "waiting for 1 CPU: the cluster has 0 free")
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_remaining_time_is_told_from_the_first_unit_on(capsys, monkeypatch):
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    ticking = Ticker("making shards", None)
+    ticking.update(0, 4)
+    ticking.started -= 10
+    ticking._first = (0, ticking.started)
+    ticking.update(1, 4)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "ETA" not in first
+    assert "ETA 0:30" in second
+
+
+def test_the_bar_is_there_at_80_columns_whatever_the_note():
+    code = ("from tsdfm.jobs.shell.console import ticker\n"
+            "with ticker('distill') as show: show.update(3, 9000, 'loss 5.123  (' + '  '.join(f'1/{n}: 4.56' for n in range(9)) + ')')")
+    shown = terminal([sys.executable, "-c", code], 80)
+    assert "━" in shown
+    assert "3/9000" in shown
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", shown))

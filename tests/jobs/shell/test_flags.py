@@ -142,7 +142,7 @@ def test_the_json_schema_of_every_config(cli, name):
 def test_a_default_record_keeps_its_fields(cli, tmp_path):
     """The README's own command; and a shape of which one size is named keeps the others."""
     printed = yaml.safe_load(cli("fit-compass", "--corpus", "x.txt", "--print-config").stdout)
-    assert printed["corpus"] == {"path": "x.txt", "text_field": "text", "part": "first"}
+    assert printed["corpus"] == {"path": "x.txt", "text_field": "text", "clean": "none", "part": "first"}
     file = tmp_path / "c.yaml"
     file.write_text("shape: {n_blocks: 4}\n")
     printed = yaml.safe_load(cli("fit-compass", file, "--print-config").stdout)

@@ -33,7 +33,46 @@ def test_a_training_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, n
     assert "resume with: tsdfm-pipeline pretrain" in said.splitlines()[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+# Before the command starts: whoever imports the named module is interrupted there, and may swallow what is raised.
+INTERRUPTING = """
+import os, signal, sys, time
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == marked:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            except BaseException:
+                pass
+marked = sys.argv.pop()
+sys.meta_path.insert(0, Finder)
+from tsdfm.jobs.start import main
+sys.argv = ["tsdfm-pipeline", "sample", "--model", "nowhere", "-n", "1"]
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["tsdfm.jobs.cli", "click", "pydantic", "torch"])
+def test_an_interrupt_while_a_library_is_imported_ends_the_command_in_one_line(module):
+    process = subprocess.run([sys.executable, "-c", INTERRUPTING, module], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stdout) == (130, "")
+    assert process.stderr == "Error: interrupted; finished work is kept, the same command goes on with it\n"
+
+
+@pytest.mark.slow
+def test_at_whatever_moment_of_its_start_a_command_is_interrupted_it_ends_in_one_line():
+    """From the moment on that the command has the say: what Python does before that, in some hundredths of a second, is its own."""
+    for hundredths in (15, 25, 35, 50, 75, 100, 150, 200):
+        process = subprocess.Popen([sys.executable, "-m", "tsdfm.jobs", "sample", "-n", "400", "--steps", "64"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(hundredths / 100)
+        process.send_signal(signal.SIGINT)
+        out, said = process.communicate(timeout=60)
+        assert process.returncode == 130, (hundredths, said)
+        assert (out, len(said.splitlines())) == ("", 1), (hundredths, said)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
 def test_whatever_a_command_does_a_signal_ends_it_in_one_line(number):
     waiting = ("import time, tsdfm.jobs.cli as cli; print('here', flush=True); cli._run = lambda: time.sleep(60)\n"
                "try: cli.main()\nexcept KeyboardInterrupt: raise SystemExit(130)")

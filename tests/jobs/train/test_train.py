@@ -1,15 +1,21 @@
 """`pretrain` and `fit-compass`, from text to a dataset made with what they trained."""
 
+import contextlib
 import json
+import shutil
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
 
 from tests.support import make_dataset, present
-from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.training.fit_compass import auc, auc_per_bin
@@ -117,11 +123,13 @@ def test_an_encoder_that_counts_a_token_separates_texts_by_it(tiny_models):
     """AUC per bin of a hand-made scorer: real text holds token 5, noise token 6; the scorer sees which."""
 
     class Counter(torch.nn.Module):
+        config = SimpleNamespace(trunk=SimpleNamespace(kappa_exponent=1.0, vocab_size=10, mask_id=None))
+
         def forward(self, x, t):
             return (x == 5).sum(-1).float() - (x == 6).sum(-1).float()
 
     text, states = torch.full((50, 4), 5), torch.full((20, 8, 4), 6)
-    bins = auc_per_bin(cast(NceEncoder, Counter()), text, states, MixturePath(1.0, 10, None))
+    bins = auc_per_bin(cast(NceEncoder, Counter()), text, states)
     assert len(bins) == 8
     assert bins[-1].auc == 1.0
     assert bins[0].t_from == pytest.approx(1 / 8)
@@ -131,3 +139,53 @@ def test_the_nce_encoder_starts_from_the_teachers_trunk(tiny_models):
     network = load(tiny_models.nce).network
     assert isinstance(network, NceEncoder)
     assert set(network.trunk.state_dict()) == set(load_denoiser(tiny_models.mask).network.trunk.state_dict())
+
+
+# ------------------------------------------------------------------ on Ray
+
+COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
+
+
+def test_one_worker_needs_no_ray(configs, tmp_path):
+    code = f"""
+import sys
+sys.argv = ["tsdfm-pipeline", "pretrain", {str(configs / "teacher.yaml")!r}, "--out", {str(tmp_path / "teacher")!r}, "--updates", "2"]
+from tsdfm.jobs.cli import main
+main()
+assert "ray" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_two_workers_killed_and_resumed_train_the_teacher_of_one(configs, tmp_path):
+    """By relative paths: processes on Ray stand elsewhere. Adam's steps blow up float errors, hence the tolerance."""
+    shutil.copytree(configs, tmp_path / "configs")
+    command = ["pretrain", "configs/teacher.yaml", "--updates", "200", "--workers", "2", "--out", "models/teacher"]
+    state = tmp_path / "models" / "teacher.training" / "training_state.json"
+    process = subprocess.Popen([*COMMAND, *command], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    family: list[psutil.Process] = []
+    deadline = time.monotonic() + 250
+    while not state.exists() or json.loads(state.read_text())["step"] < 40:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    try:
+        done = subprocess.run([*COMMAND, *command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    finally:
+        for each in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+    assert done.returncode == 0, done.stderr
+    assert "pretrain: 200/200" in done.stderr
+    alone = ["pretrain", "configs/teacher.yaml", "--updates", "200", "--out", "alone", "--json"]
+    one = subprocess.run([*COMMAND, *alone], cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    report, expected = json.loads(done.stdout), json.loads(one.stdout)
+    assert report["held_out_cross_entropy"] == pytest.approx(expected["held_out_cross_entropy"], rel=1e-3)
+    there, here = (load_denoiser(tmp_path / name).network.state_dict() for name in ("models/teacher", "alone"))
+    for key, value in here.items():
+        torch.testing.assert_close(there[key], value, rtol=0.05, atol=5e-3)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tsdfm.pipeline.evaluation.effects import ScoredTexts, effects
+from tsdfm.pipeline.evaluation.effects import JudgedTexts, Ratio, ScoredTexts, effects, perplexity_ratio, ratio_at_equal_entropy
 from tsdfm.pipeline.evaluation.judge import Likelihood
 
 TEXTS = 40
@@ -60,3 +60,44 @@ def test_trials_without_a_twin_count_for_nothing_and_steps_stand_apart():
 def test_it_is_a_function_of_the_scores():
     cells = [scored(4, noise=np.random.default_rng(each).normal(size=TEXTS), a=str(each)) for each in range(3)]
     assert effects(cells, {"a": "0"}) == effects(cells, {"a": "0"})
+
+
+def judged(nats, noise, entropy=5.0):
+    """Texts of 10 tokens of `nats` each, plus the noise of the text, which is in its entropy, too."""
+    return JudgedTexts(Likelihood(10 * (nats + noise), np.full(TEXTS, 10.0)), entropy + 0.1 * noise)
+
+
+def test_a_ratio_is_of_pairs_so_their_common_noise_is_no_uncertainty():
+    noise = np.random.default_rng(5).normal(size=TEXTS)
+    noise -= noise.mean()
+    paired = perplexity_ratio(judged(4.9, noise), judged(5.0, noise))
+    assert (paired.low, paired.value, paired.high) == pytest.approx((np.exp(-0.1),) * 3)
+    assert paired.verdict == "lower"
+    apart = perplexity_ratio(judged(4.9, noise), judged(5.0, -noise))
+    assert apart.low < 1 < apart.high
+    assert apart.verdict == "not told apart"
+    assert np.log(apart.high / apart.low) / 3.92 == pytest.approx(2 * noise.std() / np.sqrt(TEXTS), rel=0.15)
+    assert perplexity_ratio(judged(5.0, noise), judged(4.9, noise)).verdict == "higher"
+
+
+@pytest.mark.parametrize(("low", "high", "verdict"), [
+    (0.8, 0.999, "lower"), (0.8, 1.0, "not told apart"), (1.0, 1.2, "not told apart"), (1.001, 1.2, "higher")])
+def test_a_verdict_needs_an_interval_without_one(low, high, verdict):
+    assert Ratio((low * high) ** 0.5, low, high).verdict == verdict
+
+
+def test_a_ratio_at_equal_entropy_reads_the_curve_between_temperatures():
+    noise = 0.1 * np.random.default_rng(5).normal(size=TEXTS)
+    curve = [judged(5.4, noise, 5.2), judged(5.0, noise, 4.8), judged(5.8, noise, 5.6)]  # in any order
+    found = ratio_at_equal_entropy(judged(4.6, noise, 4.9), curve)
+    assert found is not None
+    assert (found.low, found.value, found.high) == pytest.approx((np.exp(4.6 - 5.1),) * 3)
+
+
+def test_a_curve_that_does_not_reach_the_entropy_is_not_extrapolated():
+    noise = np.random.default_rng(5).normal(size=TEXTS)
+    curve = [judged(5.0, noise, 4.8), judged(5.4, noise, 5.2)]
+    for entropy in (4.7, 5.3):
+        assert ratio_at_equal_entropy(judged(4.6, noise, entropy), curve) is None
+    hardly = judged(4.6, -noise, 5.199)  # the curve reaches the entropy itself, but not that of half of the resamples
+    assert ratio_at_equal_entropy(hardly, curve) is None

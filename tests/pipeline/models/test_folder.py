@@ -313,7 +313,7 @@ def test_a_save_that_fails_leaves_the_old_folder_and_no_litter(tmp_path, tiny_mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_safetensors", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WorkError, match="full"):
         save(tmp_path / "model", opened.network, opened.vocabulary, Note(a=1))
     assert os.listdir(tmp_path) == ["model"]
     assert load(tmp_path / "model").fingerprint == opened.fingerprint

@@ -229,6 +229,20 @@ def test_what_does_not_fit_is_refused(bring, layout, rows, options, said):
     assert said in refusal(bring, random_weights(layout, rows), **options)
 
 
+@pytest.mark.parametrize(("layout", "source", "ids"), [("fs-dfm", "uniform", IDS), ("fs-dfm", "mask", IDS + 1), ("mdlm", "mask", IDS + 1)])
+def test_the_rows_of_a_padded_vocabulary_are_left_out(bring, layout, source, ids):
+    """The cure that the refusal names helps; a vocabulary that is another one is not taken for a padded one."""
+    padded = -(-IDS // 64) * 64 + 64
+    weights = random_weights(layout, padded)
+    assert "--source" in refusal(bring, weights)
+    made = bring(weights, source=source)
+    assert (made.network.config.source, made.network.config.vocab_size) == (source, ids)
+    assert made.network.config.mask_id == (IDS if source == "mask" else None)
+    name = {"fs-dfm": "vocab_embed.weight", "mdlm": "vocab_embed.embedding"}[layout]
+    torch.testing.assert_close(made.network.state_dict()["trunk.vocab_embed.weight"], weights[name][:ids])
+    assert "vocabulary of" in refusal(bring, random_weights(layout, IDS + 2000), source=source)
+
+
 def test_other_models_are_refused(bring):
     assert "no weights of a known layout" in refusal(bring, {"wte.weight": torch.ones(3, 4)})
     assert "no weights of a known layout" in refusal(bring, [1, 2])

@@ -85,7 +85,8 @@ def test_the_card_is_for_readers(hub, out):
     card = DatasetCard(text)
     assert card.data["license"] == "cc-by-4.0"
     assert card.data["size_categories"] == ["n<1K"]
-    assert [each["config_name"] for each in card.data["configs"]] == ["default", "arms"]
+    assert [each["config_name"] for each in card.data["configs"]] == ["default", "arms", "shaped", "blind"]
+    assert card.data["trajectories"] == read_front_matter((out / "README.md").read_text())["trajectories"]
     for name in ARROW_SCHEMA.names:
         assert f"`{name}`" in text
     for paper in ("2605.07924", "2509.20624", "2407.15595", "2410.21357"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tsdfm.pipeline.text.vocabulary import EOS, FILE, MASK, Vocabulary
 from tsdfm.schemas.base import InputError
@@ -136,13 +136,20 @@ def bpe(*, special=(), added=()):
     return tokenizer
 
 
-@pytest.mark.parametrize("special", [(), (MASK,), (MASK, EOS), (EOS, MASK, "[PAD]")])
-def test_a_tokenizer_without_the_two_ids_is_refused(tmp_path, special):
+@pytest.mark.parametrize(("special", "ids"), [
+    ((), (258, 256, 257)), ((MASK,), (258, 257, 256)), ((MASK, EOS), (258, 257, 256)), ((EOS, MASK, "[PAD]"), (259, 256, 257)),
+])
+def test_what_is_lacking_is_appended_and_what_is_there_is_used(tmp_path, special, ids):
     bpe(special=special).save(str(tmp_path / FILE))
-    with pytest.raises(InputError, match=r"\[EOS\]") as caught:
-        Vocabulary.load(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    loaded = Vocabulary.load(tmp_path)
+    assert (loaded.size, loaded.eos_id, loaded.mask_id) == ids
+    assert loaded.size_without_mask == (257 if loaded.mask_id == 257 and loaded.size == 258 else loaded.size)
+    stream = loaded.stream(NASTY)
+    assert loaded.mask_id not in stream
+    assert (stream == loaded.eos_id).sum() == len(NASTY)
+    (tmp_path / FILE).write_text(loaded.to_json(), encoding="utf-8")
+    again = Vocabulary.load(tmp_path)
+    assert (again.fingerprint, again.size, again.eos_id, again.mask_id) == (loaded.fingerprint, *ids)
 
 
 def test_a_foreign_tokenizer_with_them_is_fine(tmp_path):
@@ -190,7 +197,7 @@ def test_no_tokenizer_there(tmp_path):
 
 def other(name):
     """A tokenizer of another kind, trained here: what ends a text, and the tokenizer."""
-    from tokenizers import decoders, processors, trainers
+    from tokenizers import trainers
 
     from tests.foreign import gpt2_like
 
@@ -232,24 +239,109 @@ def test_any_tokenizer_is_a_vocabulary(name, tmp_path):
     assert (again.fingerprint, again.size, again.eos_id) == (loaded.fingerprint, loaded.size, loaded.eos_id)
 
 
-def test_a_chosen_end_is_kept_in_the_file(tmp_path):
+@pytest.mark.parametrize("end", ["<stop>", "<|end of text|>", "a:0"])
+def test_a_chosen_end_is_kept_in_the_file(tmp_path, end):
     tokenizer = other("gpt2")[1]
-    tokenizer.add_special_tokens(["<stop>"])
+    tokenizer.add_special_tokens([end])
     (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
-    loaded = Vocabulary.load(tmp_path)
-    chosen = loaded.ending_with("<stop>", "here")
+    loaded, chosen = Vocabulary.load(tmp_path), Vocabulary.adopt(tmp_path, end)
+    with pytest.raises(InputError, match="no such token"):
+        Vocabulary.adopt(tmp_path, "<none>")
     (tmp_path / FILE).write_text(chosen.to_json(), encoding="utf-8")
     again = Vocabulary.load(tmp_path)
-    assert again.eos_id == chosen.eos_id == tokenizer.token_to_id("<stop>") != loaded.eos_id
+    assert again.eos_id == chosen.eos_id == tokenizer.token_to_id(end) != loaded.eos_id
     assert again.size == loaded.size
     np.testing.assert_array_equal(ids_of(again, TEXTS[0]), ids_of(loaded, TEXTS[0]))
-    with pytest.raises(InputError, match="no such token"):
-        loaded.ending_with("<none>", "here")
 
 
-def test_a_mask_in_the_middle_is_refused(tmp_path):
-    tokenizer = other("gpt2")[1]
-    tokenizer.add_special_tokens([MASK, "<more>"])
+def test_a_tokenizer_without_a_usual_end_takes_the_one_that_is_named(tmp_path):
+    """Nothing is appended for it, so that rows of a checkpoint over it are as many as its entries and [MASK]."""
+    bpe(special=("<stop>",)).save(str(tmp_path / FILE))
+    assert Vocabulary.adopt(tmp_path).size == 259
+    chosen = Vocabulary.adopt(tmp_path, "<stop>")
+    assert (chosen.size, chosen.eos_id, chosen.mask_id) == (258, 256, 257)
+
+
+@pytest.mark.parametrize(("entries", "size"), [
+    ({"a": 0, "b": 1, "[UNK]": 2, "</s>": 4}, 6), ({"a": 7, "b": 1, "[UNK]": 3, "</s>": 2}, 9), ({"a": 5, "[UNK]": 6, "b": 1000, "</s>": 3}, 1002),
+    ({"a": 0, "b": 9, "[UNK]": 3}, 12),  # no end, either
+])
+def test_holes_between_ids(tmp_path, entries, size):
+    """[MASK] behind the highest id; the library, which counts entries, would give it that of a word."""
+    tokenizer = Tokenizer(models.WordLevel(entries, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
-    with pytest.raises(InputError, match="as its last id"):
+    for loaded in (Vocabulary.load(tmp_path), Vocabulary.adopt(tmp_path)):
+        assert (loaded.size, loaded.mask_id, loaded.size_without_mask) == (size, size - 1, size - 1)
+        assert loaded.eos_id == entries.get("</s>", size - 2)
+        unknown = entries["[UNK]"]
+        assert loaded.stream(["b a [MASK] [EOS]"]).tolist() == [entries["b"], entries["a"], unknown, unknown, loaded.eos_id]
+        assert loaded.decode([*range(size)]).count("_") == 1
+        assert loaded.decode([entries["a"], loaded.mask_id, entries["b"], loaded.eos_id]) == "a_b\n"
+        (tmp_path / "again.json").write_text(loaded.to_json(), encoding="utf-8")
+        again = Vocabulary.load(tmp_path / "again.json")
+        assert (again.fingerprint, again.size, again.eos_id, again.mask_id) == (loaded.fingerprint, size, loaded.eos_id, loaded.mask_id)
+
+
+def test_a_mask_that_took_a_words_id_is_not_used(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1, "</s>": 2, "[UNK]": 4}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens([MASK])
+    assert tokenizer.token_to_id(MASK) == 4
+    (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+    assert Vocabulary.load(tmp_path).mask_id == 5
+
+
+@pytest.mark.parametrize("place", [4, 103])
+def test_berts_own_mask_is_used_where_it_stands(tmp_path, place):
+    entries = {name: i for i, name in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"[unused{i}]" for i in range(place - 4)), MASK])}
+    entries |= {name: len(entries) + i for i, name in enumerate(["the", "fox", "##es", "[", "]", "mask"])}
+    tokenizer = Tokenizer(models.WordPiece(entries, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", MASK])
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+    loaded = Vocabulary.load(tmp_path)
+    assert (loaded.size, loaded.mask_id, loaded.eos_id) == (len(entries), place, 3)
+    assert loaded.size_without_mask == loaded.size  # [MASK] has a row in every model, for it stands in the middle
+    ids = loaded.stream(["The foxes [MASK]"]).tolist()
+    assert place not in ids
+    assert loaded.decode([*ids[:3], place]) == "the foxes_"
+
+
+@pytest.mark.parametrize("kind", ["words", "pieces", "bytes"])
+def test_a_character_tokenizer_is_a_vocabulary(tmp_path, kind):
+    """Letters alone, no end of text and no decoder, as one makes it for text8."""
+    letters = [*"bcdefghijklmnopqrstuvwxyz "]
+    model = {"words": models.WordLevel({c: i for i, c in enumerate(letters)}), "pieces": models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]),
+             "bytes": models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[])}[kind]
+    tokenizer = Tokenizer(model)
+    if kind == "bytes":
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+    made = Vocabulary.adopt(tmp_path)
+    assert (made.size, made.eos_id, made.mask_id) == (tokenizer.get_vocab_size() + 2, tokenizer.get_vocab_size(), tokenizer.get_vocab_size() + 1)
+    text = "the fox jumps over the dog"
+    assert made.decode(made.stream([text])) == f"{text.replace('a', '')}\n"
+    (tmp_path / FILE).write_text(made.to_json(), encoding="utf-8")
+    assert Vocabulary.load(tmp_path).fingerprint == made.fingerprint
+    assert Vocabulary.load(tmp_path).decode(made.stream([text])) == f"{text}\n"
+
+
+def test_a_text_that_a_tokenizer_has_no_entry_for_is_one_line(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({c: i for i, c in enumerate("bcd")}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    (tmp_path / FILE).write_text(tokenizer.to_str(), encoding="utf-8")
+    with pytest.raises(InputError, match="can't encode") as caught:
+        Vocabulary.load(tmp_path).stream(["abcd"])
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("entries", "said"), [({}, "no entries"), ({"a": 0, "</s>": 2**23}, "highest id")])
+def test_a_tokenizer_that_no_model_can_have_is_refused(tmp_path, entries, said):
+    (tmp_path / FILE).write_text(Tokenizer(models.WordLevel(entries, unk_token="a")).to_str(), encoding="utf-8")
+    with pytest.raises(InputError, match=said):
         Vocabulary.load(tmp_path)

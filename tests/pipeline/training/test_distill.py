@@ -20,10 +20,11 @@ from tests.support import TinyModels, make_dataset, make_models, write_corpus
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import load, load_denoiser, save
 from tsdfm.pipeline.models.student import student_of
+from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import open_init, open_reader, open_start, record_of
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.student_card import student_card
-from tsdfm.pipeline.training.student_trainer import Place, train_student
+from tsdfm.pipeline.training.student_trainer import train_student
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE, Trainer
 from tsdfm.schemas.base import InputError, WorkError, parse_json
 from tsdfm.schemas.distill import DistillConfig
@@ -633,3 +634,12 @@ def test_a_run_of_one_process_may_go_on_in_two(data, corpus, tmp_path, monkeypat
 
 def test_types_of_this_module_are_what_the_fixtures_give(tiny_models):
     assert isinstance(tiny_models, TinyModels)
+
+
+def test_a_wish_to_stop_is_heeded_after_any_update(data, tmp_path):
+    """Between two lines of the log, and with the state saved."""
+    config = small(data["mask"])
+    assert config.optim.log_every > 1
+    asked = iter([False, True])
+    assert train_student(open_start(config), tmp_path, Place(0, 1, CPU), lambda *_: None, lambda: next(asked)) is None
+    assert json.loads((tmp_path / HEADER_FILE).read_text())["step"] == 2

@@ -12,7 +12,7 @@ import torch
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
-from tsdfm.pipeline.training.losses import TIME_MARGIN, causal_nll, cross_entropy, generalized_kl, nce
+from tsdfm.pipeline.training.losses import TIME_MARGIN, CausalNLL, CrossEntropy, GeneralizedKL, NoiseContrast, mean_loss, nce
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig
 
 TEXTS = list(itertools.product(range(3), repeat=2))
@@ -57,7 +57,7 @@ def estimate(model, text, count, seed=0):
     """Monte Carlo mean and standard error of the loss of one text, over 20 batches; nats per text."""
     generator = torch.Generator().manual_seed(seed)
     x_1 = torch.tensor(text).expand(count // 20, -1)
-    values = [2 * float(generalized_kl(model, x_1, generator)) for _ in range(20)]
+    values = [2 * float(mean_loss(GeneralizedKL(model), x_1, generator)) for _ in range(20)]
     return np.mean(values), np.std(values, ddof=1) / math.sqrt(20)
 
 
@@ -130,7 +130,7 @@ def test_cross_entropy_trains_to_the_posterior(source):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
     weights, texts = torch.from_numpy(SYMMETRIC), torch.tensor(TEXTS)
     for _ in range(400):
-        loss = cross_entropy(model, texts[torch.multinomial(weights, 512, True, generator=generator)], generator)
+        loss = mean_loss(CrossEntropy(model), texts[torch.multinomial(weights, 512, True, generator=generator)], generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -168,7 +168,7 @@ def test_cross_entropy_counts_the_noised_positions(source):
     """Mask: the masked ones only; uniform: all. The mean over them of -log p(x_1^i | x_t)."""
     model = Table(source)
     x_1 = torch.tensor(TEXTS * 5)
-    value = cross_entropy(cast(Denoiser, model), x_1, torch.Generator().manual_seed(3)).item()
+    value = mean_loss(CrossEntropy(cast(Denoiser, model)), x_1, torch.Generator().manual_seed(3)).item()
     x_t, t = model.seen
     assert sorted((t * len(x_1)).long().tolist()) == list(range(len(x_1)))  # one time per stratum
     logprob = model.head(model.hidden(x_t, t)).log_softmax(-1)
@@ -181,7 +181,7 @@ def test_cross_entropy_counts_the_noised_positions(source):
 def test_a_batch_without_noise_has_no_loss_and_still_a_gradient():
     model = Table("mask")
     for seed in range(100):
-        loss = cross_entropy(cast(Denoiser, model), torch.tensor([[0, 1]]), torch.Generator().manual_seed(seed))
+        loss = mean_loss(CrossEntropy(cast(Denoiser, model)), torch.tensor([[0, 1]]), torch.Generator().manual_seed(seed))
         if not (model.seen[0] == 3).any():
             assert loss.item() == 0
             assert loss.isfinite()
@@ -195,7 +195,7 @@ def test_causal_nll_is_the_mean_over_all_tokens():
     tokens = torch.randint(5, (3, 4))
     logprob = model(tokens).log_softmax(-1)
     terms = [-logprob[b, i, tokens[b, i]].item() for b in range(3) for i in range(4)]
-    assert causal_nll(model, tokens).item() == pytest.approx(sum(terms) / 12, rel=1e-5)
+    assert mean_loss(CausalNLL(model), tokens, torch.Generator()).item() == pytest.approx(sum(terms) / 12, rel=1e-5)
 
 
 def test_causal_nll_learns_the_chain_rule():
@@ -206,28 +206,36 @@ def test_causal_nll_learns_the_chain_rule():
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2, weight_decay=0.0)
     texts, weights = torch.tensor(TEXTS), torch.from_numpy(PROBABILITY)
     for _ in range(300):
-        loss = causal_nll(model, texts[torch.multinomial(weights, 256, True, generator=generator)])
+        loss = mean_loss(CausalNLL(model), texts[torch.multinomial(weights, 256, True, generator=generator)], generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    exact = sum(float(p) * 2 * causal_nll(model, texts[i : i + 1]).item() for i, p in enumerate(PROBABILITY))
+    exact = sum(float(p) * 2 * mean_loss(CausalNLL(model), texts[i : i + 1], generator).item() for i, p in enumerate(PROBABILITY))
     entropy = -(PROBABILITY * np.log(PROBABILITY)).sum()
     assert entropy - 1e-6 <= exact < entropy + 0.03
 
 
 def test_nce_is_binary_cross_entropy_and_its_optimum_the_density_ratio():
-    real, noise = torch.tensor([[0], [1], [0], [0]]), torch.tensor([[1], [1], [0], [1]])
-    t = torch.zeros(4)
-
-    def scores(x, t):
-        return logits[x[:, 0]]
-
-    model = cast(NceEncoder, scores)
-
-    logits = torch.tensor([0.3, -2.0], requires_grad=True)
+    real, noise = torch.tensor([0, 1, 0, 0]), torch.tensor([1, 1, 0, 1])
+    logits = torch.tensor([0.3, -2.0])
     expected = np.mean([math.log1p(math.exp(-v)) for v in (0.3, -2.0, 0.3, 0.3)]) + np.mean(
         [math.log1p(math.exp(v)) for v in (-2.0, -2.0, 0.3, -2.0)])
-    assert nce(model, real, noise, t).item() == pytest.approx(expected, rel=1e-6)
+    assert nce(logits[real], logits[noise]).mean().item() == pytest.approx(expected, rel=1e-6)
     logits = torch.tensor([math.log(0.75 / 0.25), math.log(0.25 / 0.75)], requires_grad=True)  # log p_real / p_noise
-    nce(model, real, noise, t).backward()
+    nce(logits[real], logits[noise]).mean().backward()
     torch.testing.assert_close(logits.grad, torch.zeros(2), rtol=0, atol=1e-6)
+
+
+def test_noise_is_a_state_of_a_rollout_at_the_time_of_the_text_it_is_paired_with():
+    """States say where they come from: rollout r at step s holds 10 r + s everywhere. Texts are a single token."""
+    states = (10 * torch.arange(3)[:, None, None] + torch.arange(4)[:, None]).expand(3, 4, 6)
+    model = torch.nn.Module()
+    model.config = SimpleNamespace(trunk=SimpleNamespace(kappa_exponent=1.0, vocab_size=50, mask_id=50))  # type: ignore[assignment]
+    rows = NoiseContrast(cast(NceEncoder, model), states).draw(torch.full((2000, 6), 7), torch.Generator().manual_seed(0))
+    x_t, t = rows.noised()
+    step = rows.tokens[:, 0] % 10
+    assert torch.equal(t, (step + 1) / 4)
+    assert torch.equal(rows.tokens, rows.tokens[:, :1].expand(-1, 6))
+    assert torch.bincount(rows.tokens[:, 0]).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]
+    for s in range(4):
+        assert (x_t[step == s] == 7).float().mean().item() == pytest.approx((s + 1) / 4, abs=0.03)

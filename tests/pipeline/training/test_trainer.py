@@ -16,8 +16,8 @@ from tests.support import present, write_corpus
 from tsdfm.pipeline.text.corpus import prepare, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.pretrain import evaluate, pretrain
-from tsdfm.pipeline.training.token_windows import TokenWindows
-from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE, Trainer, generator_of, learning_rate, whole
+from tsdfm.pipeline.training.text_trainer import TokenWindows
+from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE, Trainer, Watch, generator_of, learning_rate, whole
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.optim import OptimConfig
@@ -397,7 +397,7 @@ def test_too_little_held_out_text_is_refused_before_the_training(tmp_path, corpu
 def test_pretrain_stops_and_goes_on(tmp_path, corpus):
     whole_run = present(pretrain(small(corpus), tmp_path / "a", lambda *_: None))
     asked = iter([False, False, True])
-    assert pretrain(small(corpus), tmp_path / "b", lambda *_: None, stop=lambda: next(asked)) is None
+    assert pretrain(small(corpus), tmp_path / "b", lambda *_: None, Watch(stop=lambda: next(asked))) is None
     assert json.loads((tmp_path / "b" / HEADER_FILE).read_text())["step"] == 3
     resumed = present(pretrain(small(corpus), tmp_path / "b", lambda *_: None))
     assert_same(resumed.network, whole_run.network)

@@ -1,0 +1,74 @@
+"""Signs of life: workers give them, an actor knows the last of each, and the driver ends who has fallen silent.
+
+Light to import, for the actor and the task that ends a process need no networks.
+"""
+
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of life: where a worker is, and how often it has said so."""
+
+    node: str  # as people may read it
+    node_id: str
+    pid: int
+    born: str  # when its process began, for process ids are used again
+    beats: int
+
+
+class Signs:
+    """An actor that knows the last sign of life of every worker."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Sign] = {}
+
+    def beat(self, key: str, sign: Sign) -> None:
+        """A worker lives. `key` names its attempt at a shard."""
+        self._last[key] = sign
+
+    def last(self, keys: list[str]) -> dict[str, Sign]:
+        """The last sign of each of these workers that has given one; all others are forgotten."""
+        wanted = set(keys)
+        self._last = {key: sign for key, sign in self._last.items() if key in wanted}
+        return self._last
+
+
+class Watch:
+    """When each worker last gave a sign of life, by this machine's own monotonic clock."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def silent(self, beats: Mapping[str, int], now: float, seconds: float) -> list[str]:
+        """The workers whose count of beats has not moved for so many seconds.
+
+        Args:
+            beats: of the workers that are at work now; others are forgotten.
+            now: monotonic seconds.
+            seconds: of silence.
+        """
+        self._seen = {key: seen for key, seen in self._seen.items() if key in beats}
+        for key, count in beats.items():
+            if key not in self._seen or self._seen[key][0] != count:
+                self._seen[key] = count, now
+        return [key for key, (_, since) in self._seen.items() if now - since >= seconds]
+
+
+def birth(pid: int) -> str:
+    """When a process of this node began, in the kernel's ticks; '' if there is no such process."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode()
+    return ""
+
+
+def end_process(pid: int, born: str) -> None:
+    """End a process of this node that no longer answers, if it is still the one that is meant."""
+    with suppress(OSError):
+        if birth(pid) == born:
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,210 @@
+"""Train in data-parallel processes that Ray starts: of `distill`, and of `pretrain` and `fit-compass` with several workers.
+
+The training state and TensorBoard logs stand beside the model in OUT.training, which every process must share; a rerun of the
+same command resumes from there, also after SIGKILL. Ray starts the processes and their process group; the exact state is ours.
+"""
+
+import shlex
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+import torch
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
+from ray.train.torch import TorchTrainer, get_device
+
+from tsdfm.jobs.shell.cluster import cluster, gpus_at
+from tsdfm.jobs.shell.console import ticker
+from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
+from tsdfm.pipeline.models.folder import state_folder
+from tsdfm.pipeline.training.data_parallel import Place
+from tsdfm.pipeline.training.trainer import Report, Watch
+from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.train import TextTraining
+
+RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class News:
+    """What the training processes said last: whether they have made an update, which was the last that they told of and its
+    scalars, what no restart mends, and whether they ended early."""
+
+    begun: bool = False
+    step: int = 0
+    scalars: dict[str, float] = field(default_factory=dict)
+    fault: Exception | None = None
+    stopped: bool = False
+
+
+class Desk:
+    """A Ray actor between the driver and the training processes: progress one way, a wish to stop the other.
+
+    Ray Train has no callback that shows progress and can stop a run.
+    """
+
+    def __init__(self) -> None:
+        self._news, self._stopping = News(), False
+
+    def post(self, step: int, scalars: dict[str, float]) -> bool:
+        """Take the scalars of update `step` from a training process, and answer whether it is to save and stop."""
+        self._news = replace(self._news, begun=True, step=step, scalars=scalars)
+        return self._stopping
+
+    def stopping(self) -> bool:
+        """Tell a training process, which has made an update, whether it is to save and stop."""
+        self._news = replace(self._news, begun=True)
+        return self._stopping
+
+    def news(self) -> News:
+        """What the training processes said last."""
+        return self._news
+
+    def stop(self) -> None:
+        """Ask the training to save and stop."""
+        self._stopping = True
+
+    def leave(self, fault: Exception | None) -> None:
+        """The training ended early: it was asked to (None), or something is wrong that no restart mends. The first counts."""
+        self._news = replace(self._news, stopped=True, fault=self._news.fault or fault)
+
+
+class Wish:
+    """Whether the driver wishes a training process to stop; asked after every update, it asks the desk now and then."""
+
+    def __init__(self, desk: Any) -> None:
+        self._desk, self._asked = desk, -POLL_SECONDS
+
+    def __call__(self) -> bool:
+        """Whether to save and stop."""
+        if time.monotonic() - self._asked < POLL_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        return bool(ray.get(self._desk.stopping.remote()))
+
+
+TrainingConfig = DistillConfig | TextTraining
+
+
+class Loop(Protocol):
+    """What one process runs. It is sent by its name, so it stands at the top of a module."""
+
+    def __call__(self, place: Place, config: Any, out: Path, report: Report, *, watch: Watch) -> bool:
+        """Train the model of a config into the folder `out`. Returns False if `report` or `watch` asked to stop."""
+        ...
+
+
+@dataclass(frozen=True)
+class Group:
+    """Data-parallel processes, and what they run.
+
+    Args:
+        label: of the progress, e.g. 'distill'.
+        loop: what every process runs.
+        config: what it is given, with absolute paths: processes have another working directory. It says how many they are.
+        out: folder of the model, an absolute path.
+    """
+
+    label: str
+    loop: Loop
+    config: TrainingConfig
+    out: Path
+
+    def run(self, line: Callable[[dict[str, float]], str]) -> dict[str, float]:
+        """Train to the end; `line` makes the words of the progress from scalars. Returns the last scalars.
+
+        Raises InputError or WorkError (the last checkpoint is kept, the same command resumes).
+        """
+        with cluster(self.config.address, self.config.workers * self.config.optim.threads + 1):
+            return _fitted(self, line)
+
+
+def _fitted(group: Group, line: Callable[[dict[str, float]], str]) -> dict[str, float]:
+    if group.config.address == "local" and torch.cuda.is_available() and group.config.workers > torch.cuda.device_count():
+        raise InputError(f"workers: {group.config.workers} is more than this machine's GPUs ({torch.cuda.device_count()}), "
+                         "one for each; lower --workers, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1")
+    gpu = bool(gpus_at(group.config.address))
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=8).remote()
+    trainer = TorchTrainer(
+        _process, train_loop_config={"group": group, "desk": desk},
+        scaling_config=ScalingConfig(num_workers=group.config.workers, use_gpu=gpu, resources_per_worker=(
+            {"GPU": 1} if gpu else {"CPU": group.config.optim.threads})),
+        run_config=RunConfig(
+            name="ray", storage_path=str(state_folder(group.out)), failure_config=FailureConfig(max_failures=RESTARTS)),
+    )
+    failure: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    shown, news = 0, News()
+    with interruptible("saving a checkpoint") as interrupted, ticker(group.label) as show:
+        show.waiting(0, group.config.optim.steps, "starting the training processes")
+        going = True
+        while going:
+            thread.join(POLL_SECONDS)
+            going = thread.is_alive()
+            if interrupted:
+                desk.stop.remote()
+            news = _asked(desk.news.remote(), news, failure)
+            if news.step > shown:
+                show.update(news.step, group.config.optim.steps, line(news.scalars))
+                shown = news.step
+            # After a fault the other processes would wait for the one that left; before the first update nothing is lost.
+            going &= news.fault is None and (news.begun or not interrupted)
+    if news.fault is not None:
+        raise news.fault
+    if failure:
+        raise _explained(failure[0])
+    if news.stopped or (interrupted and not news.begun):
+        raise Interrupted(f"stopped; the last checkpoint is in {state_folder(group.out)}; resume with: "
+                          f"{shlex.join(resume_command())}")
+    return news.scalars
+
+
+def _asked(answer: Any, known: News, failure: list[BaseException]) -> News:
+    """The desk's news. If Ray itself failed: what is known, where `failure` tells more, else WorkError."""
+    try:
+        news: News = ray.get(answer)
+    except RayError as error:
+        if failure:
+            return known
+        raise _explained(error) from None
+    return news
+
+
+def _explained(error: BaseException) -> WorkError:
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        error = next(iter(error.worker_failures.values()))
+    error = getattr(error, "_base_exc", error)  # Ray's wrapper, whose text is a whole traceback
+    return WorkError(f"training failed: {type(error).__name__}: {first_line(error, 300)}; the last checkpoint is kept, "
+                     "the same command resumes")
+
+
+def _process(settings: dict[str, Any]) -> None:
+    """What every training process runs."""
+    group, desk = settings["group"], settings["desk"]
+    context = get_context()
+    torch.set_num_threads(group.config.optim.threads)
+    place = Place(context.get_world_rank(), context.get_world_size(), get_device())
+
+    def report(step: int, scalars: dict[str, float]) -> bool:
+        return bool(ray.get(desk.post.remote(step, scalars)))
+
+    try:
+        if not group.loop(place, group.config, group.out, report, watch=Watch(stop=Wish(desk))):
+            ray.get(desk.leave.remote(None))
+    except (InputError, WorkError) as error:  # no restart mends it
+        ray.get(desk.leave.remote(error))

@@ -1,0 +1,30 @@
+"""Work on many files at a time, with the results in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+THREADS = 8  # a store that is far away answers slowly; reading, hashing and decoding let other threads run
+
+
+def in_order(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
+    """`function` of each item, in the order of the items, computed by threads.
+
+    At most twice as many items as threads are begun before their results are asked for, so memory does not grow with their
+    number. What `function` raises is raised here, in its turn; items that were not begun are then left alone.
+    """
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for each in waiting:
+                each.cancel()

@@ -1,0 +1,88 @@
+"""Training on windows of a tokenised text: teachers, causal models, encoders, each by its loss."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
+from tsdfm.pipeline.training.data_parallel import DataParallel, Place
+from tsdfm.pipeline.training.losses import TextLoss
+from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, generator_of, never
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.train import TextTraining
+
+EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
+
+
+class TokenWindows:
+    """Windows of L tokens of one stream: the batch of update s is a pure function of (seed, s).
+
+    Every epoch shifts the windows by a random offset and shuffles them.
+    """
+
+    def __init__(self, stream: Tensor, length: int, batch_size: int, seed: int) -> None:
+        if len(stream) < 2 * length:
+            raise InputError(f"the corpus has {len(stream)} tokens, fewer than two windows of {length}; give more text")
+        self.stream, self.length, self.batch_size, self.seed = stream, length, batch_size, seed
+        self.windows = len(stream) // length - 1
+        self._epoch, self._offset, self._order = -1, 0, torch.empty(0, dtype=torch.long)
+
+    def batch(self, step: int) -> Tensor:
+        """The windows of tokens of update `step`, [batch_size, L] int64."""
+        rows = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return torch.stack([self._window(int(row)) for row in rows])
+
+    def _window(self, row: int) -> Tensor:
+        epoch, index = divmod(row, self.windows)
+        if epoch != self._epoch:
+            generator = generator_of(self.seed, EPOCH_STREAM + epoch)
+            self._offset = int(torch.randint(self.length, (), generator=generator))
+            self._order = torch.randperm(self.windows, generator=generator)
+            self._epoch = epoch
+        start = int(self._order[index]) * self.length + self._offset
+        return self.stream[start : start + self.length].long()
+
+
+class TextTrainer:
+    """Fits a network to windows of text, one of W data-parallel processes.
+
+    Args:
+        network: in place of which the weights are trained; it ends on `place`'s device.
+        loss: what is minimised, of that network.
+        windows: the text; the same in all processes.
+        config: what the command was given: optimiser, parts of a batch, ways to save time and memory.
+        place: this process.
+    """
+
+    def __init__(self, network: nn.Module, loss: TextLoss, windows: TokenWindows, config: TextTraining, place: Place) -> None:
+        self.network, self.loss, self.windows, self.config, self.place = network.to(place.device), loss, windows, config, place
+
+    def run(self, folder: Path, identity: dict[str, object], report: Report, stop: Stop = never) -> bool:
+        """Train to the end, from the checkpoint in `folder` if there is one. Returns False if it was stopped before.
+
+        Args:
+            folder: of training state and TensorBoard logs, shared by all processes; the first writes.
+            identity: what must not change between a run and its resumption.
+            report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves
+                and stops all processes.
+            stop: asked after every update, in the first process, whether to save and stop.
+
+        Raises InputError: `folder` holds another run; WorkError: the loss is not finite.
+        """
+        optim: OptimConfig = self.config.optim
+        trainer = Trainer(self.network, optim, folder, identity, writes=self.place.rank == 0)
+        trainer.resume()
+        if self.config.recompute:
+            recompute_blocks(self.network)
+        if self.config.compile:
+            compile_blocks(self.network)
+        parallel = DataParallel(self.loss, self.place, self.config.micro_batches)
+
+        def parts(step: int, generator: torch.Generator) -> Iterator[Part]:
+            batch = self.loss.draw(self.windows.batch(step), generator)  # the same in all processes
+            yield from parallel.parts(self.place.share(batch).to(self.place.device), self.loss.count(batch))
+
+        return trainer.run(parts, parallel.on_first(report), mean=self.place.mean, stop=self.place.heeding(stop))

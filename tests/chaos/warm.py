@@ -1,0 +1,168 @@
+"""A process that has imported all that commands need, and forks one child for each job: it starts at once, and can be killed."""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+
+CRASHED = 70  # exit code of a job that raised what nobody caught
+BROOD_SECONDS = 40.0  # that what a job has started may outlive it
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to run: a function at the top of a module, its arguments, and the signals to send it, each so many seconds after the start."""
+
+    work: Callable[..., object]
+    arguments: tuple[Any, ...]
+    signals: tuple[tuple[float, int], ...] = ()
+    patience: float = 120.0
+
+
+@dataclass(frozen=True)
+class End:
+    """How a job ended: its exit code (or minus a signal), what it printed, seconds since the last signal, and processes it left behind."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    left: list[str]
+
+
+def command(*arguments: str) -> None:
+    """The command line, as a job."""
+    from tsdfm.jobs.cli import main
+
+    sys.argv = ["tsdfm-pipeline", *arguments]
+    main()
+
+
+class Warm:
+    """The process, seen from a test."""
+
+    def __init__(self, *modules: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, modules))
+        self._process.start()
+        theirs.close()
+
+    def run(self, job: Job) -> End:
+        """Run a job to its end."""
+        self._connection.send(job)
+        end: End = self._connection.recv()
+        return end
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join()
+
+
+@contextlib.contextmanager
+def warm(*modules: str) -> Iterator[Warm]:
+    """A process that has imported `modules`, with one thread for arithmetic."""
+    there = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    running = Warm(*modules)
+    try:
+        yield running
+    finally:
+        running.close()
+        if there is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
+def _serve(connection: Connection, modules: tuple[str, ...]) -> None:
+    for name in modules:
+        import_module(name)
+    with contextlib.suppress(EOFError):
+        while True:
+            connection.send(_run(connection.recv(), connection))
+
+
+def _run(job: Job, connection: Connection) -> End:
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        ready, there = os.pipe()
+        child = os.fork()
+        if child == 0:
+            connection.close()
+            _work(job, stdout.fileno(), stderr.fileno(), there)
+        os.close(there)
+        os.read(ready, 1)  # from here on it is what it would be as a process of its own
+        os.close(ready)
+        code, seconds, left = _watch(job, child)
+        for file in (stdout, stderr):
+            file.seek(0)
+        return End(code, stdout.read().decode(errors="replace"), stderr.read().decode(errors="replace"), seconds, left)
+
+
+def _work(job: Job, stdout: int, stderr: int, ready: int) -> None:
+    """The child: does the job and ends."""
+    os.setsid()
+    for target, source in enumerate((os.open(os.devnull, os.O_RDONLY), stdout, stderr)):
+        os.dup2(source, target)
+    code = 0
+    os.close(ready)
+    try:
+        job.work(*job.arguments)
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = CRASHED
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def _watch(job: Job, child: int) -> tuple[int, float, list[str]]:
+    """Send the signals and wait: (exit code, seconds since the last signal, what was left behind)."""
+    started = last = time.monotonic()
+    waiting = list(job.signals)
+    family: dict[int, psutil.Process] = {}
+    while True:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status), time.monotonic() - last, _left(family)
+        now = time.monotonic()
+        if waiting and now - started >= waiting[0][0]:
+            family |= _children(child)
+            os.kill(child, waiting.pop(0)[1])
+            last = now
+        elif now - last > job.patience:
+            family |= _children(child)
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+
+
+def _children(pid: int) -> dict[int, psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return {each.pid: each for each in psutil.Process(pid).children(recursive=True)}
+    return {}
+
+
+def _left(family: dict[int, psutil.Process]) -> list[str]:
+    """The names of processes that outlive their job for long; they are killed."""
+    _, alive = psutil.wait_procs(list(family.values()), timeout=BROOD_SECONDS)
+    names = []
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            names.append(process.name())
+            process.kill()
+    return names

@@ -1,0 +1,166 @@
+"""The job on a real cluster of several nodes, on this machine: what is lost, missing, stopped or taken does not hang or end the run."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.jobs.generate.test_run import SHARDS, bytes_of, config_file, running, shards_in, wait_for
+from tests.support import make_dataset, present
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+# The command, with a shorter time to wait for a sign of life.
+IMPATIENT = "import tsdfm.jobs.generate.run as run; run.SILENT_SECONDS = 12.0\nfrom tsdfm.jobs.cli import main; main()"
+
+
+@contextlib.contextmanager
+def cluster(cpus: int) -> Iterator[Any]:
+    """A head with so many CPUs; nothing of it outlives the test."""
+    from ray.cluster_utils import Cluster
+
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
+    try:
+        yield started
+    finally:
+        started.shutdown()
+        for process in psutil.Process().children(recursive=True):
+            if process.pid not in before:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def workers() -> list[psutil.Process]:
+    """The processes of this test that are making a shard."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ShardWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, tiny_models) -> dict[str, bytes]:
+    """The dataset as made without Ray, in one process."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    make_dataset(out, tiny_models, trajectories=SHARDS, shard_size=1, rollout={"steps": 256, "batch_size": 4})
+    return bytes_of(out)
+
+
+def test_a_lost_node_leaves_the_rest_to_what_is_left(tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    with cluster(1) as nodes:
+        second = nodes.add_node(num_cpus=1)
+        file = config_file(tmp_path, out, tiny_models, workers=2)
+        with running("generate", file, "--address", nodes.address) as process:
+            wait_for(lambda: shards_in(out) >= 2)
+            nodes.remove_node(second, allow_graceful=False)
+            _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert bytes_of(out) == reference
+
+
+def test_nothing_to_run_on_is_said_and_a_signal_ends_the_wait(tmp_path, tiny_models):
+    with cluster(0) as nodes:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            file = config_file(tmp_path, tmp_path / number.name, tiny_models)
+            with running("generate", file, "--address", nodes.address) as process:
+                said = ""
+                while "to make" not in said:  # it is connected
+                    said = present(process.stderr).readline()
+                connected = time.monotonic()
+                while "waiting for 1 CPU: the cluster has 0 free" not in said:
+                    said = present(process.stderr).readline()
+                assert time.monotonic() - connected < 10
+                process.send_signal(number)
+                told = time.monotonic()
+                _, stderr = process.communicate(timeout=60)
+                assert time.monotonic() - told < 15
+            assert process.returncode == 130, stderr
+            assert "resume with: tsdfm-pipeline generate" in stderr.strip().splitlines()[-1]
+            assert "Traceback" not in stderr
+
+
+def test_a_worker_that_is_stopped_is_ended_and_its_shard_made_by_another(tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    with cluster(1) as nodes:
+        file = config_file(tmp_path, out, tiny_models)
+        with running("generate", file, "--address", nodes.address, code=IMPATIENT) as process:
+            wait_for(lambda: shards_in(out) >= 1 and workers())
+            stopped = workers()[0]
+            stopped.suspend()
+            _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert "gave no sign of life for 12 s" in stderr
+    assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
+    assert bytes_of(out) == reference
+
+
+def test_a_shard_that_ends_every_worker_is_set_aside(tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    with cluster(1) as nodes:
+        file = config_file(tmp_path, out, tiny_models, workers=1)
+        with running("generate", file, "--address", nodes.address, code=POISONED) as process:
+            _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 1, stderr
+        last = stderr.strip().splitlines()[-1]
+        assert "data/train-00001-of-00012.parquet: 3 workers died making it" in last
+        assert "Traceback" not in stderr
+        assert "memory" not in last
+        assert shards_in(out) == SHARDS - 1
+        with running("generate", file, "--address", nodes.address) as again:
+            _, stderr = again.communicate(timeout=200)
+    assert again.returncode == 0, stderr
+    assert bytes_of(out) == reference
+
+
+# The command, with workers that die of shard 1: the function travels by value, as no module of the workers holds it.
+POISONED = """
+import tsdfm.jobs.generate.run as run
+sound = run.make
+def make(order, index, item, key, signs):
+    if index == 1:
+        import os
+        os._exit(1)
+    return sound(order, index, item, key, signs)
+run.make = make
+from tsdfm.jobs.cli import main
+main()
+"""
+
+
+def test_a_node_without_the_teacher_is_named(tmp_path, tiny_models):
+    import shutil
+
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_models.mask, teacher)
+    with cluster(1) as nodes:
+        file = config_file(tmp_path, tmp_path / "out", tiny_models, teacher=str(teacher))
+        with running("generate", file, "--address", nodes.address, code=MOVED, cwd=tmp_path) as process:
+            _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 1, stderr
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: node ")
+    assert f"{teacher}: no such model folder" in last
+    assert "memory" not in last
+    assert "Traceback" not in stderr
+
+
+# The command on a cluster whose nodes lack a folder that the driver has: it is gone once the driver has opened it.
+MOVED = """
+import shutil
+import tsdfm.jobs.generate.run as run
+collect = run.collect
+def without(*arguments):
+    shutil.rmtree("teacher")
+    return collect(*arguments)
+run.collect = without
+from tsdfm.jobs.cli import main
+main()
+"""

@@ -1,0 +1,156 @@
+"""How shards are handed out and waited for, with a crew that is no Ray: who dies, who is slow, and when there is nobody."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tsdfm.jobs.generate import collect as collecting
+from tsdfm.jobs.generate.collect import Receipt, collect
+from tsdfm.jobs.generate.shard_queue import NODES, Death, ShardQueue
+from tsdfm.jobs.generate.signs import Sign, Signs, Watch, birth, end_process
+from tsdfm.jobs.shell.interrupts import Interrupted
+from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan
+from tsdfm.schemas.base import WorkError
+from tsdfm.schemas.manifest import ShardRecord
+
+ITEMS = [ShardPlan(f"data/train-{index:05d}-of-00006.parquet", index, index + 1) for index in range(6)]
+
+
+class Crew:
+    """Makes shards at once, but for those that are told to end otherwise."""
+
+    def __init__(self, ends: dict[int, list[Death]] | None = None, places: int = 2) -> None:
+        self.ends, self.places = ends or {}, places
+        self.waiting: list[int] = []
+        self.handed: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    @property
+    def at_work(self) -> int:
+        return min(len(self.waiting), self.places)
+
+    def most(self) -> int:
+        return 2
+
+    def hand_over(self, index: int) -> None:
+        self.waiting.append(index)
+        self.handed.append(index)
+
+    def call_off(self) -> None:
+        self.waiting = self.waiting[: self.places]
+
+    def waits_for(self, seconds: float) -> str:
+        return "waiting for 1 CPU: the cluster has 0 free"
+
+    def settled(self, seconds: float) -> list[tuple[int, Receipt | Death]]:
+        if not self.places:
+            time.sleep(seconds)
+            return []
+        index = self.waiting.pop(0)
+        if self.ends.get(index):
+            return [(index, self.ends[index].pop(0))]
+        record = ShardRecord(path=ITEMS[index].path, rows=1, bytes=1, sha256="0" * 64)
+        return [(index, Receipt(index, Finished(record, 1), 0.1))]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(collecting, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(collecting, "IDLE_SECONDS", 0.1)
+
+
+def nothing() -> None:
+    """The check of a dataset that nobody takes."""
+
+
+def test_all_are_made_whatever_dies_once_or_twice():
+    crew = Crew({0: [Death("a", "died")] * 2, 3: [Death("b", "the node was lost", node_lost=True)] * (NODES - 1)})
+    assert sorted(collect(crew, ITEMS, range(6), nothing)) == list(range(6))
+
+
+@pytest.mark.parametrize(("memory", "words"), [(False, "run the same command"), (True, "lower rollout.batch_size")])
+def test_a_shard_that_ends_three_workers_is_named_and_all_else_made(memory, words):
+    crew = Crew({1: [Death("node a", "x"), Death("node b", "x"), Death("node a", "its process ended", memory=memory)]})
+    with pytest.raises(WorkError, match=r"data/train-00001-of-00006.parquet: 3 workers died making it, on node a, node b; the last: "
+                                        rf"its process ended\. It is set aside, and all else is finished and kept; {words}"):
+        collect(crew, ITEMS, range(6), nothing)
+    assert sorted(crew.handed) == [0, 1, 1, 1, 2, 3, 4, 5]
+
+
+def test_nodes_that_are_lost_again_and_again_over_one_shard_end_it():
+    queue = ShardQueue([7])
+    for _ in range(NODES):
+        assert queue.take() == 7
+        queue.died(7, Death("a", "the node was lost", node_lost=True))
+    assert queue.take() is None
+    assert list(queue.aside) == [7]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_where_nobody_works_it_is_said_and_one_signal_ends_it(capsys, number):
+    class Nobody(Crew):
+        def waits_for(self, seconds: float) -> str:
+            os.kill(os.getpid(), number)
+            return super().waits_for(seconds)
+
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match="stopped after 0 shards, all kept; resume with: tsdfm-pipeline"):
+        collect(Nobody(places=0), ITEMS, range(6), nothing)
+    assert time.monotonic() - began < 3
+    assert "making shards: 0/6  waiting for 1 CPU: the cluster has 0 free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "finished"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_shards_in_hand_are_waited_for_but_not_for_long_where_no_person_asks(monkeypatch, number, finished):
+    class Slow(Crew):
+        def settled(self, seconds: float) -> list[tuple[int, Receipt | Death]]:
+            if self.handed == [0, 1]:
+                self.handed.append(-1)
+                self.until = time.monotonic() + 0.5
+                os.kill(os.getpid(), number)
+            time.sleep(0.02)
+            return super().settled(seconds) if time.monotonic() > self.until else []
+
+    monkeypatch.setattr(collecting, "TERM_SECONDS", 0.1)
+    with pytest.raises(Interrupted, match=f"stopped after {'2 shards' if finished else '0 shards'}, all kept"):
+        collect(Slow(), ITEMS, range(6), nothing)
+
+
+def test_a_dataset_that_is_anothers_now_is_left_at_once():
+    def taken() -> None:
+        raise WorkError("taken")
+
+    crew = Crew()
+    with pytest.raises(WorkError, match="taken"):
+        collect(crew, ITEMS, range(6), taken)
+    assert crew.handed == []
+
+
+def test_who_gives_no_sign_is_silent_and_who_does_is_not():
+    watch = Watch()
+    assert watch.silent({"a": 0, "b": 0}, 0.0, 10) == []
+    assert watch.silent({"a": 1, "b": 0}, 9.0, 10) == []
+    assert watch.silent({"a": 1, "b": 0, "c": 0}, 12.0, 10) == ["b"]
+    assert watch.silent({"a": 1}, 19.0, 10) == ["a"]
+    signs = Signs()
+    for key in "ab":
+        signs.beat(key, Sign("here", "id", 1, "0", 3))
+    assert list(signs.last(["b", "x"])) == ["b"]
+
+
+def test_only_the_very_process_is_ended():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+    end_process(pid, "another birth")
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGSTOP)
+    end_process(pid, birth(pid))
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    end_process(pid, "0")
+    assert birth(pid) == ""

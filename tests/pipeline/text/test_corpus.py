@@ -1,0 +1,55 @@
+"""The split: a function of each text alone, whose parts are disjoint and complete; tokens and facts of a corpus."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tsdfm.pipeline.text.corpus import held_out, prepare, select, split_of
+from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.schemas.corpus import CorpusConfig
+
+DOCUMENTS = [f"Document {i} says that the number {i * i} is the square of {i}, and it is long enough." for i in range(40)]
+
+
+def test_the_split_is_a_function_of_the_text():
+    """Recomputed from sha256; the same whatever surrounds the text and in whichever order it comes."""
+    for text in DOCUMENTS:
+        bucket = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
+        wanted = "held_out" if bucket % 100 < 2 else "first" if (bucket // 100) % 2 else "second"
+        assert split_of(text) == wanted
+    assert set(select(DOCUMENTS[::-1], "first")) == set(select(DOCUMENTS, "first"))
+    assert select(DOCUMENTS[:7], "second") == [t for t in select(DOCUMENTS, "second") if t in DOCUMENTS[:7]]
+
+
+@given(texts=st.lists(st.text(), unique=True))
+def test_the_parts_are_disjoint_and_complete(texts):
+    first, second, test, everything = select(texts, "first"), select(texts, "second"), held_out(texts), select(texts, "all")
+    assert sorted([*first, *second, *test]) == sorted(texts)
+    assert sorted([*first, *second]) == sorted(everything)
+    assert everything == [t for t in texts if t in set(everything)]  # in order
+
+
+def test_the_parts_have_their_sizes():
+    texts = [f"text {i}" for i in range(20_000)]
+    assert len(held_out(texts)) == pytest.approx(400, abs=80)
+    assert len(select(texts, "first")) == pytest.approx(9800, abs=300)
+    assert len(select(texts, "second")) == pytest.approx(9800, abs=300)
+
+
+def test_facts_say_what_was_left_out(tmp_path):
+    """The digest is that of the documents joined by zero bytes, as it was before it was taken piece by piece."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*DOCUMENTS, DOCUMENTS[3], None, ""]))
+    heard = []
+    made = prepare(CorpusConfig(path=str(path)), Vocabulary.train(DOCUMENTS, 300), 300, lambda *told: heard.append(told))
+    assert made.facts.sha256 == hashlib.sha256("\0".join(DOCUMENTS).encode()).hexdigest()
+    assert made.facts.left_out == {"duplicate documents": 1, "null texts": 1, "empty texts": 1}
+    assert made.facts.documents == len(DOCUMENTS)
+    assert heard[-1] == ("reading the corpus", 1, 1, "40 documents; left out: 1 duplicate document, 1 empty text, 1 null text")
+    again = prepare(CorpusConfig(path=str(path)), made.vocabulary, 300)
+    assert again.facts == made.facts
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
+    assert "left_out" not in prepare(CorpusConfig(path=str(path)), made.vocabulary, 300).facts.model_dump()
