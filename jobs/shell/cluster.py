@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import ray
 import torch
+from ray._private import utils
 from ray.job_config import JobConfig
 
 from tsdfm.jobs.shell.console import say
@@ -74,13 +75,18 @@ def _short_folder() -> Iterator[str | None]:
 
 @contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Keep the signal handlers, of which Ray replaces SIGTERM's by one that leaves with its number as exit code."""
-    kept = signal.getsignal(signal.SIGTERM)
+    """Keep the handler of SIGTERM, which Ray replaces by one that leaves at once, whatever is half started.
+
+    Its core takes the signal away, too; so where it would set its own handler, ours is set again.
+    """
+    kept, theirs = signal.getsignal(signal.SIGTERM), getattr(utils, "set_sigterm_handler", None)
+    utils.set_sigterm_handler = lambda handler: signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     try:
         yield
-    except SystemExit:  # which that handler has raised
+    except SystemExit:  # which that handler has raised, if a version of Ray sets it otherwise
         raise KeyboardInterrupt from None
     finally:
+        utils.set_sigterm_handler = theirs
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, kept)
 

@@ -5,7 +5,7 @@ library may swallow it, it ends in a traceback, and modules written in C++ end t
 done. And where Python itself swallows it, as it does in callbacks, it is raised again.
 """
 
-import os
+import _thread
 import signal
 import sys
 import threading
@@ -41,7 +41,7 @@ class _Again:
 
     def _send(self, number: int) -> None:
         self.sent = True
-        os.kill(os.getpid(), number)
+        _thread.interrupt_main(number)  # to Python alone: a library may have taken the signal from it meanwhile
 
 
 _again = _Again()

@@ -26,6 +26,7 @@ ENDLESS = ["--updates", "1000000", "--set", "optim.batch_size=2", "--set", "opti
 # Command -> (how many signals, the latest moment of one): of those that start Ray fewer.
 PLAN = {"verify": (5, 0.3), "inspect": (4, 0.3), "sample": (5, 0.5), "evaluate": (6, 1.5), "pretrain": (5, 2.5), "fit-compass": (4, 2.5),
         "import-teacher": (3, 0.2), "publish": (5, 1.0), "generate": (3, 12.0), "distill": (3, 14.0), "ablate": (2, 14.0), "demo": (2, 12.0)}
+QUICK = ("import-teacher",)  # done in some hundredths of a second, before most signals come
 MODULES = ("tsdfm.jobs.cli", "tsdfm.jobs.start", "tsdfm.jobs.distill.run", "tsdfm.jobs.ablate.run", "tsdfm.jobs.demo.run", "tsdfm.jobs.evaluate.command", "tsdfm.pipeline.training.fit_compass",
            "tsdfm.pipeline.training.pretrain", "tsdfm.pipeline.publishing.dataset", "tsdfm.pipeline.models.foreign.importer", "tests.chaos.warm")
 
@@ -115,7 +116,7 @@ def test_a_command_that_is_told_to_stop_ends_soon_and_says_how_to_go_on(name, st
         print(f"{name}: {signal.Signals(number).name} after {after:.2f} s: {end.code} in {end.seconds:.1f} s: {end.stderr[-200:]!r}")
         faults += [f"{signal.Signals(number).name} after {after:.2f} s: {each}: {end.stderr[-1500:]}" for each in wrong(end)]
     assert not faults, "\n".join(faults)
-    assert 130 in codes, f"none of {count} signals came before the command had ended"
+    assert 130 in codes or name in QUICK, f"none of {count} signals came before the command had ended"
 
 
 @pytest.mark.slow
