@@ -41,7 +41,7 @@ class _Again:
 
     def _send(self, number: int) -> None:
         self.sent = True
-        _thread.interrupt_main(number)  # to Python alone: a library may have taken the signal from it meanwhile
+        _thread.interrupt_main(signal.Signals(number))  # to Python alone: a library may have taken the signal from it meanwhile
 
 
 _again = _Again()
