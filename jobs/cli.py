@@ -92,12 +92,13 @@ def main() -> None:
     # Threads that wait must not spin: beside other work, two that do are many times slower than one. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A closed terminal, Slurm and Kubernetes ask to stop as Ctrl-C does.
-    threading.excepthook = _thread_fault
+    threads, threading.excepthook = threading.excepthook, _thread_fault
     former = {number: signal.signal(number, interrupt) for number in STOPPING}
     try:
         _run()
     finally:
         settled()
+        threading.excepthook = threads
         for number, handler in former.items():
             signal.signal(number, handler)
 

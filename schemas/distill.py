@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.corpus import CorpusConfig
-from tsdfm.schemas.optim import Address, Compile, MicroBatches, OptimConfig, Recompute, Workers, check_divides
+from tsdfm.schemas.optim import Divided, OptimConfig
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Arm, Objective
 
@@ -77,7 +77,7 @@ class DistillOptim(OptimConfig):
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights, which are what is saved")
 
 
-class DistillConfig(Frozen):
+class DistillConfig(Divided):
     """`tsdfm-pipeline distill`: train a few-step student from frozen shards. Every field is also a flag."""
 
     data: DataConfig = DataConfig()
@@ -96,13 +96,3 @@ class DistillConfig(Frozen):
         "steps; null: 1, 2, 4, ..., 64, as far as they divide, equally often"))
     real: RealConfig = RealConfig()
     optim: DistillOptim = DistillOptim()
-    micro_batches: MicroBatches = 1
-    workers: Workers = 1
-    address: Address = "local"
-    compile: Compile = False
-    recompute: Recompute = False
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> "DistillConfig":
-        check_divides(self.optim.batch_size, self.workers, self.micro_batches)
-        return self

@@ -1,23 +1,10 @@
 """How a network is optimised, and on how many processes: what the configs of all trainers share."""
 
-from typing import Annotated
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tsdfm.schemas.base import Frozen
-
-Workers = Annotated[int, Field(ge=1, le=100_000, description=(
-    "Data-parallel processes, among which every batch is divided"))]
-Address = Annotated[str, Field(min_length=1, description=(
-    "Where to run: 'local' starts Ray on this machine, 'auto' finds a running cluster, 'HOST:PORT' or 'ray://HOST:PORT' "
-    "names one"))]
-MicroBatches = Annotated[int, Field(ge=1, le=65536, description=(
-    "Parts that a batch is computed in, one after another: less memory, the same result"))]
-Compile = Annotated[bool, Field(description=(
-    "Compile the network's blocks (torch.compile): a slow start, faster updates on a GPU, other last bits"))]
-Recompute = Annotated[bool, Field(description=(
-    "Keep no activations inside the network's blocks and compute them again for the gradient: much less memory, a third more "
-    "work, the same result"))]
 
 
 class OptimConfig(Frozen):
@@ -41,9 +28,32 @@ class OptimConfig(Frozen):
     checkpoint_every: int = Field(200, ge=1, description="Updates between checkpoints, from which a killed run goes on")
 
 
-def check_divides(batch_size: int, workers: int, micro_batches: int) -> None:
-    """Raises ValueError if a batch can't be divided evenly."""
-    parts = workers * micro_batches
-    if batch_size % parts:
-        raise ValueError(f"optim.batch_size: {batch_size} is no multiple of workers * micro_batches ({parts}); change one of "
-                         "them")
+class Divided(Frozen):
+    """What the configs of all trainings share: how their updates are divided among processes and parts, and computed.
+
+    None of it changes a result but for its last bits.
+    """
+
+    optim: OptimConfig = OptimConfig()
+    micro_batches: int = Field(1, ge=1, le=65536, description=(
+        "Parts that a batch is computed in, one after another: less memory, the same result"))
+    workers: int = Field(1, ge=1, le=100_000, description="Data-parallel processes, among which every batch is divided")
+    address: str = Field("local", min_length=1, description=(
+        "Where to run: 'local' starts Ray on this machine, 'auto' finds a running cluster, 'HOST:PORT' or 'ray://HOST:PORT' "
+        "names one"))
+    compile: bool = Field(False, description=(
+        "Compile the network's blocks (torch.compile): a slow start, other last bits"))
+    recompute: bool = Field(False, description=(
+        "Keep no activations inside the network's blocks and compute them again for the gradient: less memory, more work, the "
+        "same result"))
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Self:
+        parts = self.workers * self.micro_batches
+        if self.optim.batch_size % parts:
+            raise ValueError(f"optim.batch_size: {self.optim.batch_size} is no multiple of workers * micro_batches ({parts}); "
+                             "change one of them")
+        return self
+
+
+DIVISION: dict[str, Any] = dict.fromkeys(("micro_batches", "workers", "address", "compile", "recompute"), True)

@@ -1,21 +1,18 @@
 """Configs of the two commands that train: `pretrain` (teacher) and `fit-compass` (compass or judge)."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tsdfm.schemas.base import Frozen, without_newer
+from tsdfm.schemas.base import without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.model import TransformerShape
-from tsdfm.schemas.optim import Address, Compile, MicroBatches, OptimConfig, Recompute, Workers, check_divides
+from tsdfm.schemas.optim import Divided
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Source
 
-# Of a config of these commands, what its bits don't depend on but for the last ones: how the work is divided and computed.
-DIVISION: dict[str, Any] = {"micro_batches": True, "workers": True, "address": True, "compile": True, "recompute": True}
 
-
-class PretrainConfig(Frozen):
+class PretrainConfig(Divided):
     """`tsdfm-pipeline pretrain`: train a denoiser from text."""
 
     corpus: CorpusConfig = CorpusConfig()
@@ -33,17 +30,6 @@ class PretrainConfig(Frozen):
         "likelihood"))
     shape: TransformerShape = TransformerShape()
     cond_dim: int = Field(128, ge=8, description="Width of the embedding of the time")
-    optim: OptimConfig = OptimConfig()
-    micro_batches: MicroBatches = 1
-    workers: Workers = 1
-    address: Address = "local"
-    compile: Compile = False
-    recompute: Recompute = False
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        check_divides(self.optim.batch_size, self.workers, self.micro_batches)
-        return self
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> "PretrainConfig":
@@ -59,7 +45,7 @@ class PretrainConfig(Frozen):
         return without_newer(handler(self), info, eos=None)
 
 
-class CompassConfig(Frozen):
+class CompassConfig(Divided):
     """`tsdfm-pipeline fit-compass`: fit an energy (`nce`), or a causal LM (`ar`; a judge is one, too)."""
 
     kind: Literal["ar", "nce"] = Field("ar", description=(
@@ -71,17 +57,6 @@ class CompassConfig(Frozen):
     shape: TransformerShape = TransformerShape(hidden_size=128, n_blocks=3, n_heads=4)
     rollouts: int = Field(512, ge=2, description="Blind texts of the teacher that 'nce' learns to tell from real ones")
     rollout_steps: int = Field(32, ge=1, description="Steps of those rollouts")
-    optim: OptimConfig = OptimConfig()
-    micro_batches: MicroBatches = 1
-    workers: Workers = 1
-    address: Address = "local"
-    compile: Compile = False
-    recompute: Recompute = False
-
-    @model_validator(mode="after")
-    def _batch_divides(self) -> Self:
-        check_divides(self.optim.batch_size, self.workers, self.micro_batches)
-        return self
 
     @model_validator(mode="after")
     def _halves(self) -> "CompassConfig":

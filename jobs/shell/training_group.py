@@ -8,7 +8,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,21 +51,25 @@ class Desk:
     """
 
     def __init__(self) -> None:
-        self._news, self._stopping = News(), False
+        # Each is set by one kind of call: calls of several processes run side by side, and none may undo another's word.
+        self._begun = self._stopping = self._stopped = False
+        self._progress: tuple[int, dict[str, float]] = (0, {})
+        self._faults: list[Exception] = []
 
     def post(self, step: int, scalars: dict[str, float]) -> bool:
         """Take the scalars of update `step` from a training process, and answer whether it is to save and stop."""
-        self._news = replace(self._news, begun=True, step=step, scalars=scalars)
-        return self._stopping
+        self._progress = (step, scalars)
+        return self.stopping()
 
     def stopping(self) -> bool:
         """Tell a training process, which has made an update, whether it is to save and stop."""
-        self._news = replace(self._news, begun=True)
+        self._begun = True
         return self._stopping
 
     def news(self) -> News:
         """What the training processes said last."""
-        return self._news
+        step, scalars = self._progress
+        return News(self._begun, step, scalars, self._faults[0] if self._faults else None, self._stopped)
 
     def stop(self) -> None:
         """Ask the training to save and stop."""
@@ -73,7 +77,9 @@ class Desk:
 
     def leave(self, fault: Exception | None) -> None:
         """The training ended early: it was asked to (None), or something is wrong that no restart mends. The first counts."""
-        self._news = replace(self._news, stopped=True, fault=self._news.fault or fault)
+        if fault is not None:
+            self._faults.append(fault)
+        self._stopped = True
 
 
 class Wish:

@@ -1,5 +1,6 @@
 """Fit a compass: a causal LM (`ar`; also how a judge is made) or an NCE encoder (`nce`), and say how well it separates."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from tsdfm.pipeline.models.folder import ModelFolder, load_denoiser, save, teach
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, Corpus, prepare, windows_of
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
-from tsdfm.pipeline.training.losses import CausalNLL, NoiseContrast, TextRows
+from tsdfm.pipeline.training.losses import CausalNLL, NoiseContrast, mean_loss
 from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.model import CausalConfig, NceConfig
+from tsdfm.schemas.optim import DIVISION
 from tsdfm.schemas.progress import Progress, unheard
-from tsdfm.schemas.train import DIVISION, CompassConfig
+from tsdfm.schemas.train import CompassConfig
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, Separation
 
 TIME_BINS = 8
@@ -102,11 +104,11 @@ def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Settin
     trainer = TextTrainer(model, loss, windows, config, setting.place)
     if not trainer.run(setting.folder, _identity(config, corpus, vocabulary.fingerprint), setting.report, setting.watch.stop):
         return None
-    model.cpu()
     with torch.no_grad():
-        nll = torch.stack([loss(TextRows(part)).mean() * len(part) for part in held.split(64)]).sum() / len(held)
+        nll = sum(float(mean_loss(loss, part, torch.Generator())) * len(part) for part in held.split(64)) / len(held)
+    model.cpu()
     return Fit(model, CausalRecord(
-        config=config, corpus=corpus.facts, tokenizer=vocabulary.fingerprint, held_out_perplexity=float(nll.exp())))
+        config=config, corpus=corpus.facts, tokenizer=vocabulary.fingerprint, held_out_perplexity=math.exp(nll)))
 
 
 def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
@@ -128,9 +130,8 @@ def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setti
     trainer = TextTrainer(model, loss, _windows(config, corpus, teacher.config.length), config, setting.place)
     if not trainer.run(setting.folder, _identity(config, corpus, opened.fingerprint), setting.report, setting.watch.stop):
         return None
-    model.cpu()
     separation = auc_per_bin(model, held, states[cut:])
-    return Fit(model, NceRecord(
+    return Fit(model.cpu(), NceRecord(
         config=config, corpus=corpus.facts, teacher=opened.fingerprint, rollouts=len(states), held_out_auc=separation))
 
 
@@ -174,7 +175,8 @@ def auc_per_bin(model: NceEncoder, text: Tensor, states: Tensor) -> list[Separat
 
 def _logits(model: NceEncoder, states: Tensor, t: Tensor) -> npt.NDArray[np.floating]:
     chunks = zip(states.split(64), t.split(64), strict=True)
-    return torch.cat([model(x, time) for x, time in chunks]).numpy()
+    device = next((parameter.device for parameter in model.parameters()), states.device)
+    return torch.cat([model(x.to(device), time.to(device)).cpu() for x, time in chunks]).numpy()
 
 
 def auc(positive: npt.NDArray[np.floating], negative: npt.NDArray[np.floating]) -> float:

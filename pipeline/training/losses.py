@@ -184,9 +184,11 @@ class NoiseContrast(TextLoss):
 
 
 def mean_loss(loss: TextLoss, x_1: Tensor, generator: torch.Generator) -> Tensor:
-    """The mean loss of a batch of texts x_1 [B, L] int64. Scalar, nats; 0 where nothing counts."""
+    """The mean loss of a batch of texts x_1 [B, L] int64, on the CPU. Scalar, nats, on the network's device; 0 where nothing
+    counts."""
     rows = loss.draw(x_1, generator)
-    total: Tensor = loss(rows).sum()
+    device = next((parameter.device for parameter in loss.parameters()), x_1.device)
+    total: Tensor = loss(rows.to(device)).sum()
     return total / max(1, loss.count(rows))
 
 

@@ -14,7 +14,8 @@ from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_los
 from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import DenoiserConfig
-from tsdfm.schemas.train import DIVISION, PretrainConfig
+from tsdfm.schemas.optim import DIVISION
+from tsdfm.schemas.train import PretrainConfig
 from tsdfm.schemas.training_record import PretrainRecord
 
 
@@ -29,7 +30,7 @@ class Teacher:
 
 @torch.no_grad()
 def evaluate(model: Denoiser, windows: torch.Tensor) -> dict[str, float]:
-    """Held-out cross entropy per noised token and negative ELBO per token, in nats; windows [n, L], on the model's device."""
+    """Held-out cross entropy per noised token and negative ELBO per token, in nats; windows [n, L], on the CPU."""
     model.eval()
     generator = torch.Generator().manual_seed(0)
     chunks = windows.split(64)
@@ -88,6 +89,5 @@ def pretrain(
     trainer = TextTrainer(model, loss, windows, config, place or Place.alone())
     if not trainer.run(folder, identity, report, watch.stop):
         return None
-    model.cpu()
     scores = evaluate(model, held)
-    return Teacher(model, words, PretrainRecord(config=config, corpus=corpus.facts, **scores))
+    return Teacher(model.cpu(), words, PretrainRecord(config=config, corpus=corpus.facts, **scores))

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from tests.support import make_dataset, present
+from tsdfm.jobs.shell.training_group import Desk
 from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.training.fit_compass import auc, auc_per_bin
@@ -189,3 +190,17 @@ def test_two_workers_killed_and_resumed_train_the_teacher_of_one(configs, tmp_pa
     there, here = (load_denoiser(tmp_path / name).network.state_dict() for name in ("models/teacher", "alone"))
     for key, value in here.items():
         torch.testing.assert_close(there[key], value, rtol=0.05, atol=5e-3)
+
+
+def test_a_fault_is_not_lost_among_what_other_processes_say():
+    desk = Desk()
+    desk.leave(ValueError("disk"))
+    desk.stopping()
+    desk.leave(None)
+    assert not desk.post(5, {"loss": 1.0})
+    news = desk.news()
+    assert (news.begun, news.step, news.scalars, str(news.fault), news.stopped) == (True, 5, {"loss": 1.0}, "disk", True)
+    desk.leave(ValueError("another"))
+    desk.stop()
+    assert str(desk.news().fault) == "disk"
+    assert desk.stopping()
