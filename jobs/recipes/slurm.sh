@@ -21,7 +21,10 @@ RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 node=(--num-cpus "${SLURM_CPUS_PER_TASK:-1}" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" --disable-usage-stats --block)
 
 srun --nodes=1 --ntasks=1 -w "$head" ray start --head --node-ip-address="$head" --port="$port" "${node[@]}" &
-sleep 15
+until (: < "/dev/tcp/$head/$port") 2>/dev/null; do
+  ((SECONDS < 180)) || { echo "Error: no Ray at $head:$port after three minutes; see what ray start printed" >&2; exit 1; }
+  sleep 1
+done
 if ((${#machines[@]} > 1)); then
   srun --nodes=$((${#machines[@]} - 1)) --ntasks=$((${#machines[@]} - 1)) --exclude="$head" \
     ray start --address="$head:$port" "${node[@]}" &

@@ -1,7 +1,13 @@
 """The recipes that ship: each is a sound config, its models have the size that it names, and every stage runs at its real shapes."""
 
+import contextlib
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -94,6 +100,52 @@ def test_the_chain_runs_every_command_and_stops_at_a_fault(tmp_path):
         assert called == ["pretrain", "fit-compass", "generate", "verify", "distill", "evaluate"][: min(fails, 6)]
         assert all(line.startswith(f"{tmp_path / 'work'} ") for line in notes.read_text().splitlines())
     assert "--workers 16 --address head:6379" in notes.read_text()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_slurm_starts_a_cluster_runs_the_chain_and_passes_its_signal_on(tmp_path, stopped):
+    """With stand-ins for Slurm and Ray: srun notes its arguments, the head listens, and the chain notes what it is told."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    stand_ins = {
+        "scontrol": "echo localhost; echo second",
+        "srun": f'echo "$*" >> "$NOTES"; [[ "$*" != *--head* ]] || exec {sys.executable} -c "\nimport socket, time\n'
+                f'listening = socket.create_server((\'127.0.0.1\', {port}))\ntime.sleep(60)"',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, text in stand_ins.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "chain.sh").write_text(
+        "trap 'echo stopped >> \"$NOTES\"; exit 7' TERM\n"
+        'echo "chain $1 $ADDRESS $WORKERS ${#RAY_AUTH_TOKEN}" >> "$NOTES"\n' + ("sleep 30 & wait\n" if stopped else ""))
+    script = tmp_path / "slurm.sh"
+    script.write_text(SHIPPED["slurm.sh"].read_text().replace("port=6379", f"port={port}"))
+    notes = tmp_path / "notes"
+    environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "NOTES": str(notes), "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "x",
+                   "SLURM_CPUS_PER_TASK": "32", "SLURM_GPUS_ON_NODE": "8"}
+    job = subprocess.Popen(["bash", script], env=environment, start_new_session=True)
+    try:
+        if stopped:
+            assert wait_for(lambda: notes.exists() and "chain " in notes.read_text())
+            job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == (7 if stopped else 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+    told = notes.read_text().splitlines()
+    assert any("-w localhost ray start --head" in line and "--num-cpus 32 --num-gpus 8" in line for line in told)
+    assert any(f"--exclude=localhost ray start --address=localhost:{port}" in line for line in told)
+    assert f"chain {tmp_path} localhost:{port} 16 64" in told
+    assert ("stopped" in told) is stopped
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 30) -> bool:
+    until = time.monotonic() + seconds
+    while not happened() and time.monotonic() < until:
+        time.sleep(0.05)
+    return happened()
 
 
 @pytest.mark.slow
