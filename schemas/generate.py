@@ -1,10 +1,12 @@
 """The config of `tsdfm-pipeline generate`: what to roll out, how to shape it, and how to run it."""
 
-from pydantic import Field, model_validator
+from typing import Any
 
-from tsdfm.schemas.base import Frozen
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Arms, Form, Select, Solver, Source
+from tsdfm.schemas.terms import Arms, Clocks, Form, Select, Solver, Source
 
 
 class RolloutConfig(Frozen):
@@ -19,12 +21,21 @@ class RolloutConfig(Frozen):
     solver: Solver = Field("euler", description=(
         "How the posterior of a step is computed: 'euler' takes it at the step's start, 'rk4' averages four stages, "
         "'rk4_chained' is the predecessor's variant of that"))
+    clocks: Clocks | None = Field(None, description=(
+        "Which positions are written together: 'independent' leaves it to chance; 'spaced' spreads them evenly over the text, at "
+        "no cost and with the same law for each position: with few steps the largest gain there is; 'even', of the uniform source "
+        "only, also spreads each position's over the steps, which is not the path's law any more; null: what the model was trained "
+        "for, 'independent' if that is not known"))
     top_k: int = Field(0, ge=0, le=1024, description=(
         "Keep the model's k likeliest tokens and their log-probabilities with every jump; 0 keeps none"))
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all noise: the same seed gives the same texts")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts computed together; more need more memory")
     threads: int = Field(1, ge=1, le=1024, description=(
         "CPU threads of a worker; part of a dataset's identity, for they can move the last bits"))
+
+    @model_serializer(mode="wrap")
+    def _as_before_clocks(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, clocks=None)
 
     @property
     def times(self) -> tuple[float, ...]:

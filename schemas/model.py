@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
 
 from tsdfm.schemas.base import Frozen, explain
-from tsdfm.schemas.terms import Source
+from tsdfm.schemas.terms import Clocks, Source
 
 
 class TransformerShape(Frozen):
@@ -45,6 +45,8 @@ class DenoiserConfig(TransformerShape):
         "what the network is told of time: t itself; sigma = -log kappa_t (MDLM); t and the plain dt, fused anew in every "
         "block (students of FS-DFM)"))
 
+    clocks: Clocks = Field("independent", description="the clocks that it was trained for, with which it writes")
+
     @model_validator(mode="after")
     def _mask_matches_source(self) -> "DenoiserConfig":
         if self.source == "mask" and self.mask_id is None:
@@ -59,11 +61,9 @@ class DenoiserConfig(TransformerShape):
 
     @model_serializer(mode="wrap")
     def _as_before_imports(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """`conditioning` is written only where it is not 't': files and fingerprints of older models stay what they are."""
-        data: dict[str, Any] = handler(self)
-        if self.conditioning == "t":
-            del data["conditioning"]
-        return data
+        """Newer fields are written only where they say something: files and fingerprints of older models stay what they are."""
+        usual = {"conditioning": "t", "clocks": "independent"}
+        return {name: value for name, value in handler(self).items() if usual.get(name) != value}
 
 
 class CausalConfig(TransformerShape):

@@ -1,0 +1,126 @@
+"""Which clocks ring at which step of a rollout: the law of every single clock is the path's, the joint law is a choice.
+
+Rings don't depend on the model (see `mixture_path`), so all of them are drawn before a rollout begins. Tokens that are redrawn in
+one step are drawn independently of each other, which is wrong the more, the more they have to do with each other; and neighbours
+have most. So it matters which positions ring together:
+
+    independent  every clock by itself, as in Gat et al. 2024 (arXiv 2407.15595).
+    spaced       positions that ring together are spread evenly over the text, and their number varies by at most one.
+    even         of the uniform source only: spaced from step to step, too. NOT the path's law, see below.
+
+*Spread evenly* is by van der Corput's sequence: `spread` gives each position a rank such that positions of neighbouring ranks
+are far apart, as in dilated unmasking (Luxembourg et al. 2025, arXiv 2506.19037).
+
+**spaced, mask source.** Position i has rank r_i = spread((i + a) mod L), a uniform in 0..L-1, and rings once, when kappa_t first exceeds
+(r_i + u) / L, u uniform in [0, 1). As a makes r_i uniform, (r_i + u) / L is uniform in [0, 1): each clock's law is the path's, exactly,
+for any L and N. The L phases are a regular grid, so a step of share s = kappa_{t+h} - kappa_t has between floor(s L) and ceil(s L) rings.
+
+**spaced, uniform source.** At each step position i rings if frac(spread(i) / L + U) < g(t, h), U uniform in [0, 1), anew at every step: a systematic
+sample. Each clock's law is the path's exactly, independently from step to step; floor(g L) to ceil(g L) positions ring.
+
+**even, uniform source.** One U for the whole text: position i rings at each step in which the sum of all g so far, plus spread(i) / L + U, passes an
+integer, and at the last. So each clock rings at even intervals, none twice before all others have rung once. A position's rings
+at different steps are then not independent, and by time t more positions have been redrawn than kappa_t says (all of them, when the sum reaches
+1). The model is told the t of the grid nevertheless: telling it the later time at which so many would have been redrawn makes texts worse
+(tests/benchmarks/README.md), because a token that was redrawn early was redrawn from a noisier text.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tsdfm.pipeline.flow.mixture_path import MixturePath
+from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.generate import RolloutConfig
+from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.terms import Clocks
+
+RING_BLOCK = 1 << 17  # ring uniforms drawn at once; small enough to stay in cache, which is 3-15x faster at long grids
+
+
+def clocks_of(rollout: RolloutConfig, model: DenoiserConfig) -> Clocks:
+    """The clocks of a model's rollouts: as the config says, else those it was trained for. Raises InputError: not of its source."""
+    clocks = rollout.clocks or model.clocks
+    if clocks == "even" and model.source == "mask":
+        raise InputError("clocks: 'even' is of the uniform source, and the model's is mask, where 'spaced' clocks are even "
+                         "already; give --clocks spaced")
+    return clocks
+
+
+def draw_rings(
+    path: MixturePath, noise: Noise, times: Sequence[float], length: int, clocks: Clocks = "independent"
+) -> Tensor:
+    """Rings [B, N, L] bool of B trajectories' clocks at each step of a grid of N + 1 times; mask source: each rings once."""
+    grid = torch.tensor(times, dtype=torch.float64, device=noise.device)
+    if clocks == "independent":
+        return _independent(path, noise, grid, length)
+    if path.mask_id is not None:
+        return _spaced_once(path, noise, grid, length)
+    probability = path.ring_probability(grid[:-1], grid[1:])
+    return (_even if clocks == "even" else _systematic)(probability, noise, length)
+
+
+def spread(length: int, device: torch.device) -> Tensor:
+    """The ranks [L] int64 of positions 0..L-1: their order by van der Corput's numbers, the bits of a position read backwards."""
+    bits = max(1, (length - 1).bit_length())
+    number = torch.arange(length, device=device)
+    reversed_bits = sum((number >> bit & 1) << (bits - 1 - bit) for bit in range(bits))
+    assert isinstance(reversed_bits, Tensor)
+    return reversed_bits.argsort().argsort()
+
+
+def kept(path: MixturePath, t: Tensor, length: int, generator: torch.Generator) -> Tensor:
+    """Which positions of texts hold their final token at times t [B] if clocks are spaced: [B, L] bool, of the mask source.
+
+    The state of a trajectory at time t, without its history: positions of rank r with (r + u) / L < kappa_t.
+    """
+    offset = torch.randint(length, (len(t), 1), generator=generator, device=t.device)
+    u = torch.rand(len(t), 1, generator=generator, device=t.device)
+    return (_shifted(length, offset) + u) / length < path.kappa(t)[:, None]
+
+
+def _shifted(length: int, offset: Tensor) -> Tensor:
+    """Ranks [B, L] of texts whose positions are counted from `offset` [B, 1] on."""
+    return spread(length, offset.device)[(torch.arange(length, device=offset.device) + offset) % length]
+
+
+def _independent(path: MixturePath, noise: Noise, grid: Tensor, length: int) -> Tensor:
+    batch, steps = len(noise.ids), len(grid) - 1
+    probability = path.ring_probability(grid[:-1], grid[1:])
+    rings = torch.empty(batch, steps, length, dtype=torch.bool, device=noise.device)
+    rung = torch.zeros(batch, length, dtype=torch.bool, device=noise.device)
+    block = max(1, RING_BLOCK // (batch * length))
+    for start in range(0, steps, block):
+        step = torch.arange(start, min(start + block, steps), device=noise.device)
+        row = torch.arange(batch, device=noise.device).repeat_interleave(len(step))
+        uniforms = noise.rings(row, step.repeat(batch), length).view(batch, len(step), length)
+        part = uniforms < probability[step][:, None]
+        if path.mask_id is not None:
+            part &= ~rung[:, None] & (part.cumsum(1) == 1)
+            rung |= part.any(1)
+        rings[:, start : start + block] = part
+    return rings
+
+
+def _spaced_once(path: MixturePath, noise: Noise, grid: Tensor, length: int) -> Tensor:
+    offset, u = noise.spacing(2).unbind(1)
+    phase = (_shifted(length, (offset * length).long()[:, None]) + u[:, None]) / length
+    step = torch.searchsorted(path.kappa(grid[1:]), phase, right=True).clamp_max(len(grid) - 2)
+    rings = torch.zeros(len(phase), len(grid) - 1, length, dtype=torch.bool, device=noise.device)
+    return rings.scatter_(1, step[:, None], True)
+
+
+def _systematic(probability: Tensor, noise: Noise, length: int) -> Tensor:
+    place = spread(length, noise.device) / length
+    shift = noise.spacing(len(probability))[..., None]
+    return (place + shift) % 1 < probability[:, None]
+
+
+def _even(probability: Tensor, noise: Noise, length: int) -> Tensor:
+    place = spread(length, noise.device) / length + noise.spacing(1)[..., None]
+    sums = torch.cat([probability.new_zeros(1), probability.cumsum(0)])
+    rings = (sums[:, None] + place).floor().diff(dim=1) > 0
+    rings[:, -1] = True
+    return rings
