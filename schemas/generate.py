@@ -22,10 +22,9 @@ class RolloutConfig(Frozen):
         "How the posterior of a step is computed: 'euler' takes it at the step's start, 'rk4' averages four stages, "
         "'rk4_chained' is the predecessor's variant of that"))
     clocks: Clocks | None = Field(None, description=(
-        "Which positions are written together: 'independent' leaves it to chance; 'spaced' spreads them evenly over the text, at "
-        "no cost and with the same law for each position: with few steps the largest gain there is; 'even', of the uniform source "
-        "only, also spreads each position's over the steps, which is not the path's law any more; null: what the model was trained "
-        "for, 'independent' if that is not known"))
+        "Which positions are written together: 'independent' leaves it to chance; 'spaced' spreads them evenly over the text, "
+        "at no cost and with the same law for each position; 'even', of the uniform source only, also spreads the redrawing of "
+        "each position over the steps, which is not the path's law any more; null: what the model was trained for"))
     top_k: int = Field(0, ge=0, le=1024, description=(
         "Keep the model's k likeliest tokens and their log-probabilities with every jump; 0 keeps none"))
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all noise: the same seed gives the same texts")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs
+from tsdfm.pipeline.flow.clocks import noised_states
 from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -69,14 +70,14 @@ class CrossEntropy(TextLoss):
     Mask source: the masked positions. Uniform source: every position (which ones are noise is not visible).
     """
 
-    def __init__(self, model: Denoiser) -> None:
+    def __init__(self, model: Denoiser, spaced: float = 0.0) -> None:
         super().__init__()
-        self.model, self.path = model, MixturePath.of(model.config)
+        self.model, self.path, self.spaced = model, MixturePath.of(model.config), spaced
 
     def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
         """States at times t, one drawn from each of B equal parts of [0, 1)."""
         t = stratified_times(len(x_1), generator)
-        return TextRows(x_1, self.path.sample(x_1, t, generator), t)
+        return TextRows(x_1, noised_states(self.path, x_1, t, generator, self.spaced), t)
 
     def count(self, rows: TextRows) -> int:
         """Positions that carry noise."""
@@ -101,14 +102,14 @@ class GeneralizedKL(TextLoss):
     keeps its token with probability one, so only masked positions cost anything.
     """
 
-    def __init__(self, model: Denoiser) -> None:
+    def __init__(self, model: Denoiser, spaced: float = 0.0) -> None:
         super().__init__()
-        self.model, self.path = model, MixturePath.of(model.config)
+        self.model, self.path, self.spaced = model, MixturePath.of(model.config), spaced
 
     def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
         """States at times t, one drawn from each of B equal parts of [0, 1 - TIME_MARGIN)."""
         t = stratified_times(len(x_1), generator) * (1 - TIME_MARGIN)
-        return TextRows(x_1, self.path.sample(x_1, t, generator), t)
+        return TextRows(x_1, noised_states(self.path, x_1, t, generator, self.spaced), t)
 
     def count(self, rows: TextRows) -> int:
         """All positions."""

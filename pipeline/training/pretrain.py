@@ -85,7 +85,7 @@ def pretrain(
         model = Denoiser(model_config)
     windows = TokenWindows(corpus.train, config.length, config.optim.batch_size, config.optim.seed)
     identity = {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus.facts.sha256}
-    loss = CrossEntropy(model) if config.objective == "cross_entropy" else GeneralizedKL(model)
+    loss = (CrossEntropy if config.objective == "cross_entropy" else GeneralizedKL)(model, config.spaced)
     trainer = TextTrainer(model, loss, windows, config, place or Place.alone())
     if not trainer.run(folder, identity, report, watch.stop):
         return None

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
+from tsdfm.pipeline.flow.clocks import draw_rings
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
-from tsdfm.pipeline.flow.clocks import draw_rings
 from tsdfm.pipeline.flow.rollout import draw_source, roll_out
 from tsdfm.pipeline.flow.shaping import Shaper, StepState
 from tsdfm.pipeline.flow.solvers import euler

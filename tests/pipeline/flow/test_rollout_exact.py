@@ -119,7 +119,7 @@ def jump(space, state, p, g, choice, cell):
     return out
 
 
-def redrawn(space, state, p, rung, choice, cell):  # noqa: PLR0913
+def redrawn(space, state, p, rung, choice, cell):
     """What becomes of `state` when the positions `rung` are redrawn. A distribution over all states."""
     out = np.zeros(space.vocab**space.length)
     if not rung:
@@ -529,39 +529,35 @@ def test_rings_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch, space, b
     assert rings.any(1).all()
 
 
+def phases(ends):
+    """The phases of three positions, with their probabilities, as far as they lie differently between `ends`. From the definition: van der
+    Corput's ranks of positions 0, 1, 2 (binary 00, 01, 10, read backwards 0, 2, 1) are 0, 2, 1, counted from any of the three on."""
+    cuts = sorted({0.0, 1.0, *(3 * end - r for end in ends for r in range(3) if 0 < 3 * end - r < 1)})
+    return [((high - low) / 3, [([0, 2, 1][(i + offset) % 3] + (low + high) / 2) / 3 for i in range(3)])
+            for offset in range(3) for low, high in itertools.pairwise(cuts)]
+
+
 def spaced_patterns(space, steps, exponent):
-    """All that spaced clocks of three positions may do, with its probability, from the definition: van der Corput's order of positions 0, 1, 2
-    (binary 00, 01, 10, read backwards 0, 2, 1) is 0, 2, 1. Every pattern changes only where a phase meets the end of a step."""
-    rank = [0, 2, 1]
-    ends = [((s + 1) / steps) ** exponent for s in range(steps)]
-    patterns = []
+    """All that spaced clocks of three positions may do, with its probability."""
     if space.mask is not None:
-        for offset in range(3):
-            cuts = sorted({0.0, 1.0, *(3 * end - r for end in ends for r in range(3) if 0 < 3 * end - r < 1)})
-            for low, high in itertools.pairwise(cuts):
-                phase = [(rank[(i + offset) % 3] + (low + high) / 2) / 3 for i in range(3)]
-                when = [next(s for s, end in enumerate(ends) if x < end or s == steps - 1) for x in phase]
-                patterns.append(((high - low) / 3, [tuple(i for i in range(3) if when[i] == s) for s in range(steps)]))
+        ends = [((s + 1) / steps) ** exponent for s in range(steps)]
+        patterns = []
+        for weight, phase in phases(set(ends)):
+            when = [next(s for s, end in enumerate(ends) if x < end or s == steps - 1) for x in phase]
+            patterns.append((weight, [tuple(i for i in range(3) if when[i] == s) for s in range(steps)]))
         return patterns
     each = []
     for s in range(steps):
         g = ring(s / steps, (s + 1) / steps, exponent)
-        cuts = sorted({0.0, 1.0, *(x % 1 for r in rank for x in (-r / 3, g - r / 3))})
-        each.append([(high - low, tuple(i for i in range(3) if (rank[i] / 3 + (low + high) / 2) % 1 < g)) for low, high in itertools.pairwise(cuts)])
+        each.append([(weight, tuple(i for i in range(3) if phase[i] < g)) for weight, phase in phases({g})])
     return [(np.prod([weight for weight, _ in chain]), [rung for _, rung in chain]) for chain in itertools.product(*each)]
 
 
 def even_patterns(steps, exponent):
-    """The same of `even` clocks: one shift, and the sum of g carried on."""
-    g = [ring(s / steps, (s + 1) / steps, exponent) for s in range(steps)]
-    sums = np.concatenate([[0.0], np.cumsum(g)])
-    cuts = sorted({0.0, 1.0, *((-total - r / 3) % 1 for total in sums for r in range(3))})
-    patterns = []
-    for low, high in itertools.pairwise(cuts):
-        at = [[int(total + r / 3 + (low + high) / 2) for r in (0, 2, 1)] for total in sums]
-        rings = [tuple(i for i in range(3) if at[s + 1][i] > at[s][i]) for s in range(steps - 1)]
-        patterns.append((high - low, [*rings, (0, 1, 2)]))
-    return patterns
+    """The same of `even` clocks: the sum of g passes each phase, and the phase plus 1, 2, ..."""
+    sums = np.cumsum([0.0] + [ring(s / steps, (s + 1) / steps, exponent) for s in range(steps)])
+    return [(weight, [*(tuple(i for i in range(3) if any(low <= phase[i] + n < high for n in range(5)))
+                        for low, high in itertools.pairwise(sums[:-1])), (0, 1, 2)]) for weight, phase in phases(set(sums % 1))]
 
 
 @pytest.mark.parametrize(("steps", "exponent"), [(1, 1.0), (2, 2.0), (4, 1.0), (4, 0.5)])
