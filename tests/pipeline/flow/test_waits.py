@@ -1,24 +1,29 @@
 """How often a rollout would wait for a GPU: at each step a small number of times, whatever the batch and the candidates."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.pipeline.flow.waits import Waits
-from tests.support import at_once
+from tests.support import LENGTH, at_once
 from tsdfm.kernels import linear_logprob as nll_module
 from tsdfm.pipeline.flow import compass as compass_module
 from tsdfm.pipeline.flow import noise as noise_module
 from tsdfm.pipeline.flow import shaping as shaping_module
-from tsdfm.pipeline.flow.compass import CausalCompass, DenoiserCompass, NceCompass
+from tsdfm.pipeline.flow.opening import open_compass
 from tsdfm.pipeline.flow.rollout import roll_out
-from tsdfm.pipeline.models.folder import load, load_denoiser
+from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
 KERNELS = [(compass_module, "linear_logprob"), (nll_module, "linear_logprob"), (noise_module, "uniform"),
            (shaping_module, "argmax_rows"), (shaping_module, "sample_rows")]
-COMPASSES = {"none": lambda models, teacher: None, "ar": lambda models, teacher: CausalCompass(load(models.ar).network),
-             "nce": lambda models, teacher: NceCompass(load(models.nce).network),
-             "denoiser": lambda models, teacher: DenoiserCompass(teacher)}
+COMPASSES = ["none", "ar", "nce", "denoiser"]
+
+
+def opened(name, models, teacher):
+    facts = load_denoiser(models.mask if teacher.config.mask_id is not None else models.uniform)
+    return open_compass(str(getattr(models, name, name)), replace(facts, network=teacher), LENGTH, torch.device("cpu"))[0]
 
 
 @pytest.fixture
@@ -35,8 +40,8 @@ def waits_of(monkeypatch, tiny_models):
                 waits.next_step()
             return hidden(x, t, dt)
 
-        teacher.hidden = counted
-        found = COMPASSES[compass](tiny_models, teacher)
+        monkeypatch.setattr(teacher, "hidden", counted)
+        found = opened(compass, tiny_models, teacher)
         with waits.counted():
             roll_out(teacher, found, RolloutConfig(steps=steps, solver=solver), ShapingConfig(candidates=candidates),
                      range(batch), "blind" if found is None else "shaped")

@@ -47,7 +47,8 @@ class Waits:
     """Names of what waited, one list per step: a step begins when `next_step` is called; the first list is of what comes before."""
 
     def __init__(self):
-        self.steps, self.paused = [[]], False
+        self.steps: list[list[str]] = [[]]
+        self.paused = False
 
     def note(self, name):
         if not self.paused:
