@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs
-from tsdfm.pipeline.flow.clocks import noised_states
 from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
+from tsdfm.pipeline.flow.rings.clocks import noised_states
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder

@@ -14,9 +14,9 @@ from tests.support import assert_refused, make_dataset
 from tsdfm.pipeline.dataset.manifest import digest
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.evaluation.samples import sample
-from tsdfm.pipeline.flow.clocks import draw_rings, noised_states, spread
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.flow.rings.clocks import draw_rings, noised_states, spread
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.folder import load, load_model
 from tsdfm.pipeline.storage.open_store import open_store
@@ -25,6 +25,7 @@ from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.sample import SampleConfig
 
 LENGTHS = (1, 3, 16, 23, 64)
+ROLLOUT = {"steps": 8, "batch_size": 4}  # of `make_dataset`
 
 
 def path(source: str, exponent: float = 1.0) -> MixturePath:
@@ -117,8 +118,8 @@ def test_states_to_train_on_are_those_that_trajectories_pass(clocks):
 def test_clocks_are_part_of_what_a_dataset_is(tiny_models, tmp_path):
     """Independent ones leave manifests and digests as they were before there was a choice."""
     usual = make_dataset(tmp_path / "usual", tiny_models, trajectories=4).identity
-    named = make_dataset(tmp_path / "named", tiny_models, trajectories=4, rollout={"clocks": "independent"}).identity
-    spaced = make_dataset(tmp_path / "spaced", tiny_models, trajectories=4, rollout={"clocks": "spaced"}).identity
+    named = make_dataset(tmp_path / "named", tiny_models, trajectories=4, rollout={**ROLLOUT, "clocks": "independent"}).identity
+    spaced = make_dataset(tmp_path / "spaced", tiny_models, trajectories=4, rollout={**ROLLOUT, "clocks": "spaced"}).identity
     assert usual == named
     assert (usual.rollout.clocks, spaced.rollout.clocks) == ("independent", "spaced")
     assert "clocks" not in usual.model_dump_json()

@@ -11,14 +11,15 @@ neighbours have most. So it matters which positions ring together:
 *Spread evenly* is by van der Corput's sequence: `spread` gives each position a rank such that positions of neighbouring ranks
 are far apart, as in dilated unmasking (Luxembourg et al. 2025, arXiv 2506.19037).
 
-All rest on *phases*: position i has rank r_i = spread((i + a) mod L), a uniform in 0..L-1, and phase (r_i + u) / L, u uniform in
-[0, 1). As a makes r_i uniform, each phase is uniform in [0, 1), exactly, for any L; and the L phases are a regular grid.
+All rest on *phases*: position i has rank r_i = spread((i + a) mod L), a uniform in 0..L-1, and phase (r_i + u) / L, u uniform
+in [0, 1). As a makes r_i uniform, each phase is uniform in [0, 1), exactly, for any L; and the L phases are a regular grid.
 
 **spaced, mask source.** Position i rings once, when kappa_t first exceeds its phase: each clock's law is the path's, for any N.
 A step of share s = kappa_{t+h} - kappa_t has between floor(s L) and ceil(s L) rings.
 
-**spaced, uniform source.** Phases are drawn anew at every step, and position i rings if its phase is below g(t, h): a systematic
-sample. Each clock's law is the path's exactly, independently from step to step; floor(g L) to ceil(g L) positions ring.
+**spaced, uniform source.** Phases are drawn anew at every step, and position i rings if its phase is below g(t, h): a
+systematic sample. Each clock's law is the path's exactly, independently from step to step; floor(g L) to ceil(g L) positions
+ring.
 
 **even, uniform source.** Phases are drawn once: position i rings at each step in which the sum of all g so far passes its phase
 plus an integer, and at the last step. So each clock rings at even intervals, none twice before all others
@@ -36,12 +37,11 @@ from torch import Tensor
 
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.models.computing import at_once
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.terms import Clocks
-
-RING_BLOCK = 1 << 17  # ring uniforms drawn at once; small enough to stay in cache, which is 3-15x faster at long grids
 
 
 def clocks_of(rollout: RolloutConfig, model: DenoiserConfig) -> Clocks:
@@ -103,7 +103,7 @@ def _independent(path: MixturePath, noise: Noise, grid: Tensor, length: int) -> 
     probability = path.ring_probability(grid[:-1], grid[1:])
     rings = torch.empty(batch, steps, length, dtype=torch.bool, device=noise.device)
     rung = torch.zeros(batch, length, dtype=torch.bool, device=noise.device)
-    block = max(1, RING_BLOCK // (batch * length))
+    block = max(1, at_once(noise.device).ring_numbers // (batch * length))
     for start in range(0, steps, block):
         step = torch.arange(start, min(start + block, steps), device=noise.device)
         row = torch.arange(batch, device=noise.device).repeat_interleave(len(step))
@@ -117,7 +117,7 @@ def _independent(path: MixturePath, noise: Noise, grid: Tensor, length: int) -> 
 
 
 def _phases(noise: Noise, length: int, count: int) -> Tensor:
-    """`count` draws of the phases (r_i + u) / L of each trajectory's positions: [B, count, L] float64, each uniform in [0, 1)."""
+    """`count` draws of the phases (r_i + u) / L of each trajectory's positions, uniform in [0, 1): [B, count, L] float64."""
     offset, u = noise.spacing(2 * count).view(-1, count, 2, 1).unbind(2)
     return (_shifted(length, (offset * length).long()) + u) / length
 
