@@ -50,7 +50,8 @@ def _heard(context: click.Context, parameter: click.Parameter, level: str | None
         set_log_level(level)
 
 
-LOG_LEVEL = click.Option(["--log-level"], type=click.Choice(list(LEVELS)), expose_value=False, is_eager=True, callback=_heard, help=(
+LOG_LEVEL = click.Option(["--log-level"], type=click.Choice(list(LEVELS)), expose_value=False, is_eager=True, callback=_heard,
+                         help=(
     "What is written to standard error: 'error' the line that ends a run, 'warning' what may be amiss as well, 'info' also "
     "progress and remarks, 'debug' also what libraries tell, and the traceback of an error.  [default: info]"))
 
@@ -90,7 +91,8 @@ class Commands(click.Group):
                 formatter.write_dl([(name, short) for name, (_, short) in commands.items()])
 
 
-@click.group(cls=Commands, params=[LOG_LEVEL], context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True, epilog=(
+@click.group(cls=Commands, params=[LOG_LEVEL], context_settings={"help_option_names": ["-h", "--help"]},
+             invoke_without_command=True, epilog=(
     "Exit codes: 0 done; 1 the work or the data is at fault (what is finished is kept); 2 the input is wrong, in one line that "
     "says what, where and how to mend it; 130 interrupted. `COMMAND --help` tells a command's options."))
 @click.version_option(package_name="tsdfm-pipeline")

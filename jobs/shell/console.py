@@ -225,7 +225,7 @@ class Ticker:
 @contextmanager
 def ticker(label: str) -> Iterator[Ticker]:
     """Show the progress of one piece of work."""
-    if not sys.stderr.isatty() or logging.INFO < _least():
+    if not sys.stderr.isatty() or _least() > logging.INFO:
         yield Ticker(label, None)
         return
     # Only the note gives way where the terminal is narrow.

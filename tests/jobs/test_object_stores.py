@@ -60,10 +60,10 @@ def test_a_second_run_is_told_who_writes_there_for_how_long_and_how_to_go_on(s3,
         assert_refused(cli("generate", file), OUT, f"process {os.getpid()} on", "since", "takes over in", f"delete {OUT}/{LOCK_FILE}")
 
 
-@pytest.mark.parametrize("arguments", [("verify", OUT), ("inspect", OUT), ("distill", "--data", OUT, "--out", "student"), ("publish", OUT, "--repo", "a/b")])
+@pytest.mark.parametrize("arguments", [("verify", OUT), ("inspect", OUT), ("distill", "--data", OUT, "--out", "/nowhere/student"), ("publish", OUT, "--repo", "a/b")])
 @pytest.mark.parametrize("fault", ["fails", "nobody listens", "no such bucket", "no right"])
-def test_a_store_that_fails_is_one_line_from_every_command(arguments, fault, s3, cli, hub, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("hub")
+def test_a_store_that_fails_is_one_line_from_every_command(arguments, fault, s3, cli, monkeypatch):
     monkeypatch.setattr(object_store, "ATTEMPTS", 1)
     if fault == "nobody listens":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
