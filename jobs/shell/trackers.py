@@ -77,7 +77,8 @@ class _Mlflow:
             client.log_params(settings)
 
     def log(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._client.log_metrics(dict(scalars), step=step)
+        # Where MLflow keeps files, 'loss' and 'loss/8' can't both be: one would be a file, and the folder of the other.
+        self._client.log_metrics({name.replace("/", "."): value for name, value in scalars.items()}, step=step)
 
     def finish(self, whole: bool) -> None:
         self._client.end_run("FINISHED" if whole else "KILLED")
