@@ -27,8 +27,8 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     Raises InputError (nothing was changed) or WorkError (the last checkpoint is kept, the same command resumes).
     """
     out, config = out.absolute(), with_anchored_paths(config)
-    start = check(config, out)
     check_tracker(config.tracker)
+    start = check(config, out)
     config = _pinned(config, start.reader)
     say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
         f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")

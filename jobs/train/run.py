@@ -31,8 +31,8 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
 
     Raises InputError (nothing was changed), WorkError (the last checkpoint is kept), or Interrupted.
     """
-    check_target(out)
     check_tracker(config.tracker)
+    check_target(out)
     say_corpus(config.corpus)
     alone = config.workers == 1 and config.address == "local"
     (_here if alone else _in_a_group)(label, loop, config, out)
