@@ -8,7 +8,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -204,7 +204,10 @@ def _explained(error: BaseException) -> WorkError:
 @contextmanager
 def _heard(group: Group, rank: int, desk: Any) -> Iterator[Report]:
     """What tells the driver of scalars, and in the first process the tracker, too."""
-    with tracked(group.config, group.label, group.out, state_folder(group.out)) if rank == 0 else nullcontext() as track:
+    with ExitStack() as held:
+        track = None if rank else held.enter_context(
+            tracked(group.config, group.label, group.out, state_folder(group.out)))
+
         def report(step: int, scalars: dict[str, float]) -> bool:
             if track is not None:
                 track(step, scalars)
