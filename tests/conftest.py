@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sever
 
 import pytest
 
+from tests import loopback_s3
 from tests.loopback_hub import TOKEN, LoopbackHub, use
 from tests.support import Outcome, TinyModels, make_models
 
@@ -24,6 +25,21 @@ def hub(tmp_path, monkeypatch):
         running.tokens = {TOKEN: "team"}
         use(running, tmp_path / "home", monkeypatch)
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    server = loopback_s3.LoopbackS3()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """An empty S3 bucket on loopback, s3://shelf, which every client of this process reaches."""
+    s3_server.clear()
+    loopback_s3.use(s3_server, monkeypatch)
+    return s3_server
 
 
 @pytest.fixture

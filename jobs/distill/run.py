@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
+from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.jobs.shell.training_group import Group
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import TRAINING_FILE, load
@@ -26,6 +27,7 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     Raises InputError (nothing was changed) or WorkError (the last checkpoint is kept, the same command resumes).
     """
     out, config = out.absolute(), with_anchored_paths(config)
+    check_tracker(config.tracker)
     start = check(config, out)
     config = _pinned(config, start.reader)
     say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import torch
 
 from tsdfm.jobs.shell.console import say_corpus, say_left_out
+from tsdfm.jobs.shell.trackers import check_tracker, tracked
 from tsdfm.jobs.train.progress import stopped, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
 from tsdfm.pipeline.training.data_parallel import Place
@@ -30,6 +31,7 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
 
     Raises InputError (nothing was changed), WorkError (the last checkpoint is kept), or Interrupted.
     """
+    check_tracker(config.tracker)
     check_target(out)
     say_corpus(config.corpus)
     alone = config.workers == 1 and config.address == "local"
@@ -42,10 +44,12 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
 
 def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
     torch.set_num_threads(config.optim.threads)
-    with training_progress(label, config.optim) as (report, stop, progress):
-        done = loop(Place.alone(), config, out, report, watch=Watch(stop, progress))
-    if not done:
-        raise stopped(state_folder(out))
+    state = state_folder(out)
+    with tracked(config, label, out, state) as track:
+        with training_progress(label, config.optim, track) as (report, stop, progress):
+            done = loop(Place.alone(), config, out, report, watch=Watch(stop, progress))
+        if not done:
+            raise stopped(state)
 
 
 def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:

@@ -35,7 +35,7 @@ from tsdfm.schemas.training_record import StudentRecord
 
 # What may differ between a run and its resumption: where things lie, and how the work is divided.
 MOVABLE: dict[str, Any] = {"data": {"paths", "loader_workers"}, "init": True, "workers": True, "address": True,
-                           "compile": True, "recompute": True}
+                           "compile": True, "recompute": True, "tracker": True}
 LIBRARIES = ("tsdfm-pipeline", "torch", "ray")
 
 
