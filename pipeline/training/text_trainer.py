@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
+from tsdfm.pipeline.text.token_file import Tokens
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.losses import TextLoss
 from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, generator_of, never
@@ -23,12 +24,14 @@ class TokenWindows:
     Every epoch shifts the windows by a random offset and shuffles them.
     """
 
-    def __init__(self, stream: Tensor, length: int, batch_size: int, seed: int) -> None:
+    def __init__(self, stream: Tokens, length: int, batch_size: int, seed: int) -> None:
         if len(stream) < 2 * length:
             raise InputError(f"the corpus has {len(stream)} tokens, fewer than two windows of {length}; give more text")
         self.stream, self.length, self.batch_size, self.seed = stream, length, batch_size, seed
         self.windows = len(stream) // length - 1
-        self._epoch, self._offset, self._order = -1, 0, torch.empty(0, dtype=torch.long)
+        # Half the memory where it will do; the order is the same.
+        self._counts = torch.int32 if self.windows < 1 << 31 else torch.int64
+        self._epoch, self._offset, self._order = -1, 0, torch.empty(0, dtype=self._counts)
 
     def batch(self, step: int) -> Tensor:
         """The windows of tokens of update `step`, [batch_size, L] int64."""
@@ -40,7 +43,7 @@ class TokenWindows:
         if epoch != self._epoch:
             generator = generator_of(self.seed, EPOCH_STREAM + epoch)
             self._offset = int(torch.randint(self.length, (), generator=generator))
-            self._order = torch.randperm(self.windows, generator=generator)
+            self._order = torch.randperm(self.windows, generator=generator, dtype=self._counts)
             self._epoch = epoch
         start = int(self._order[index]) * self.length + self._offset
         return self.stream[start : start + self.length].long()

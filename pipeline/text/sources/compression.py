@@ -18,7 +18,9 @@ from tsdfm.schemas.base import InputError, first_line
 from tsdfm.schemas.regular import open_regular
 
 SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".zstd": "Zstandard"}
-ZSTD_READ, ZSTD_WINDOW = 1 << 17, 1 << 31  # bytes read at once; the longest window of the format, for --long archives
+# Bytes read at once: few, for what they become is held, and may be thirty thousand times as much; and the longest window of the
+# format, for --long archives.
+ZSTD_READ, ZSTD_WINDOW = 1 << 12, 1 << 31
 FAULTS = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)  # of files, and of compressed data
 CUT = "ends in the middle of its compressed data; download or copy it anew"
 _BEGINNINGS = {  # of files; the longest is 10 bytes

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tsdfm.pipeline.text.cleaning import as_given, clean, told
-from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.text.documents import Reading, read_documents
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import CorpusConfig
 
@@ -30,7 +30,7 @@ AS_GIVEN = {
 
 def load(path, **more):
     reading = Reading()
-    return load_documents(CorpusConfig(path=str(path), **more), reading), {name: n for name, n in reading.left_out.items() if n}
+    return list(read_documents(CorpusConfig(path=str(path), **more), reading)), {name: n for name, n in reading.left_out.items() if n}
 
 
 def write(path, texts):
