@@ -167,8 +167,8 @@ def kept_on_disk() -> Iterator[None]:
         yield
     except OSError as error:
         what = "the disk is full; free some space" if error.errno in FULL else f"cannot write there ({error.strerror or error})"
-        raise WorkError(f"{corpora_folder()}, where corpora are kept: {what}, or set {CORPORA} to a folder of another disk; the "
-                        "same command goes on") from None
+        raise WorkError(f"{corpora_folder()}, where corpora are kept: {what}, or set {CORPORA} to a folder of another disk; "
+                        "the same command goes on") from None
 
 
 @contextmanager

@@ -6,16 +6,32 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tsdfm.pipeline.models.folder import teacher_folder
 from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
-from tsdfm.pipeline.text.token_file import Tokens
+from tsdfm.pipeline.text.corpus import Corpus, prepare
+from tsdfm.pipeline.text.token_file import Spread, Tokens, one_by_one
+from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.losses import TextLoss
 from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, generator_of, never
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.optim import OptimConfig
-from tsdfm.schemas.train import TextTraining
+from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.train import PretrainConfig, TextTraining
 
 EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
+
+
+def corpus_of(config: TextTraining, progress: Progress = unheard, spread: Spread = one_by_one) -> Corpus:
+    """The corpus of a training, with its tokenizer: the one that is given, the teacher's, or one that is trained on it.
+
+    Raises as `prepare`; InputError, too, if there is no such tokenizer or teacher.
+    """
+    if isinstance(config, PretrainConfig):
+        given = Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
+        return prepare(config.corpus, given, config.vocab_size, progress, spread)
+    words = Vocabulary.load(teacher_folder(config.teacher))
+    return prepare(config.corpus, words, words.size, progress, spread)
 
 
 class TokenWindows:

@@ -45,7 +45,7 @@ def write_synthetic(path: Path, size: int) -> None:
 def measured(corpus: Path, folder: Path) -> dict[str, float]:
     """Run `pretrain` in a process of its own. Returns seconds, and the peak of its resident memory in MB."""
     command = ["pretrain", "--corpus", str(corpus), "--out", str(folder / f"{corpus.stem}-teacher"), "--updates", "2",
-               "--threads", "1", "--set", "optim.batch_size=8", "--set", "shape.hidden_size=64", "--set", "shape.n_blocks=1"]
+               "--threads", "1", "--set", "optim.batch_size=8", "--set", "shape.hidden_size=96", "--set", "shape.n_blocks=1"]
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", CHILD, *command], env={**os.environ, "TSDFM_CORPORA": str(folder / "corpora")},
                           check=True, stderr=subprocess.PIPE, text=True)
