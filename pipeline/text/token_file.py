@@ -71,6 +71,10 @@ class TokenJob:
     tokenizer: str  # its canonical JSON
     where: str  # how messages name it
 
+    def __reduce__(self) -> tuple[type["TokenJob"], tuple[StoredText, Part, str, str]]:
+        """Without the opened tokenizer: the library does not send along how it takes special tokens."""
+        return TokenJob, (self.text, self.part, self.tokenizer, self.where)
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, opened."""
