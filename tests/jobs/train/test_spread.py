@@ -21,7 +21,7 @@ def test_an_interrupt_stops_what_goes_before_the_training():
     with training_progress("pretrain", OptimConfig(steps=5)) as (_, _, progress):
         progress("reading the corpus", 0, 1)
         os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(Interrupted, match="stopped before the training .tokenising.*resume with"):
+        with pytest.raises(Interrupted, match=r"stopped before the training .tokenising.*resume with"):
             progress("tokenising", 0, 1)
 
 

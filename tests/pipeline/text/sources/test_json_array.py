@@ -46,6 +46,7 @@ def test_faults_are_named_by_their_line(tmp_path, monkeypatch, text, line, reaso
     ("a.csv", 'text\n"' + "a line\n" * 30 + '"'), ("a.json", json.dumps({"text": "x" * 200}, indent=1))])
 def test_what_is_too_long_is_refused_before_it_is_read_whole(tmp_path, monkeypatch, name, text):
     monkeypatch.setattr(formats, "LONGEST", 100)
+    monkeypatch.setattr(formats, "BYTES_AT_ONCE", 50)
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(InputError, match="100"):
