@@ -127,7 +127,7 @@ class TokenJob:
         size = (self.file(number).stat().st_size - DIGEST) // self.dtype.itemsize
         if not size:  # which can't be mapped
             return np.empty(0, self.dtype)
-        return np.memmap(self.file(number), self.dtype, mode="r", shape=(size,))
+        return np.asarray(np.memmap(self.file(number), self.dtype, mode="r", shape=(size,)))
 
 
 class Spread(Protocol):

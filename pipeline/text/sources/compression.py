@@ -67,7 +67,7 @@ class _Zstd(io.RawIOBase):
     """The plain bytes of a Zstandard file of any number of frames. Raises EOFError where it ends in the middle of one."""
 
     def __init__(self, raw: IO[bytes]) -> None:
-        self._raw, self._ready = raw, b""
+        self._raw, self._ready = raw, memoryview(b"")
         self._frame: zstandard.ZstdDecompressionObj | None = None
 
     def readable(self) -> bool:
@@ -85,7 +85,7 @@ class _Zstd(io.RawIOBase):
                 return 0
             if self._frame is None or self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
-            self._ready = self._frame.decompress(data)
+            self._ready = memoryview(self._frame.decompress(data))
         count = min(len(buffer), len(self._ready))
         buffer[:count], self._ready = self._ready[:count], self._ready[count:]
         return count

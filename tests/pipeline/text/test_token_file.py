@@ -112,6 +112,22 @@ def test_what_was_tokenised_before_a_kill_is_kept(config, words):
     assert not list(text.folder.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("stage", ["reading the corpus", "training a tokenizer", token_file.STAGE])
+def test_it_stops_where_progress_raises_and_can_begin_again(config, tmp_path, stage):
+    heard = []
+
+    def raises(at, done, total, note=""):
+        heard.append(at)
+        if at == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, None, 300, raises)
+    assert heard[-1] == stage
+    assert not list((tmp_path / "corpora").rglob("*.tmp"))
+    assert prepare(config, None, 300).facts.documents == len(DOCUMENTS)
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:40] + bytes([data[40] ^ 1]) + data[41:], lambda data: b""],
                          ids=["cut", "flipped", "emptied"])
 @pytest.mark.parametrize("pattern", ["tokens-all-*/00001.*", "text-00001.zst", "corpus.json"])
