@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-WORDS, WORDS_PER_RECORD, SEED = 5_000, 160, 0
+WORDS, WORDS_PER_RECORD, SEED = 20_000, 160, 0
 SMALL_BYTES = 10_000_000
 CHILD = """
 import resource, sys
