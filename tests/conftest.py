@@ -1,6 +1,9 @@
 """Fixtures of all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: several processes run tests at a time
 
@@ -10,6 +13,8 @@ from tests import loopback_s3
 from tests.loopback_hub import TOKEN, LoopbackHub, use
 from tests.support import Outcome, TinyModels, make_models
 
+os.environ["TSDFM_CORPORA"] = tempfile.mkdtemp(prefix="tsdfm-test-corpora-")  # theirs are kept no longer than they run
+atexit.register(shutil.rmtree, os.environ["TSDFM_CORPORA"], ignore_errors=True)
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests start clusters on loopback only, and write no token to HOME
 
 

@@ -8,7 +8,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -130,8 +130,12 @@ class Group:
 
         Raises InputError or WorkError (the last checkpoint is kept, the same command resumes).
         """
-        with cluster(self.config.address, self.config.workers * self.config.optim.threads + 1):
+        with self.cluster():
             return _fitted(self, line)
+
+    def cluster(self) -> AbstractContextManager[None]:
+        """The Ray cluster that it runs on, for what goes before it, too."""
+        return cluster(self.config.address, self.config.workers * self.config.optim.threads + 1)
 
 
 def _fitted(group: Group, line: Callable[[dict[str, float]], str]) -> dict[str, float]:

@@ -21,12 +21,22 @@ def training_progress(
     label: str, optim: OptimConfig, track: Log
 ) -> Iterator[tuple["Report", Callable[[], bool], Progress]]:
     """A `Report` that shows each line and hands it to `track`, whether the user interrupted, and the progress of what goes
-    before the training."""
+    before the training.
+
+    That progress raises Interrupted where the user did: before the first update there is no checkpoint to save.
+    """
     with interruptible("saving a checkpoint") as interrupted, Stages() as stages:
         def report(step: int, scalars: dict[str, float]) -> None:
             track(step, scalars)
             stages(label, step, optim.steps, f"loss {scalars['loss']:.4f}  lr {scalars['lr']:.1e}")
-        yield report, lambda: bool(interrupted), stages
+
+        def preparing(stage: str, done: int, total: int, note: str = "") -> None:
+            if interrupted:
+                raise Interrupted(f"stopped before the training ({stage}); what is finished is kept; resume with: "
+                                  f"{shlex.join(resume_command())}")
+            stages(stage, done, total, note)
+
+        yield report, lambda: bool(interrupted), preparing
 
 
 def stopped(state: Path) -> Interrupted:

@@ -10,11 +10,15 @@ from tsdfm.jobs.shell.trackers import check_tracker, tracked
 from tsdfm.jobs.train.progress import stopped, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
 from tsdfm.pipeline.training.data_parallel import Place
+from tsdfm.pipeline.training.text_trainer import corpus_of
 from tsdfm.pipeline.training.trainer import Watch
 from tsdfm.schemas.base import parse_json
+from tsdfm.schemas.corpus import BUILT_IN, HUB
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import CompassConfig, TextTraining
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
+
+NO_FOLDERS = (BUILT_IN, HUB.rstrip(":"), "embedded")  # of corpora and teachers: what stands before a ':' in their names
 
 R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
 
@@ -35,7 +39,10 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
     check_target(out)
     say_corpus(config.corpus)
     alone = config.workers == 1 and config.address == "local"
-    (_here if alone else _in_a_group)(label, loop, config, out)
+    if alone:
+        _here(label, loop, config, out)
+    else:
+        _in_a_group(label, loop, config, out)
     record = parse_json(kind, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
     if not alone:  # else it was told when the corpus had been read
         say_left_out(record.corpus)
@@ -55,6 +62,7 @@ def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
     from tsdfm.jobs.shell.cluster import anchored
     from tsdfm.jobs.shell.training_group import Group
+    from tsdfm.jobs.train.spread import on_ray
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})
     changes: dict[str, Any] = {"corpus": corpus}
@@ -62,4 +70,17 @@ def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
         changes["teacher"] = anchored(config.teacher)
     elif config.tokenizer is not None:
         changes["tokenizer"] = anchored(config.tokenizer)
-    Group(label, loop, config.model_copy(update=changes), out.absolute()).run(lambda scalars: f"loss {scalars['loss']:.4f}")
+    anchored_config = config.model_copy(update=changes)
+    group = Group(label, loop, anchored_config, out.absolute())
+    with group.cluster():
+        if _is_here(anchored_config):  # else the processes see to it, the first of each node for all of it
+            with training_progress(label, config.optim) as (_, _, progress):
+                corpus_of(anchored_config, progress, on_ray)
+        group.run(lambda scalars: f"loss {scalars['loss']:.4f}")
+
+
+def _is_here(config: TextTraining) -> bool:
+    """Whether this machine has what the corpus's tokens are made from; nodes of a cluster may have what it has not."""
+    made_with = config.teacher if isinstance(config, CompassConfig) else config.tokenizer
+    files = [name for name in (config.corpus.path, made_with) if name and name.partition(":")[0] not in NO_FOLDERS]
+    return config.address == "local" or all(Path(name).exists() for name in files)
