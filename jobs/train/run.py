@@ -12,9 +12,10 @@ from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.trainer import Watch
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.regular import read_regular
-from tsdfm.schemas.train import CompassConfig, TextTraining
+from tsdfm.schemas.train import CompassConfig, PretrainConfig, TextTraining
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
 
+C = TypeVar("C", PretrainConfig, CompassConfig)
 R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
 
 
@@ -49,8 +50,14 @@ def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 
 
 def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
-    from tsdfm.jobs.shell.cluster import anchored
     from tsdfm.jobs.shell.training_group import Group
+
+    Group(label, loop, with_anchored_paths(config), out.absolute()).run(lambda scalars: f"loss {scalars['loss']:.4f}")
+
+
+def with_anchored_paths(config: C) -> C:
+    """The config with absolute local paths: training processes have another working directory."""
+    from tsdfm.jobs.shell.cluster import anchored
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})
     changes: dict[str, Any] = {"corpus": corpus}
@@ -58,4 +65,4 @@ def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
         changes["teacher"] = anchored(config.teacher)
     elif config.tokenizer is not None:
         changes["tokenizer"] = anchored(config.tokenizer)
-    Group(label, loop, config.model_copy(update=changes), out.absolute()).run(lambda scalars: f"loss {scalars['loss']:.4f}")
+    return config.model_copy(update=changes)
