@@ -69,8 +69,8 @@ def measured(config: GenerateConfig, identity: Identity, workers: int) -> Measur
     """Measure on so many workers at once, MOST at the most.
 
     Numbers: `ray` and `worker` seconds until it runs and until a worker begins, `opening` the models there, `trajectory`
-    seconds a worker takes for one, `leaving` seconds until all is ended; bytes and compass tokens of a trajectory; `shard_bytes`
-    of an empty shard; `share` of the steps that were made.
+    seconds a worker takes for one, `leaving` seconds until all is ended; bytes and compass tokens of a trajectory;
+    `shard_bytes` of an empty shard; `share` of a trajectory's time that was measured.
     """
     workers, began = min(workers, MOST), time.monotonic()
     threads = identity.rollout.threads

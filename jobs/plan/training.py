@@ -135,7 +135,7 @@ class TrainingJob:
 
 
 def timed(place: Place, config: Any, out: Path, report: Report, *, watch: Watch, loop: Any) -> bool:
-    """Time a training of few updates; the first process writes the times beside `out`. Stands in for `loop` in every process."""
+    """Time a training of few updates; the first process writes the times beside `out`. Every process runs it for `loop`."""
     optim: OptimConfig = config.optim
     updates = min(UPDATES, optim.steps)
     short = optim.model_copy(update={"steps": updates, "checkpoint_every": max(1, updates // 2)})
