@@ -120,8 +120,8 @@ class GenerateJob:
         if workers > rates.workers:
             remarks.append(f"{workers} workers are taken to be as fast as the {rates.workers} that were measured at once")
         if rates.numbers["share"] < 1:
-            remarks.append(f"a trajectory takes long, so {100 * rates.numbers['share']:.0f} % of its time was measured: less is known "
-                           "of the rest")
+            share = f"{100 * rates.numbers['share']:.0f} %"
+            remarks.append(f"a trajectory takes long, so {share} of its time was measured: less is known of the rest")
         return remarks
 
 

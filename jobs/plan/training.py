@@ -95,17 +95,22 @@ class TrainingJob:
         start = self.started + max(0.0, whole - times.pop("inside"))
         return Measurement(this_machine(), self.config.workers, {**times, "start": start, "model": model, "state": state})
 
+    def timed_here(self, scratch: Path) -> dict[str, float]:
+        """The seconds of a training of few updates in this process, as `timed` tells them."""
+        torch.set_num_threads(self.config.optim.threads)
+        timed(Place.alone(), self.config, scratch / "model", _unheard, watch=Watch(), loop=self.loop)
+        found: dict[str, float] = json.loads((scratch / TIMES).read_text())
+        return found
+
     def _trained(self, scratch: Path) -> None:
-        loop = partial(timed, loop=self.loop)
         if self.command != "distill" and self.config.workers == 1 and self.config.address == "local":
-            torch.set_num_threads(self.config.optim.threads)
             with ticker("measuring") as show:
                 show.waiting(0, UPDATES, "a training of few updates")
-                loop(Place.alone(), self.config, scratch / "model", lambda step, scalars: False, watch=Watch())
+                self.timed_here(scratch)
             return
         from tsdfm.jobs.shell.training_group import Group
 
-        Group("measuring", loop, self.config, scratch / "model").run(lambda scalars: "")
+        Group("measuring", partial(timed, loop=self.loop), self.config, scratch / "model").run(lambda scalars: "")
 
     def forecast(self, rates: Rates) -> Forecast:
         """The updates that are left, and how long they take."""

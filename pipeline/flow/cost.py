@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +30,8 @@ from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.terms import Arm, Solver
 
 STAGES: dict[Solver, int] = {"euler": 1, "rk4": 4, "rk4_chained": 4}  # forward passes, and choices, of a visited step
-LONG_SECONDS = 40.0  # a batch that would take longer is measured in fewer steps
-PROBE_STEPS = 4
+LONG_SECONDS = 40.0  # a batch that would take longer is measured by fewer trajectories, and then in fewer steps
+LEAST_ROWS, PROBE_STEPS = 8, 4
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class Measured:
     trajectories: int
     seconds: float  # for them
     compass_tokens: float
-    bytes: float  # in the shard, without what every shard has
-    shard_bytes: float  # that a shard of no rows has
+    bytes: float  # of their rows, in all arms
+    shard_bytes: float  # that a shard has besides its rows
     share: float  # of the time of a trajectory that the steps which were made take
 
     @property
@@ -163,26 +164,40 @@ def measure(models: Models, identity: Identity, first: int, seconds: float) -> M
         models: opened, on their device.
         identity: of the dataset.
         first: id of the first trajectory.
-        seconds: after which no further batch is begun; the first is always made. Where all steps of a batch would take longer
-            than LONG_SECONDS it is made in fewer, and its seconds count for the share that these are of all.
+        seconds: after which no further batch is begun; the first is always made. Where a batch would take longer than
+            LONG_SECONDS, fewer trajectories are made together, and then fewer steps, whose seconds count for a share of all.
     """
     batch = min(identity.rollout.batch_size, identity.shard_size, identity.trajectories)
-    ids = range(first, first + batch)
-    shorter, share = _shortened(identity, _seconds_of(models, identity, ids))
-    tokens, size, made, spent = 0, 0, 0, 0.0
+    seconds_of = _seconds_of(models, identity, range(first, first + batch))
+    whole, rows = seconds_of(_visited(identity, identity.rollout.steps)), batch
+    while rows >= 2 * LEAST_ROWS and whole * rows / batch > LONG_SECONDS:
+        rows //= 2
+    shorter, share = _shortened(identity, seconds_of, LONG_SECONDS * batch / rows)
+    tokens, tables, made, spent = 0, list[pa.Table](), 0, 0.0
     asked = RolloutWork.of(shorter, 1).candidates
     scale = RolloutWork.of(identity, 1).candidates / asked if asked else 1.0
     with tempfile.TemporaryDirectory(prefix="tsdfm-plan-") as scratch:
         store = LocalStore(Path(scratch))
         while not made or spent < seconds:
-            meter, item = Meter(), ShardPlan("data/measured.parquet", first + made, first + made + batch)
+            meter, item = Meter(), ShardPlan("data/measured.parquet", first + made, first + made + rows)
             with meter.reading(models) as metered:
                 began = time.monotonic()
-                done = make_shard(metered, shorter, store, item)
+                make_shard(metered, shorter, store, item)
                 spent += time.monotonic() - began
-            tokens, size, made = tokens + meter.compass_tokens, size + done.record.bytes, made + batch
-    empty = len(shards.encode(shards.to_table([], models.teacher.vocabulary), digest(identity)))
-    return Measured(made, spent, tokens * scale, size - empty * made / batch, empty, share)
+            tables.append(shards.decode(store.read(item.path) or b"", item.path)[0])
+            tokens, made = tokens + meter.compass_tokens, made + rows
+    a_row, empty = _bytes_of(pa.concat_tables(tables), digest(identity))
+    return Measured(made, spent, tokens * scale, a_row * made * len(identity.arms), empty, share)
+
+
+def _bytes_of(table: pa.Table, owner: str) -> tuple[float, float]:
+    """Bytes of a row, and of a shard without its rows: by shards of all rows and of half of them."""
+    rows, half = table.num_rows, table.num_rows // 2
+    whole = len(shards.encode(table, owner))
+    if not half:
+        return 0.0, float(whole)
+    a_row = (whole - len(shards.encode(table.slice(0, half), owner))) / (rows - half)
+    return a_row, max(0.0, whole - a_row * rows)
 
 
 Seconds = Callable[[float], float]  # of one batch in all arms, by the expected visits of a trajectory
@@ -207,10 +222,10 @@ def _visited(identity: Identity, steps: int) -> float:
     return RolloutWork.of(shorter, 1).forwards / len(identity.arms) / STAGES[identity.rollout.solver]
 
 
-def _shortened(identity: Identity, seconds_of: Seconds) -> tuple[Identity, float]:
-    """The identity with as many steps as can be measured, and which share of a trajectory's time those take."""
+def _shortened(identity: Identity, seconds_of: Seconds, most: float) -> tuple[Identity, float]:
+    """The identity with as many steps as a batch makes in `most` seconds, and which share of a trajectory's time they take."""
     steps, whole = identity.rollout.steps, seconds_of(_visited(identity, identity.rollout.steps))
-    while steps > 1 and seconds_of(_visited(identity, steps)) > LONG_SECONDS:
+    while steps > 1 and seconds_of(_visited(identity, steps)) > most:
         steps //= 2
     shorter = identity.model_copy(update={"rollout": identity.rollout.model_copy(update={"steps": steps})})
     return shorter, 1.0 if steps == identity.rollout.steps else seconds_of(_visited(identity, steps)) / whole
