@@ -1,10 +1,14 @@
 """`ablate --plan`: what the trials of a sweep that are left will take; nothing is made."""
 
+import io
 import multiprocessing
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +27,7 @@ from tsdfm.pipeline.evaluation.sample_cache import key_of
 from tsdfm.pipeline.flow.cost import makespan
 from tsdfm.pipeline.training.distill import open_start
 from tsdfm.schemas.ablate import Sweep
+from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.plan import Plan, PlanWish, Rates, Stage
 
 MOST = 8  # kinds of trials that are measured
@@ -98,9 +103,7 @@ class AblateJob:
                 ray = time.monotonic() - began
             show.waiting(0, len(measured), f"{len(measured)} short trials")
             began = time.monotonic()
-            with ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn")) as pool:
-                told = list(pool.map(measured_trial, [self.work] * len(measured), measured,
-                                     [number == 0 for number in range(len(measured))]))
+            told = _told(self.work, measured, self.workers)
         starting = min(each.pop("began") for each in told) - began
         numbers = {"start": self.started + ray + max(0.0, starting), "evaluation.real": told[0].pop("evaluation.real")}
         for name in {name for each in told for name in each}:
@@ -143,6 +146,22 @@ class AblateJob:
         """What one round of a trial takes."""
         training = self.trainings[trial.key]
         return training.forecast(_of_kind(rates, training))
+
+
+def _told(work: Work, trials: Sequence[Trial], workers: int) -> list[dict[str, float]]:
+    """The numbers of trials, each measured in a process of its own, so many at a time; the first reads real text, too."""
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _settle) as pool:
+            return list(pool.map(measured_trial, [work] * len(trials), trials, [number == 0 for number in range(len(trials))]))
+    except BrokenProcessPool:
+        raise WorkError("measuring failed: a process was killed, perhaps for want of memory; lower --workers, or a batch size"
+                        ) from None
+
+
+def _settle() -> None:
+    """A process that measures: an interrupt ends it without a word, and its progress is told by nobody."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.stderr = io.StringIO()
 
 
 def measured_trial(work: Work, trial: Trial, real: bool) -> dict[str, float]:

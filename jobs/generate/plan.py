@@ -33,11 +33,12 @@ def plan_generate(config: GenerateConfig, wish: PlanWish) -> Plan:
     """The plan of a dataset. Raises InputError where the run would; nothing is written."""
     torch.set_num_threads(config.rollout.threads)
     config = anchored_models(config)
-    with ExitStack() as held, Stages() as progress:
+    with ExitStack() as held:
         began = time.monotonic()
         device = _device(config, wish, held)
         connecting = time.monotonic() - began
-        there = standing(config, device, progress)
+        with Stages() as progress:
+            there = standing(config, device, progress)
         local = None if config.out is None else open_store(config.out).local
         if local is not None:
             check_writable(local)

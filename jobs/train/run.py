@@ -15,7 +15,7 @@ from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import CompassConfig, PretrainConfig, TextTraining
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
 
-C = TypeVar("C", PretrainConfig, CompassConfig)
+C = TypeVar("C", bound=PretrainConfig | CompassConfig)
 R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
 
 
