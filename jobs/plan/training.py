@@ -25,7 +25,7 @@ from tsdfm.pipeline.training.trainer import CHECKPOINT_SECONDS, HEADER_FILE, STA
 from tsdfm.schemas.base import InputError, differences, plain_json
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.optim import OptimConfig
-from tsdfm.schemas.plan import Rates, Stage
+from tsdfm.schemas.plan import Machine, Rates, Stage
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import CompassConfig, TextTraining
 
@@ -33,6 +33,7 @@ UPDATES = 21  # that are made to measure one
 WARM = 3  # of them at the beginning are no measure: memory is taken, blocks are compiled
 LEAST, LONG_SECONDS = 6, 60.0  # where updates take long: so many are enough, once so much time has passed
 TIMES = "times.json"
+COPIES = 4  # of the weights in a training state: they, their average, and two moments
 TrainingConfig = DistillConfig | TextTraining
 
 
@@ -90,17 +91,16 @@ class TrainingJob:
             except Interrupted:
                 raise Interrupted("stopped; nothing was changed") from None
             whole = time.monotonic() - began
-            times = json.loads((scratch / TIMES).read_text())
+            times, machine = _read(scratch)
             model, state = _bytes(scratch / "model"), _bytes(state_folder(scratch / "model"))
         start = self.started + max(0.0, whole - times.pop("inside"))
-        return Measurement(this_machine(), self.config.workers, {**times, "start": start, "model": model, "state": state})
+        return Measurement(machine, self.config.workers, {**times, "start": start, "model": model or state / COPIES, "state": state})
 
     def timed_here(self, scratch: Path) -> dict[str, float]:
         """The seconds of a training of few updates in this process, as `timed` tells them."""
         torch.set_num_threads(self.config.optim.threads)
         timed(Place.alone(), self.config, scratch / "model", _unheard, watch=Watch(), loop=self.loop)
-        found: dict[str, float] = json.loads((scratch / TIMES).read_text())
-        return found
+        return _read(scratch)[0]
 
     def _trained(self, scratch: Path) -> None:
         if self.command != "distill" and self.config.workers == 1 and self.config.address == "local":
@@ -154,8 +154,15 @@ def timed(place: Place, config: Any, out: Path, report: Report, *, watch: Watch,
     if place.rank == 0:
         times = {**told(marks, short.checkpoint_every), "whole": float(whole), "inside": time.monotonic() - began}
         first, last = marks[0] - began - times["update"], time.monotonic() - marks[-1] if whole else 0.0
-        (out.parent / TIMES).write_text(json.dumps({**times, "once": max(0.0, first) + last}))
+        result = {"times": {**times, "once": max(0.0, first) + last}, "machine": this_machine().model_dump()}
+        (out.parent / TIMES).write_text(json.dumps(result))
     return True
+
+
+def _read(scratch: Path) -> tuple[dict[str, float], Machine]:
+    """What `timed` wrote: seconds by name, and where the first process ran."""
+    found = json.loads((scratch / TIMES).read_text())
+    return found["times"], Machine.model_validate(found["machine"])
 
 
 def told(marks: Sequence[float], checkpoint_every: int) -> dict[str, float]:
@@ -175,8 +182,10 @@ def _unheard(step: int, scalars: dict[str, float]) -> bool:
 def _scratch(out: Path, address: str) -> Iterator[Path]:
     """A folder for the measurement that all processes share: of this machine, or of a cluster beside OUT."""
     beside = None if address == "local" else out.absolute().parent
-    with explained("write there", str(out)), tempfile.TemporaryDirectory(prefix=".tsdfm-plan-", dir=beside) as folder:
-        yield Path(folder)
+    with explained("write there", str(out)):
+        folder = tempfile.TemporaryDirectory(prefix=".tsdfm-plan-", dir=beside)
+    with folder as name:
+        yield Path(name)
 
 
 def _bytes(folder: Path) -> float:
