@@ -94,7 +94,8 @@ class TrainingJob:
             times, machine = _read(scratch)
             model, state = _bytes(scratch / "model"), _bytes(state_folder(scratch / "model"))
         start = self.started + max(0.0, whole - times.pop("inside"))
-        return Measurement(machine, self.config.workers, {**times, "start": start, "model": model or state / COPIES, "state": state})
+        sizes = {"model": model or state / COPIES, "state": state}
+        return Measurement(machine, self.config.workers, {**times, **sizes, "start": start})
 
     def timed_here(self, scratch: Path) -> dict[str, float]:
         """The seconds of a training of few updates in this process, as `timed` tells them."""
