@@ -66,7 +66,7 @@ def plan_of(job: Job, wish: PlanWish) -> Plan:
     """The plan of a job. Raises InputError or WorkError; the job's folder is left as it is."""
     checked_wish(wish)
     if wish.rates is None:
-        say("measuring how fast this goes, for about half a minute; nothing is written to --out")
+        say("measuring how fast this goes, for about a minute; nothing is written to --out")
         found = job.measure()
         rates = Rates(command=job.command, machine=found.machine, workers=found.workers, versions=versions(),
                       measured_for=dict(job.measured_for()), numbers=found.numbers)
