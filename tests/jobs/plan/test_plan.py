@@ -138,6 +138,15 @@ def test_pretrain_counts_what_it_does_and_goes_on(tmp_path, cli, monkeypatch):
     assert_refused(cli(*train, "--plan", "--corpus", tmp_path / "none.txt", "--out", tmp_path / "x"), "none.txt")
 
 
+@pytest.mark.parametrize(("kind", "texts"), [("ar", 1), ("nce", 2)])
+def test_fit_compass_tells_its_work(tiny_models, tmp_path, cli, kind, texts):
+    corpus = write_corpus(tmp_path / "text.txt", 600)
+    found = planned(cli("fit-compass", "--corpus", corpus, "--teacher", tiny_models.mask, "--kind", kind, "--updates", 9, "--batch-size",
+                        4, "--rollouts", 4, "--rollout-steps", 2, "--out", tmp_path / "compass", "--plan", "--json"))
+    assert found.work["passes forward and backward"] == 9 * 4 * texts
+    assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}
+
+
 def test_seconds_of_an_update_leave_out_the_first_and_those_with_a_checkpoint():
     gaps = [9.0] * (WARM - 1) + [1.0] * 4 + [6.0] + [1.0] * 4
     marks = [sum(gaps[:number]) for number in range(len(gaps) + 1)]
