@@ -20,11 +20,11 @@ from tsdfm.jobs.distill.plan import job_of
 from tsdfm.jobs.evaluate.plan import EvaluateJob
 from tsdfm.jobs.plan.plan import Forecast, Measurement, check_writable, plan_of, started_seconds
 from tsdfm.jobs.plan.rates import this_machine
+from tsdfm.jobs.plan.rollouts import makespan
 from tsdfm.jobs.plan.training import TrainingJob
 from tsdfm.jobs.shell.cluster import cluster
 from tsdfm.jobs.shell.console import say_corpus, ticker
 from tsdfm.pipeline.evaluation.sample_cache import key_of
-from tsdfm.pipeline.flow.cost import makespan
 from tsdfm.pipeline.training.distill import open_start
 from tsdfm.schemas.ablate import Sweep
 from tsdfm.schemas.base import WorkError

@@ -15,12 +15,12 @@ import torch
 
 from tsdfm.jobs.plan.plan import Forecast, Measurement, check_writable, plan_of, started_seconds
 from tsdfm.jobs.plan.rates import as_json, this_machine
+from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
 from tsdfm.pipeline.evaluation.samples import Samples, summarise
-from tsdfm.pipeline.flow.cost import visits
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
@@ -73,7 +73,8 @@ class EvaluateJob:
     def measured_for(self) -> Mapping[str, Any]:
         """Shapes of the models, the judges, and the settings that move the time."""
         return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
-                "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "reference": self.config.reference,
+                "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
+                "compile": self.config.compile, "reference": self.config.reference,
                 "corpus": self.config.corpus.path if self.config.reference else None}
 
     def measure(self) -> Measurement:

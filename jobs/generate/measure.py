@@ -14,10 +14,10 @@ from tsdfm.jobs.generate.run import Need
 from tsdfm.jobs.generate.worker import node_name
 from tsdfm.jobs.plan.plan import CALIBRATE_SECONDS, Measurement
 from tsdfm.jobs.plan.rates import device_name
+from tsdfm.jobs.plan.rollouts import Measured, measure
 from tsdfm.jobs.shell.cluster import cluster, cores_here, gpus_at
 from tsdfm.jobs.shell.console import ticker
 from tsdfm.pipeline.dataset.manifest import digest
-from tsdfm.pipeline.flow.cost import Measured, measure
 from tsdfm.pipeline.flow.opening import identity_of, open_models
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.generate import GenerateConfig

@@ -13,10 +13,10 @@ from tsdfm.jobs.generate.measure import measured, places
 from tsdfm.jobs.generate.run import anchored_models
 from tsdfm.jobs.plan.plan import Forecast, Measurement, check_writable, plan_of, started_seconds
 from tsdfm.jobs.plan.rates import as_json
+from tsdfm.jobs.plan.rollouts import RolloutWork, makespan
 from tsdfm.jobs.shell.cluster import cluster, gpus_at
 from tsdfm.jobs.shell.console import Stages
 from tsdfm.pipeline.flow.compass import CausalCompass, NceCompass
-from tsdfm.pipeline.flow.cost import RolloutWork, makespan
 from tsdfm.pipeline.flow.generate import Standing, standing
 from tsdfm.pipeline.flow.opening import Models
 from tsdfm.pipeline.storage.open_store import open_store

@@ -8,8 +8,8 @@ import torch
 
 from tests.support import assert_refused, make_dataset, tree, write_corpus
 from tsdfm.jobs.plan.plan import Measurement
+from tsdfm.jobs.plan.rollouts import measure
 from tsdfm.jobs.plan.training import WARM, told
-from tsdfm.pipeline.flow.cost import measure
 from tsdfm.pipeline.flow.opening import open_models
 from tsdfm.pipeline.models.denoiser import Trunk
 from tsdfm.schemas.base import parse_json

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.support import make_dataset, tiny_config
+from tsdfm.jobs.plan.rollouts import Meter, RolloutWork, makespan, measure, visits
 from tsdfm.pipeline.dataset.manifest import ShardPlan, plan
-from tsdfm.pipeline.flow.cost import Meter, RolloutWork, makespan, measure, visits
 from tsdfm.pipeline.flow.generate import make_shard, standing
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
@@ -77,7 +77,7 @@ def test_bytes_of_a_few_are_those_of_a_dataset(tiny_models, tmp_path):
 
 
 def test_a_long_batch_is_measured_in_fewer_steps(tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr("tsdfm.pipeline.flow.cost.LONG_SECONDS", 0.0)
+    monkeypatch.setattr("tsdfm.jobs.plan.rollouts.LONG_SECONDS", 0.0)
     models, identity = opened(tiny_models, tmp_path)
     assert measure(models, identity, 0, 0.0).share < 1
 
