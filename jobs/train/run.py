@@ -65,4 +65,5 @@ def with_anchored_paths(config: C) -> C:
         changes["teacher"] = anchored(config.teacher)
     elif config.tokenizer is not None:
         changes["tokenizer"] = anchored(config.tokenizer)
-    return config.model_copy(update=changes)
+    found: C = config.model_copy(update=changes)  # type: ignore[assignment]  # mypy takes the bound's Self for the union
+    return found

@@ -93,7 +93,8 @@ def test_rates_are_kept_and_taken_elsewhere(generating, tmp_path, cli, monkeypat
     monkeypatch.setattr("tsdfm.jobs.generate.plan.measured", None)
     far = ["--address", "10.0.0.1:6379", "--rates", file]  # of a cluster that is not asked
     again = planned(cli(*generating, *out, *far, "--json"))
-    assert (again.makes, again.work, again.seconds) == (first.makes, first.work, pytest.approx(first.seconds))
+    assert (again.makes, again.work) == (first.makes, first.work)
+    assert again.seconds == pytest.approx(first.seconds)
     assert again.rates_from == str(file)
     many = planned(cli(*generating, *out, *far, "--json", "--trajectories", 1000, "--workers", 50))
     assert (many.devices, many.makes["shards"]) == (50, 250)
