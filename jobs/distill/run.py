@@ -29,7 +29,7 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     out, config = out.absolute(), with_anchored_paths(config)
     check_tracker(config.tracker)
     start = check(config, out)
-    config = _pinned(config, start.reader)
+    config = pinned(config, start.reader)
     say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
         f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
     if config.real.weight:
@@ -49,7 +49,7 @@ def with_anchored_paths(config: D) -> D:
                                      "init": None if config.init is None else anchored(config.init)})
 
 
-def _pinned(config: DistillConfig, reader: Reader) -> DistillConfig:
+def pinned(config: DistillConfig, reader: Reader) -> DistillConfig:
     """The config with every Hub dataset at the commit that the reader found: a branch may move before other processes look."""
     paths = [source.store.address for source in reader.sources]
     for path in sorted(set(paths) - set(config.data.paths)):

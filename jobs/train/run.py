@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 
 from tsdfm.jobs.shell.console import say_corpus, say_left_out
-from tsdfm.jobs.shell.trackers import check_tracker, tracked
+from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
 from tsdfm.jobs.train.progress import stopped, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
 from tsdfm.pipeline.training.data_parallel import Place
@@ -15,11 +15,12 @@ from tsdfm.pipeline.training.trainer import Watch
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.corpus import BUILT_IN, HUB
 from tsdfm.schemas.regular import read_regular
-from tsdfm.schemas.train import CompassConfig, TextTraining
+from tsdfm.schemas.train import CompassConfig, PretrainConfig, TextTraining
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
 
 NO_FOLDERS = (BUILT_IN, HUB.rstrip(":"), "embedded")  # of corpora and teachers: what stands before a ':' in their names
 
+C = TypeVar("C", bound=PretrainConfig | CompassConfig)
 R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
 
 
@@ -60,9 +61,21 @@ def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 
 
 def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
-    from tsdfm.jobs.shell.cluster import anchored
     from tsdfm.jobs.shell.training_group import Group
     from tsdfm.jobs.train.spread import on_ray
+
+    anchored_config = with_anchored_paths(config)
+    group = Group(label, loop, anchored_config, out.absolute())
+    with group.cluster():
+        if _is_here(anchored_config):  # else the processes see to it, the first of each node for all of it
+            with training_progress(label, config.optim, untracked) as (_, _, progress):
+                corpus_of(anchored_config, progress, on_ray)
+        group.run(lambda scalars: f"loss {scalars['loss']:.4f}")
+
+
+def with_anchored_paths(config: C) -> C:
+    """The config with absolute local paths: training processes have another working directory."""
+    from tsdfm.jobs.shell.cluster import anchored
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})
     changes: dict[str, Any] = {"corpus": corpus}
@@ -70,13 +83,8 @@ def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
         changes["teacher"] = anchored(config.teacher)
     elif config.tokenizer is not None:
         changes["tokenizer"] = anchored(config.tokenizer)
-    anchored_config = config.model_copy(update=changes)
-    group = Group(label, loop, anchored_config, out.absolute())
-    with group.cluster():
-        if _is_here(anchored_config):  # else the processes see to it, the first of each node for all of it
-            with training_progress(label, config.optim) as (_, _, progress):
-                corpus_of(anchored_config, progress, on_ray)
-        group.run(lambda scalars: f"loss {scalars['loss']:.4f}")
+    found: C = config.model_copy(update=changes)  # type: ignore[assignment]  # mypy takes the bound's Self for the union
+    return found
 
 
 def _is_here(config: TextTraining) -> bool:

@@ -174,6 +174,12 @@ def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[
         for name, judge in results.judges.items()}
 
 
+def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float) -> bool:
+    """Whether the folder of an evaluation has the texts of a model, by fingerprint, at a step count and temperature."""
+    identity = {**identity_of_texts(config, model, steps, temperature), **_of_method(METHOD)}
+    return config.out is not None and SampleCache(Path(config.out)).has_samples(identity)
+
+
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method."""
     computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile))
