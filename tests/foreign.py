@@ -1,4 +1,4 @@
-"""FS-DFM and MDLM restated in plain torch on dicts of tensors, with random small checkpoints, and a tokenizer like GPT-2's."""
+"""FS-DFM, MDLM and Duo restated in plain torch on dicts of tensors, with random small checkpoints, and a tokenizer like GPT-2's."""
 
 import itertools
 import math
@@ -107,6 +107,11 @@ def mdlm_logits(w, tokens, sigma):
     """MDLM (arXiv 2406.07524): sigma; q, k, v in one matrix, thirds."""
     c = F.silu(_embed_scalar(w, "sigma_map", sigma))
     return _body(w, w["vocab_embed.embedding"][tokens], lambda block, x: _dense(w, f"{block}.attn_qkv", x).chunk(3, -1), lambda _: c)
+
+
+def duo_log_probabilities(w, tokens, alpha):
+    """Duo (arXiv 2506.10892): MDLM's network, told sigma = -log alpha, where a token is itself with probability alpha + (1 - alpha)/V."""
+    return mdlm_logits(w, tokens, -alpha.log()).log_softmax(-1)
 
 
 def gpt2_like(merges: int) -> Tokenizer:

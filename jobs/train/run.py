@@ -51,11 +51,12 @@ def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
     from tsdfm.jobs.shell.cluster import anchored
     from tsdfm.jobs.shell.training_group import Group
+    from tsdfm.pipeline.storage.hub_models import pinned
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})
     changes: dict[str, Any] = {"corpus": corpus}
     if isinstance(config, CompassConfig):
-        changes["teacher"] = anchored(config.teacher)
+        changes["teacher"] = anchored(pinned(config.teacher))
     elif config.tokenizer is not None:
         changes["tokenizer"] = anchored(config.tokenizer)
     Group(label, loop, config.model_copy(update=changes), out.absolute()).run(lambda scalars: f"loss {scalars['loss']:.4f}")

@@ -33,11 +33,12 @@ def sinusoids(values: Tensor) -> Tensor:
 
 
 def sigma(t: Tensor, kappa_exponent: float) -> Tensor:
-    """MDLM's noise level at our time t, [B] in [0, 1] -> [B] float32.
+    """The noise level of MDLM and Duo at our time t, [B] in [0, 1] -> [B] float32.
 
     MDLM (Sahoo et al. 2024, arXiv 2406.07524) masks a token with probability 1 - exp(-sigma), the path with 1 - kappa_t: the
     same state has sigma = -log kappa_t = -n log t, whichever schedule sigma was trained with. Its log-linear schedule,
-    sigma(s) = -log(1 - (1 - eps) s) for s from 0 to 1, stops at sigma = -log eps, and so do we: kappa is at least eps.
+    sigma(s) = -log(1 - (1 - eps) s) for s from 0 to 1, stops at sigma = -log eps, and so do we: kappa is at least eps. Duo
+    (arXiv 2506.10892) has the same schedule, and makes a token noise with the same probability.
     """
     return -(t.float() ** kappa_exponent).clamp_min(SIGMA_EPSILON).log()
 

@@ -22,6 +22,7 @@ from tsdfm.pipeline.models.folder import (
     save,
     teacher_folder,
 )
+from tsdfm.pipeline.storage.hub_models import pinned
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.pipeline.training.student_trainer import Start, train_student
@@ -95,6 +96,8 @@ def train_at(place: Place, config: DistillConfig, out: Path, report: Report, *, 
 
 def open_start(config: DistillConfig) -> Start:
     """Open a config's datasets and the weights to start from. Raises InputError if they don't fit together."""
+    if config.init is not None:
+        config = config.model_copy(update={"init": pinned(config.init)})
     reader = open_reader(config)
     weights = open_init(config, reader.manifests[0])
     return Start(config, reader, weights, identity_of(config, reader, weights))
