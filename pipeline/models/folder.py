@@ -209,6 +209,9 @@ def load(folder: Path) -> ModelFolder[Network]:
     if not file.is_file():
         raise _missing(folder, WEIGHTS_FILE)
     network = _built(config, stored_shapes(file), str(file))
+    if any(buffer.is_meta for buffer in network.buffers()):  # what is computed of sizes is in no file
+        with undrawn():
+            network = build(config)
     weight_bytes = _read(folder, WEIGHTS_FILE)
     _fill(network, weight_bytes, str(file))
     digest = hashlib.sha256(b"\0".join([config_bytes, weight_bytes, vocabulary.to_json().encode()])).hexdigest()

@@ -7,6 +7,7 @@ it was last read here, and a commit needs no network at all once its files are i
 with the checksum that the Hub gave for it (sha256 of large files, git's of small ones); a damaged one is fetched anew.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja")
 _NAME = re.compile(r"hub:(?P<repo>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^@:\s]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ANY_FILE = "config.json"  # asking for it notes the revision, whether or not it is there
 _SECONDS = 30.0  # to wait for the Hub's answer about a revision
 _THEN = "try again later, or download the model and give its folder"
 _CHUNK = 1 << 20
@@ -33,6 +35,7 @@ class HubModel:
 
     repo: str
     commit: str
+    revision: str | None = None  # as named
 
     @property
     def name(self) -> str:
@@ -61,7 +64,17 @@ class HubModel:
         for path in sorted(folder.rglob("*")):
             if path.is_file() and any(path.relative_to(folder).match(pattern) for pattern in patterns):
                 self._check(folder, path)
+        self._remember()
         return folder
+
+    def _remember(self) -> None:
+        """Have the client's cache note which commit the revision is, for when there is no network."""
+        from huggingface_hub import hf_hub_download
+
+        noted = _cached(self.repo, self.revision)
+        if noted is None or noted.name != self.commit:
+            with contextlib.suppress(InputError, WorkError, OSError), explained(self.name):  # it is no more than a help
+                hf_hub_download(self.repo, _ANY_FILE, revision=self.revision, endpoint=endpoint())
 
     def _check(self, folder: Path, path: Path) -> None:
         """Fetch a file of the cache anew if it is damaged. Raises WorkError if that can't be done."""
@@ -83,7 +96,7 @@ def hub_model(name: str) -> HubModel:
         raise InputError(f"{name}: not a model of the Hub; write hub:USER/NAME or hub:USER/NAME@REVISION")
     repo, revision = found["repo"], found["revision"]
     if revision is not None and _COMMIT.fullmatch(revision):
-        return HubModel(repo, revision)
+        return HubModel(repo, revision, revision)
     try:
         with explained(name, _THEN):
             commit = client().model_info(repo, revision=revision, timeout=_SECONDS).sha
@@ -94,7 +107,7 @@ def hub_model(name: str) -> HubModel:
         commit = folder.name
     if commit is None or not _COMMIT.fullmatch(commit):
         raise WorkError(f"{name}: the Hub named no commit for it; give one as @COMMIT")
-    return HubModel(repo, commit)
+    return HubModel(repo, commit, revision)
 
 
 def pinned(name: str) -> str:

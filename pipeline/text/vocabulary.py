@@ -92,7 +92,11 @@ class Vocabulary:
 
         One without a decoder whose pieces are letters gets one that joins them: the library would set blanks between them.
         """
-        tokenizer, where = _read(path)
+        return cls.of(*_read(path), end, added)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, where: str, end: str | None = None, added: Sequence[str] = ()) -> "Vocabulary":
+        """As `adopt`, of a tokenizer that is open; `where`: how messages name it."""
         if end is not None:
             number = tokenizer.token_to_id(end)
             if number is None:

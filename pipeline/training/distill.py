@@ -128,6 +128,8 @@ def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[D
         if found != wanted:
             raise InputError(f"--init {folder}: its {name} ({found!s:.16}) is not the dataset's ({wanted!s:.16}); "
                              "give the dataset's teacher, or a student of it")
+    if config.init_blocks is not None and mine.masked_lm is not None:
+        raise InputError(f"init_blocks: {folder} is a masked language model, all of whose blocks are needed; leave it out")
     if config.init_blocks is not None and config.init_blocks > mine.n_blocks:
         raise InputError(f"init_blocks: {config.init_blocks} is more than the {mine.n_blocks} blocks of {folder}; "
                          "give at most that")

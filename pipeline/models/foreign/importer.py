@@ -7,7 +7,9 @@ from pydantic import ValidationError
 
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import CONFIG_FILE
+from tsdfm.pipeline.models.foreign.imported import Imported
 from tsdfm.pipeline.models.foreign.layouts import layouts_of, shape_of, to_denoiser, without_padding, without_time
+from tsdfm.pipeline.models.foreign.masked_lm import import_masked_lm, is_masked_lm
 from tsdfm.pipeline.models.foreign.places import Place, find
 from tsdfm.pipeline.models.foreign.weights import Weights, choose, read_weights
 from tsdfm.pipeline.storage.atomic import sha256_file
@@ -25,16 +27,6 @@ MOST_PADDING = 1024  # rows beyond the ids; more are another tokenizer's
 PAD = "[PAD]"  # which Duo's code adds to a tokenizer that has none
 SOURCES: dict[Layout, tuple[Source, ...]] = {
     "fs-dfm": ("uniform", "mask"), "mdlm": ("mask",), "sdtt": ("mask",), "duo": ("uniform",)}
-
-
-@dataclass(frozen=True)
-class Imported:
-    """A denoiser made of another project's weights, where they are from, and what is assumed because nothing says it."""
-
-    network: Denoiser
-    vocabulary: Vocabulary
-    record: ImportRecord
-    assumed: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,8 @@ def import_teacher(config: ImportConfig) -> Imported:
     Raises InputError naming what is wrong with it, or what it leaves open; WorkError if the Hub can't be reached.
     """
     place = find(config.checkpoint, config.file)
+    if is_masked_lm(config, place):
+        return import_masked_lm(config, place)
     told = _told(place)
     sets = read_weights(place.file)
     taken = choose(sets, config.weights, place.file)

@@ -12,10 +12,10 @@ mdlm    Masked diffusion language models (arXiv 2406.07524), subs parameterisati
 sdtt    Their students by self-distillation through time (arXiv 2410.21035), and that project's teachers: MDLM's network, and no
         step size is told.
 duo     Uniform-state diffusion (The Diffusion Duality, arXiv 2506.10892), also distilled: MDLM's tensors, another meaning. A
-        text starts from random tokens, and the network is always told sigma. There q(x_t | x_1) = alpha [x_t = x_1] + (1 - alpha)/V
-        with sigma = -log alpha; on our path it is kappa_t [x_t = x_1] + (1 - kappa_t)/V: the same state has alpha = kappa_t,
-        so sigma = -log kappa_t whatever schedule it was trained with, down to alpha = 1e-3, where its own ends. Its code adds
-        [PAD] to a tokenizer that has none (GPT-2's), and draws noise from all V ids, [PAD] among them.
+        text starts from random tokens, and the network is always told sigma. There q(x_t | x_1) = alpha [x_t = x_1] +
+        (1 - alpha)/V with sigma = -log alpha; on our path it is kappa_t [x_t = x_1] + (1 - kappa_t)/V: the same state has
+        alpha = kappa_t, so sigma = -log kappa_t whatever schedule it was trained with, down to alpha = 1e-3, where its own
+        ends. Its code adds [PAD] to a tokenizer that has none (GPT-2's), and draws noise from all V ids, [PAD] among them.
 
 The last three name their tensors alike, so what tells them apart stands in config.json, or is asked for.
 """
@@ -27,8 +27,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tsdfm.pipeline.models.denoiser import FREQUENCIES, Denoiser, sinusoids
+from tsdfm.pipeline.models.denoiser import Denoiser, Trunk
 from tsdfm.pipeline.models.foreign.weights import Weights
+from tsdfm.pipeline.models.layers import FREQUENCIES, sinusoids
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.model import DenoiserConfig, TransformerShape
 from tsdfm.schemas.terms import Layout
@@ -141,7 +142,7 @@ def without_padding(weights: Weights, layout: Layout, rows: int) -> Weights:
 
 def without_time(network: Denoiser) -> None:
     """Fix what the network is told of time at sigma = 0, in place (module docstring)."""
-    first = cast(nn.Linear, network.trunk.time_embedding.mlp[0])
+    first = cast(nn.Linear, cast(Trunk, network.trunk).time_embedding.mlp[0])
     constant = first.weight.double() @ sinusoids(torch.zeros(1))[0].double() + first.bias.double()
     with torch.no_grad():
         first.bias.copy_(constant)
