@@ -1,7 +1,7 @@
 """Masked language models of the transformers library as teachers: BERT's family, ModernBERT, and others with a plain head.
 
-Which they are, their config.json says (`model_type`). They are opened by the library's own classes; a repository that needs code
-of its own is refused.
+Which they are, their config.json says (`model_type`). They are opened by the library's own classes; a repository that needs
+code of its own is refused.
 """
 
 import json
@@ -37,7 +37,8 @@ MASKS = (MASK, "<mask>")  # names of the token that hides another
 PROBE = "a"  # a text that shows what the tokenizer puts around one
 AGREEMENT = 1e-4
 # What from a config.json is about files, classes of the task, or the library; none of it shapes the network.
-LEFT_OUT = ("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
+LEFT_OUT = (
+    "_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "id2label", "label2id")
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ def import_masked_lm(config: ImportConfig, place: Place) -> Imported:
     rows = len(model.get_input_embeddings().weight)
     vocabulary, assumed = words.vocabulary, list[str]()
     if not 0 <= rows - vocabulary.size < MOST_PADDING:
-        raise InputError(f"{what}: has rows for {rows} ids, its tokenizer gives {vocabulary.size}; give the tokenizer that it was "
-                         "trained with (--tokenizer)")
+        raise InputError(f"{what}: has rows for {rows} ids, its tokenizer gives {vocabulary.size}; give the tokenizer that it "
+                         "was trained with (--tokenizer)")
     if rows > vocabulary.size:
         assumed.append(f"the last {rows - vocabulary.size} of {rows} rows have no token, and are left out")
-    around = vocabulary.tokenizer
-    shown = " ".join([*map(str, map(around.id_to_token, words.before)), "TEXT", *map(str, map(around.id_to_token, words.after))])
+    named = vocabulary.tokenizer.id_to_token
+    shown = " ".join([*(str(named(each)) for each in words.before), "TEXT", *(str(named(each)) for each in words.after)])
     assumed.append(f"the model sees a text as {shown!r}, and {words.mask} as what is not yet written")
     if config.length is None:
         assumed.append(f"texts of {_length(model, config, words)} tokens (else --length)")
@@ -129,7 +130,8 @@ def _words(what: str, config: ImportConfig, place: Place) -> _Words:
     tokenizer, where = _tokenizer(what, config, place)
     known = [name for name in ([config.mask] if config.mask else MASKS) if tokenizer.token_to_id(name) is not None]
     if not known:
-        raise InputError(f"{where}: has no token {config.mask or ' or '.join(MASKS)}; name the one that hides another with --mask")
+        raise InputError(f"{where}: has no token {config.mask or ' or '.join(MASKS)}; name the one that hides another with "
+                         "--mask")
     tokenizer = _renamed(tokenizer, known[0], where)
     encoded = tokenizer.encode(PROBE)
     own = [index for index, special in enumerate(encoded.special_tokens_mask) if not special]
@@ -194,8 +196,8 @@ def _network(what: str, model: Any, config: ImportConfig, words: _Words) -> Deno
     """The denoiser with the model's weights, whose logits have been compared. Raises InputError."""
     length, positions, size = _length(model, config, words), _positions(model), words.vocabulary.size
     if positions is not None and length + len(words.before) + len(words.after) > positions:
-        raise InputError(f"--length {length}: {what} has {positions} positions, {len(words.before) + len(words.after)} of them for "
-                         "the special tokens around a text; give a shorter one")
+        raise InputError(f"--length {length}: {what} has {positions} positions, {len(words.before) + len(words.after)} of them "
+                         "for the special tokens around a text; give a shorter one")
     probe = torch.linspace(0, size - 1, min(16, length)).long()[None]
     whole = torch.cat([torch.tensor([words.before]).long(), probe, torch.tensor([words.after]).long()], 1)
     expected = model(input_ids=whole).logits[:, len(words.before): len(words.before) + probe.shape[1], :size]
@@ -210,7 +212,8 @@ def _network(what: str, model: Any, config: ImportConfig, words: _Words) -> Deno
     with undrawn():
         network = Denoiser(made)
     embedding = next(name for name, each in model.named_parameters() if each is model.get_input_embeddings().weight)
-    state = {f"trunk.model.{name}": tensor[:size] if name == embedding else tensor for name, tensor in model.state_dict().items()}
+    state = {f"trunk.model.{name}": tensor[:size] if name == embedding else tensor
+             for name, tensor in model.state_dict().items()}
     state |= {"head.weight": head.weight[:size], "head.bias": _bias(head)[:size]}
     network.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
     network.eval()
@@ -225,8 +228,8 @@ def _network(what: str, model: Any, config: ImportConfig, words: _Words) -> Deno
 
 def _compare(what: str, found: Tensor, expected: Tensor) -> None:
     if not bool(expected.isfinite().all()) or not torch.allclose(found, expected, rtol=AGREEMENT, atol=AGREEMENT):
-        raise InputError(f"{what}: its logits are not finite, or more than a head of its hidden states, which is not supported; "
-                         "give another model")
+        raise InputError(f"{what}: its logits are not finite, or more than a head of its hidden states, which is not "
+                         "supported; give another model")
 
 
 def _bias(head: nn.Linear) -> Tensor:
