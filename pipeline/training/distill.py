@@ -142,9 +142,9 @@ def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[D
 def _teacher_of(manifest: DatasetManifest) -> ModelFolder[Denoiser]:
     wanted = manifest.identity.teacher
     named = manifest.teacher
-    for folder in [teacher_folder(name, wanted.source) for name in dict.fromkeys([EMBEDDED, named or EMBEDDED])]:
+    for name in dict.fromkeys([EMBEDDED, named or EMBEDDED]):
         with suppress(InputError):  # what else may lie there by now is not asked for
-            opened = load_denoiser(folder)
+            opened = load_denoiser(teacher_folder(name, wanted.source))
             if opened.fingerprint == wanted.fingerprint:
                 return opened
     raise InputError(f"--init: the dataset's teacher ({named or 'unnamed'}, fingerprint {wanted.fingerprint[:12]}) is not on "

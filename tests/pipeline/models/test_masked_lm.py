@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.foreign import bert_like, masked_lm
-from tests.support import assert_refused
+from tests.support import assert_refused, present
 from tsdfm.pipeline.models import folder as checkpoint
 from tsdfm.pipeline.models.foreign.importer import import_teacher
 from tsdfm.pipeline.models.student import student_of
@@ -44,17 +44,18 @@ def test_it_gives_the_logits_of_the_library_at_every_time(tmp_path, kind, length
     torch.testing.assert_close(opened.network(TOKENS, T), expected, rtol=0, atol=1e-5)
     assert opened.vocabulary.tokenizer.token_to_id("[MASK]") == 4
     said = " ".join(made.assumed)
-    assert "[CLS] TEXT [SEP]" in said and "7 of 64 rows" in said and f"{length} tokens" in said
+    assert all(part in said for part in ("[CLS] TEXT [SEP]", "7 of 64 rows", f"{length} tokens"))
 
 
 def test_a_student_begins_as_its_teacher_and_learns_its_step(tmp_path):
     masked_lm(tmp_path, "Bert")
     teacher = bring(tmp_path).network
     student, dt = student_of(teacher).eval(), torch.full((3,), 0.25)
+    last = present(student.trunk.step_embedding).mlp[2]
     torch.testing.assert_close(student(TOKENS, T, dt), teacher(TOKENS, T), rtol=0, atol=0)
     student(TOKENS, T, dt).square().mean().backward()
-    assert all(parameter.grad is not None for parameter in student.trunk.step_embedding.mlp[2].parameters())
-    torch.nn.init.ones_(student.trunk.step_embedding.mlp[2].weight)
+    assert all(parameter.grad is not None for parameter in last.parameters())
+    torch.nn.init.ones_(last.weight)
     assert not torch.allclose(student(TOKENS, T, dt), student(TOKENS, T, torch.ones(3)), atol=1e-3)
 
 
