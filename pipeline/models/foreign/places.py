@@ -10,6 +10,7 @@ from tsdfm.schemas.base import InputError
 # Looked for in this order; else the only file with such a suffix is taken.
 USUAL = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth", "checkpoints/checkpoint.pth")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+INDEX = "model.safetensors.index.json"
 BESIDE = ("*.json", "*.txt", "*.model")  # config and tokenizer
 _SHOWN = 8  # names in a message
 
@@ -46,7 +47,9 @@ def find(name: str, wanted: str | None) -> Place:
     if not path.is_dir():
         raise InputError(f"{path}: no such checkpoint; give a .safetensors or torch file, a folder with one, or "
                          "hub:USER/NAME")
-    inside = [each.relative_to(path).as_posix() for each in path.rglob("*") if each.is_file()]
+    inside = {each.relative_to(path).as_posix() for depth in ("*", "*/*") for each in path.glob(depth) if each.is_file()}
+    if wanted is not None and (path / wanted).is_file():
+        inside.add(wanted)  # however deep
     return Place(path / _choose(sorted(inside), wanted, f"checkpoint {path}"))
 
 
@@ -63,6 +66,8 @@ def _choose(files: Sequence[str], wanted: str | None, where: str) -> str:
     usual = next((each for each in USUAL if each in files), None)
     if usual is not None:
         return usual
+    if INDEX in files:
+        raise InputError(f"{where}: its weights are divided over several files ({INDEX}), which are not read; save them as one")
     weights = [each for each in files if PurePosixPath(each).suffix in SUFFIXES]
     if len(weights) > 1:
         raise InputError(f"{where}: holds {len(weights)} files of weights ({_listed(weights)}); name one with --file")
