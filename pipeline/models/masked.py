@@ -8,6 +8,7 @@ and belong to none. A student is told its step size by an embedding that is adde
 The model is built from a plain config, of the library's own classes: nobody's code is run.
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -43,15 +44,25 @@ class MaskedTrunk(nn.Module):
 
 
 def built(config: dict[str, Any]) -> Any:
-    """The library's masked language model of a config.json, freshly initialised. Raises InputError: there is no such model."""
+    """The library's masked language model of a config.json, its weights not yet drawn. Raises InputError: there is none."""
     transformers = library(WHAT)
     try:
-        with quiet():
+        with quiet(), _no_init_weights():
             return transformers.AutoModelForMaskedLM.from_config(
                 transformers.AutoConfig.for_model(**config), trust_remote_code=False)
     except Exception as error:  # the library raises whatever a config makes it stumble over
         raise InputError(f"{WHAT}: transformers can't build the model that the config names ({first_line(error, 100)}); give a "
                          "whole config, or another version of transformers") from None
+
+
+def _no_init_weights() -> contextlib.AbstractContextManager[None]:
+    """No weight is drawn: all are those of a file, or of a teacher."""
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # before version 5
+        from transformers.modeling_utils import no_init_weights
+    context: contextlib.AbstractContextManager[None] = no_init_weights()
+    return context
 
 
 def without_head(model: Any) -> nn.Linear:

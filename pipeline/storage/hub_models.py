@@ -24,6 +24,7 @@ _NAME = re.compile(r"hub:(?P<repo>[^/@:\s]+(?:/[^/@:\s]+)?)(?:@(?P<revision>[^@:
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ANY_FILE = "config.json"  # asking for it notes the revision, whether or not it is there
+_NO_FILE = "-"  # a pattern of none, where the folder is asked for, whole or not
 _SECONDS = 30.0  # to wait for the Hub's answer about a revision
 _THEN = "try again later, or download the model and give its folder"
 _CHUNK = 1 << 20
@@ -126,7 +127,7 @@ def _cached(repo: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[_NO_FILE]))
     except (LocalEntryNotFoundError, ValueError):
         return None
 
