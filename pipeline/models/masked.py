@@ -38,7 +38,7 @@ class MaskedTrunk(nn.Module):
         around = [x_t.new_tensor(ids).expand(len(x_t), -1) for ids in (self.before, self.after)]
         x = self.model.get_input_embeddings()(torch.cat([around[0], x_t, around[1]], 1))
         if self.step_embedding is not None and dt is not None:
-            x = x + self.step_embedding(dt)[:, None]
+            x = x + self.step_embedding(dt)[:, None].to(x.dtype)
         out: Tensor = self.model(inputs_embeds=x).logits
         return out[:, len(self.before): len(self.before) + x_t.shape[1]]
 

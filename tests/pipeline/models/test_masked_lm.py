@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.foreign import bert_like, masked_lm
 from tests.support import assert_refused, present
 from tsdfm.pipeline.models import folder as checkpoint
+from tsdfm.pipeline.models.computing import compute_in
 from tsdfm.pipeline.models.foreign.importer import import_teacher
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.schemas.base import InputError
@@ -57,6 +58,17 @@ def test_a_student_begins_as_its_teacher_and_learns_its_step(tmp_path):
     assert all(parameter.grad is not None for parameter in last.parameters())
     torch.nn.init.normal_(last.weight)
     assert not torch.allclose(student(TOKENS, T, dt), student(TOKENS, T, torch.ones(3)), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["Bert", "ModernBert"])
+def test_it_computes_in_bfloat16(tmp_path, kind):
+    masked_lm(tmp_path, kind)
+    student = student_of(bring(tmp_path).network).eval()
+    exact = student.hidden(TOKENS, T, T + 0.01)
+    compute_in(student, "bfloat16")
+    narrow = student.hidden(TOKENS, T, T + 0.01)
+    assert narrow.dtype == torch.bfloat16
+    assert float((narrow.float() - exact).abs().mean() / exact.abs().mean()) < 0.05
 
 
 @pytest.mark.parametrize("kind", ["Bert", "ModernBert"])
