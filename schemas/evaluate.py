@@ -46,7 +46,8 @@ class EvaluateConfig(Frozen):
     out: PathName | None = Field(None, description=(
         "Folder that keeps samples, scores and results, from which a rerun goes on; null: nothing is kept"))
     model: Names = Field(("embedded",), description=(
-        "Model to sample: 'embedded', 'embedded:uniform', or the folder of a teacher or student; may be repeated"))
+        "Model to sample: 'embedded', 'embedded:uniform', the folder of a teacher or student, or hub:USER/NAME[@REVISION]; may "
+        "be repeated"))
     steps: Steps = Field((1, 2, 4, 8, 16), description="Step counts n: each model writes texts in each")
     evaluator: Names = Field(("embedded",), description=(
         "Judge, a language model that had no part in making the texts: 'embedded', a folder (of this project or of "

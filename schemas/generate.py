@@ -81,13 +81,14 @@ class GenerateConfig(Frozen):
     out: PathName | None = Field(None, description="Folder of the dataset: a local path or a filesystem URI")
     trajectories: int = Field(256, ge=1, lt=2**31, description="How many trajectories to make: each is one text being written")
     teacher: PathName = Field("embedded", description=(
-        "The model that is rolled out: 'embedded' (a small one that ships with the package), 'embedded:uniform', or a folder"))
+        "The model that is rolled out: 'embedded' (a small one that ships with the package), 'embedded:uniform', a folder, "
+        "or hub:USER/NAME[@REVISION]"))
     source: Source | None = Field(None, description=(
         "What a text starts from: all [MASK] ('mask') or random tokens ('uniform'); chooses the embedded teacher, and must be "
         "any other's own; null: mask for 'embedded', else the teacher's own"))
     compass: PathName = Field("embedded", description=(
         "The model that scores candidate jumps: 'embedded', 'none', 'denoiser' (the teacher's own pseudo-likelihood), or the "
-        "folder of a compass or of any causal LM of the same vocabulary"))
+        "folder of a compass or of any causal LM of the same vocabulary, or hub:USER/NAME[@REVISION]"))
     arm: Arms = Field("shaped", description=(
         "Which trajectories to make: 'shaped' (the compass chooses), 'blind' (the teacher alone), or 'both', paired by "
         "their noise"))

@@ -56,7 +56,8 @@ class CompassConfig(Divided):
         "'ar' is a causal language model, whose energy is the negative log-likelihood of the text (a judge is one, too); 'nce' "
         "a network that tells real texts from the teacher's at every time"))
     teacher: PathName = Field("embedded", description=(
-        "The teacher it is for, which gives tokenizer, length and source: 'embedded', 'embedded:uniform', or a folder"))
+        "The teacher it is for, which gives tokenizer, length and source: 'embedded', 'embedded:uniform', a folder, or "
+        "hub:USER/NAME[@REVISION]"))
     corpus: CorpusConfig = CorpusConfig(part="first")
     shape: TransformerShape = TransformerShape(hidden_size=128, n_blocks=3, n_heads=4)
     rollouts: int = Field(512, ge=2, description="Blind texts of the teacher that 'nce' learns to tell from real ones")

@@ -76,11 +76,12 @@ def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 def with_anchored_paths(config: C) -> C:
     """The config with absolute local paths: training processes have another working directory."""
     from tsdfm.jobs.shell.cluster import anchored
+    from tsdfm.pipeline.storage.hub_models import pinned
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})
     changes: dict[str, Any] = {"corpus": corpus}
     if isinstance(config, CompassConfig):
-        changes["teacher"] = anchored(config.teacher)
+        changes["teacher"] = anchored(pinned(config.teacher))
     elif config.tokenizer is not None:
         changes["tokenizer"] = anchored(config.tokenizer)
     found: C = config.model_copy(update=changes)  # type: ignore[assignment]  # mypy takes the bound's Self for the union

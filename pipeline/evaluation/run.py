@@ -27,6 +27,7 @@ from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sa
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
+from tsdfm.pipeline.storage.hub_models import pinned
 from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
@@ -60,6 +61,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     Raises InputError (a model, judge or corpus that is not fit for it; found before anything is sampled) or WorkError.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = config.model_copy(update={  # so that the results name the commits
+        "model": tuple(map(pinned, config.model)), "evaluator": tuple(map(pinned, config.evaluator))})
     with _folder(config.out) as folder:
         subjects = [_open(name, config, device) for name in config.model]
         vocabularies = [subject.opened.vocabulary for subject in subjects]

@@ -31,6 +31,7 @@ from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.folder import EMBEDDED
+from tsdfm.pipeline.storage.hub_models import pinned
 from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
@@ -110,6 +111,7 @@ def generate_dataset(
     if config.out is None:
         raise InputError(NO_OUT)
     started, store = time.monotonic(), open_store(config.out)
+    config = config.model_copy(update={"teacher": pinned(config.teacher), "compass": pinned(config.compass)})
     maker = maker or InThisProcess()
     models = open_models(config, torch.device("cpu"), compass)
     identity = identity_of(config, models, maker.device())
@@ -128,7 +130,7 @@ def generate_dataset(
         done = [(kept | made)[index] for index in range(len(work.items))]
         check()
         opened = models.teacher
-        teacher = config.teacher if config.teacher.partition(":")[0] == EMBEDDED else str(opened.path.absolute())
+        teacher = config.teacher if config.teacher.partition(":")[0] in (EMBEDDED, "hub") else str(opened.path.absolute())
         manifest = commit(work.store, identity, done, opened.vocabulary, teacher, history_of(store, former))
         finish_growth(store)
     totals = manifest.totals

@@ -23,6 +23,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_denoiser, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
+from tsdfm.pipeline.storage.hub_models import located
 from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
@@ -114,7 +115,7 @@ def _facts_of(compass: Compass | EnergyFunction) -> CompassFacts:
 def open_compass(
     name: str, teacher: ModelFolder[Denoiser], length: int, device: torch.device
 ) -> tuple[Compass | None, CompassFacts | None]:
-    """The compass of a name: 'none', 'denoiser', 'embedded', or a folder of ours or of transformers.
+    """The compass of a name: 'none', 'denoiser', 'embedded', a folder of ours or of transformers, also on the Hub.
 
     Raises InputError: no such compass, or it does not fit the teacher's vocabulary and source, or texts of `length` tokens.
     """
@@ -122,7 +123,7 @@ def open_compass(
         return None, None
     if name == "denoiser":
         return DenoiserCompass(teacher.network), CompassFacts(kind="denoiser", fingerprint=teacher.fingerprint)
-    folder = embedded("compass") if name == EMBEDDED else Path(name)
+    folder = embedded("compass") if name == EMBEDDED else located(name)
     if is_transformers_folder(folder):
         external = TransformersCompass.open(folder, teacher.vocabulary, length, device)
         return external, CompassFacts(kind="ar", fingerprint=external.fingerprint)

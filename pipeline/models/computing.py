@@ -9,6 +9,7 @@ import torch
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser, Trunk
 from tsdfm.pipeline.models.layers import compile_blocks
+from tsdfm.pipeline.models.masked import MaskedTrunk
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.terms import DeviceKind, Dtype
@@ -63,7 +64,11 @@ def compute_in(network: Denoiser | CausalLM | NceEncoder, dtype: Dtype) -> None:
         network.head.weight.data = network.head.weight.data.to(narrow)
 
 
-def _narrow_trunk(trunk: Trunk, dtype: torch.dtype) -> None:
+def _narrow_trunk(trunk: Trunk | MaskedTrunk, dtype: torch.dtype) -> None:
+    if isinstance(trunk, MaskedTrunk):
+        for parameter in trunk.model.parameters():  # and no buffer: positions are turned by angles in float32
+            parameter.data = parameter.data.to(dtype)
+        return
     for part in (trunk.vocab_embed, trunk.blocks, trunk.norm_final, trunk.modulation):
         part.to(dtype)
 

@@ -5,17 +5,26 @@ The architecture is that of Peebles & Xie (2023, arXiv 2212.09748) as used for t
 compute logits for the rows they need, never for all of [B, L, V].
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tsdfm.pipeline.models.layers import MLP, LayerNorm, Linear, Recomputable, merge_heads, rotary, rotate, split_heads
+from tsdfm.pipeline.models.layers import (
+    FREQUENCIES,
+    MLP,
+    LayerNorm,
+    Linear,
+    Recomputable,
+    StepEmbedding,
+    merge_heads,
+    rotary,
+    rotate,
+    sinusoids,
+    split_heads,
+)
+from tsdfm.pipeline.models.masked import MaskedTrunk
 from tsdfm.schemas.model import DenoiserConfig
 
-FREQUENCIES = 256  # width of the sinusoidal time features
-MAX_PERIOD = 10_000.0
 SIGMA_EPSILON = 1e-3  # of MDLM's log-linear schedule: the share of tokens unmasked at its noisiest
 
 
@@ -24,20 +33,13 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
-def sinusoids(values: Tensor) -> Tensor:
-    """Cosines and sines of values [B] at geometrically falling frequencies: [B, FREQUENCIES]."""
-    half = FREQUENCIES // 2
-    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=values.device).float() / half)
-    angles = values[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], -1)
-
-
 def sigma(t: Tensor, kappa_exponent: float) -> Tensor:
-    """MDLM's noise level at our time t, [B] in [0, 1] -> [B] float32.
+    """The noise level of MDLM and Duo at our time t, [B] in [0, 1] -> [B] float32.
 
     MDLM (Sahoo et al. 2024, arXiv 2406.07524) masks a token with probability 1 - exp(-sigma), the path with 1 - kappa_t: the
     same state has sigma = -log kappa_t = -n log t, whichever schedule sigma was trained with. Its log-linear schedule,
-    sigma(s) = -log(1 - (1 - eps) s) for s from 0 to 1, stops at sigma = -log eps, and so do we: kappa is at least eps.
+    sigma(s) = -log(1 - (1 - eps) s) for s from 0 to 1, stops at sigma = -log eps, and so do we: kappa is at least eps. Duo
+    (arXiv 2506.10892) has the same schedule, and makes a token noise with the same probability.
     """
     return -(t.float() ** kappa_exponent).clamp_min(SIGMA_EPSILON).log()
 
@@ -52,22 +54,6 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Features of the times t [B] -> [B, cond_dim]."""
         out: Tensor = self.mlp(sinusoids(t.float()))
-        return out
-
-
-class StepEmbedding(nn.Module):
-    """Sinusoidal features of a step size dt, by log2(1/dt), through a two-layer MLP whose output starts at zero."""
-
-    def __init__(self, cond_dim: int) -> None:
-        super().__init__()
-        first, last = nn.Linear(FREQUENCIES, cond_dim), nn.Linear(cond_dim, cond_dim)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(first, nn.SiLU(), last)
-
-    def forward(self, dt: Tensor) -> Tensor:
-        """Features of the step sizes dt [B], in (0, 1] -> [B, cond_dim]."""
-        out: Tensor = self.mlp(sinusoids(-dt.float().log2()))
         return out
 
 
@@ -155,13 +141,18 @@ class Trunk(nn.Module):
         return modulate(self.norm_final(x), shift, scale)
 
 
+def trunk_of(config: DenoiserConfig) -> Trunk | MaskedTrunk:
+    """The trunk of a config: our own, or that of a masked language model."""
+    return Trunk(config) if config.masked_lm is None else MaskedTrunk(config, config.masked_lm)
+
+
 class Denoiser(nn.Module):
     """Trunk and head. `head.weight` [V, D] and `head.bias` [V] feed the row-wise kernels directly."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config)
+        self.trunk = trunk_of(config)
         self.head = Linear(config.hidden_size, config.vocab_size)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

@@ -86,23 +86,29 @@ class Vocabulary:
         return cls(Tokenizer.from_str(text), where)
 
     @classmethod
-    def adopt(cls, path: Path, end: str | None = None) -> "Vocabulary":
+    def adopt(cls, path: Path, end: str | None = None, added: Sequence[str] = ()) -> "Vocabulary":
         """Open a tokenizer of another project for a model of ours. Raises InputError.
 
         Args:
             path: as of `load`.
             end: the token that ends a text; None: as the tokenizer says. The choice is kept in tokenizer.json, as a
                 post-processor that appends the token; ids and encoding are untouched.
+            added: special tokens that the model has rows for and the file lacks; they get the next ids.
 
         One without a decoder whose pieces are letters gets one that joins them: the library would set blanks between them.
         """
-        tokenizer, where = _read(path)
+        return cls.of(*_read(path), end, added)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, where: str, end: str | None = None, added: Sequence[str] = ()) -> "Vocabulary":
+        """As `adopt`, of a tokenizer that is open; `where`: how messages name it."""
         if end is not None:
             number = tokenizer.token_to_id(end)
             if number is None:
                 raise InputError(f"--eos {end}: {where} has no such token; give one that it has")
             tokenizer.post_processor = processors.TemplateProcessing(
                 single=["$A", "end"], special_tokens=[{"id": "end", "ids": [number], "tokens": [end]}])
+        tokenizer.add_special_tokens([name for name in added if tokenizer.token_to_id(name) is None])
         if tokenizer.decoder is None and _spells(tokenizer):
             tokenizer.decoder = decoders.Fuse()
         return cls(tokenizer, where)
