@@ -202,7 +202,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """left [a, b] @ right [b, c], accumulated in at least float32."""
-    return linear(left.contiguous(), right.to(left.dtype).T.contiguous())
+    return linear(left, right.to(left.dtype).T)
 
 
 def _inside(places: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -30,6 +30,11 @@ def at_places(x: Tensor, at: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, at)
 
 
+def of_rows(values: Tensor, at: Tensor, length: int) -> Tensor:
+    """What each row of [B, length] has, values [B, D], for places at [R] int64 in it: [R, D]."""
+    return values.index_select(0, at // length)
+
+
 def sinusoids(values: Tensor) -> Tensor:
     """Cosines and sines of values [B] at geometrically falling frequencies: [B, FREQUENCIES]."""
     half = FREQUENCIES // 2
@@ -116,17 +121,16 @@ class Block(Recomputable):
         With `at` [R] int64, places in [0, B L): the features of these places alone, [R, D]. Only keys and values are computed
         at the others.
         """
-        # modulations: [B, 1, D] each
-        modulations = self.modulation(c)[:, None].chunk(6, -1)
-        normed = modulate(self.norm1(x), *modulations[:2])
+        modulation = self.modulation(c)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, None].chunk(6, -1)
+        normed = modulate(self.norm1(x), shift1, scale1)
         qkv = self.qkv(normed).chunk(3, -1) if at is None else self._qkv_at(normed, at)
         q, k, v = (split_heads(part, self.n_heads) for part in qkv)
         attended = merge_heads(F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v))
         if at is not None:
             # [R, D] each from here on
-            modulations = tuple(at_places(part.expand_as(x), at) for part in modulations)
+            _, _, gate1, shift2, scale2, gate2 = of_rows(modulation, at, x.shape[1]).chunk(6, -1)
             x, attended = at_places(x, at), at_places(attended, at)
-        gate1, shift2, scale2, gate2 = modulations[2:]
         x = x + gate1 * F.dropout(self.attn_out(attended), self.dropout, self.training)
         hidden = self.mlp(modulate(self.norm2(x), shift2, scale2))
         out: Tensor = x + gate2 * F.dropout(hidden, self.dropout, self.training)
@@ -181,11 +185,10 @@ class Trunk(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, cos, sin, c)
         x = self.blocks[-1](x, cos, sin, c) if at is None else self.blocks[-1](x, cos, sin, c, at)
+        modulation = self.modulation(c)
         # shift, scale: [B, 1, D], with `at` [R, D]
-        shift, scale = self.modulation(c)[:, None].chunk(2, -1)
-        if at is not None:
-            whole = (*x_t.shape, x.shape[-1])
-            shift, scale = at_places(shift.expand(whole), at), at_places(scale.expand(whole), at)
+        spread = modulation[:, None] if at is None else of_rows(modulation, at, x_t.shape[1])
+        shift, scale = spread.chunk(2, -1)
         return modulate(self.norm_final(x), shift, scale)
 
 
