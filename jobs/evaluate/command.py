@@ -6,7 +6,7 @@ import sys
 from rich import box
 from rich.table import Table
 
-from tsdfm.jobs.shell.console import Stages, print_whole, say, say_corpus
+from tsdfm.jobs.shell.console import Stages, print_whole, say, say_corpus, say_if_slow
 from tsdfm.jobs.shell.flags import config_command, flags_of
 from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
@@ -72,6 +72,7 @@ def evaluated(config: EvaluateConfig) -> Results:
 
     from tsdfm.pipeline.evaluation.run import evaluate
 
+    say_if_slow(config.dtype, torch.cuda.is_available())
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.reference:

@@ -24,6 +24,7 @@ from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
 from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.pipeline.text.corpus import held_out, windows_of
@@ -61,7 +62,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _folder(config.out) as folder:
-        subjects = [_open(name, device) for name in config.model]
+        subjects = [_open(name, config, device) for name in config.model]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
         run = _Run(config, SampleCache(folder), judges, short_names([*config.model, *config.evaluator]), progress)
@@ -105,7 +106,8 @@ class _Run:
 
         labels = {"model": subject.name, "steps": steps, "temperature": temperature, "seed": config.seed}
         identity = {**identity_of_texts(config, opened.fingerprint, steps, temperature), **_of_method(METHOD)}
-        rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size)
+        rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
+                                dtype=config.dtype, compile=config.compile)
         samples = self.cache.samples(identity, labels, lambda: sample_texts(
             opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
         found = {}
@@ -179,7 +181,10 @@ def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[
 
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method."""
-    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples}
+    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile))
+                if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
+    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
+            **computed}
 
 
 def _identity_of_scores(identity: Identity, judge: str, method: int) -> Identity:
@@ -211,8 +216,9 @@ def _folder(out: str | None) -> Iterator[Path]:
     yield folder
 
 
-def _open(name: str, device: torch.device) -> Subject:
+def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     opened = load_model(name)
+    prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)
     return Subject(name, opened)
 

@@ -179,7 +179,7 @@ class Trunk(nn.Module):
 
         With `at` [R] int64, places in [0, B L): hidden [R, D] of these places, which is all that the last block computes.
         """
-        c = self.condition(t, dt)
+        c = self.condition(t, dt).to(self.vocab_embed.weight.dtype)
         x = self.vocab_embed(x_t)
         cos, sin = rotary(x_t.shape[1], self.head_dim, x_t.device)
         for block in self.blocks[:-1]:
