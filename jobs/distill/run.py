@@ -10,7 +10,7 @@ from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.jobs.shell.training_group import Group
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import TRAINING_FILE, load
-from tsdfm.pipeline.storage.hub_models import pinned
+from tsdfm.pipeline.storage.hub_models import pinned as pinned_model
 from tsdfm.pipeline.training.distill import check, train_at
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.distill import DistillConfig
@@ -47,7 +47,7 @@ def with_anchored_paths(config: D) -> D:
     data = config.data.model_copy(update={"paths": [anchored(path) for path in config.data.paths]})
     corpus = config.real.corpus.model_copy(update={"path": anchored(config.real.corpus.path)})
     return config.model_copy(update={"data": data, "real": config.real.model_copy(update={"corpus": corpus}),
-                                     "init": None if config.init is None else anchored(pinned(config.init))})
+                                     "init": None if config.init is None else anchored(pinned_model(config.init))})
 
 
 def pinned(config: DistillConfig, reader: Reader) -> DistillConfig:

@@ -88,7 +88,7 @@ class CrossEntropy(TextLoss):
         x_t, t = rows.noised()
         noised = self._noised(x_t)
         head = self.model.head
-        return -linear_logprob(self.model.hidden(x_t, t)[noised], head.weight, head.bias, rows.tokens[noised])
+        return -linear_logprob(self.model.hidden_where(noised, x_t, t), head.weight, head.bias, rows.tokens[noised])
 
     def _noised(self, x_t: Tensor) -> Tensor:
         return torch.ones_like(x_t, dtype=torch.bool) if self.path.mask_id is None else x_t == self.path.mask_id
