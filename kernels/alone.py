@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import torch
 
-P, R = TypeVar("P"), TypeVar("R")
+P = TypeVar("P")
+R = TypeVar("R")
 
 _SETTING = Lock()
 
