@@ -1,29 +1,17 @@
-"""What runs on Ray: the task that makes one shard and writes it straight to OUT, and what it says meanwhile."""
+"""What a worker runs: it makes one shard and writes it straight to OUT; all that travels back is what the manifest needs."""
 
-import os
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
-import ray
 import torch
 
-from tsdfm.jobs.generate.collect import Receipt
-from tsdfm.jobs.generate.signs import Sign, birth
-from tsdfm.pipeline.dataset.manifest import ShardPlan, digest, is_claimed
+from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan, digest, is_claimed
 from tsdfm.pipeline.flow.generate import make_shard
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
-from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import Identity
-
-BEAT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -35,31 +23,17 @@ class Order:
     address: str
 
 
-def make(order: Order, index: int, item: ShardPlan, key: str, signs: Any) -> Receipt:
-    """Make the shard `item`, number `index` of the dataset, and write it to the store.
+def make(order: Order, item: ShardPlan) -> Finished:
+    """Make the shard `item` and write it to the store.
 
     Args:
         order: of the run. What it names is opened once per process, and kept for the shards that follow.
-        index: of the shard.
         item: the shard.
-        key: names this attempt to `signs`.
-        signs: handle of the `Signs` actor.
 
-    Raises WorkError, which names the node: what it lacks, or that the shard can't be made there.
+    Raises InputError or WorkError: what this node lacks, or that the shard can't be made.
     """
-    started = time.monotonic()
-    with _signs_of_life(key, signs):
-        try:
-            models, store = _opened(order)
-            done = make_shard(models, order.identity, store, item)
-        except (InputError, WorkError) as error:
-            raise WorkError(f"node {node_name()}: {error}") from None
-    return Receipt(index, done, time.monotonic() - started)
-
-
-def node_name() -> str:
-    """This node, as people may find it."""
-    return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
+    models, store = _opened(order)
+    return make_shard(models, order.identity, store, item)
 
 
 _kept: list[tuple[Order, Models, Store]] = []  # of this process: what the last order names
@@ -80,27 +54,3 @@ def _opened(order: Order) -> tuple[Models, Store]:
                         "shared folder, or a URI")
     _kept[:] = [(order, models, store)]
     return models, store
-
-
-@contextmanager
-def _signs_of_life(key: str, signs: Any) -> Iterator[None]:
-    """Tell `signs` every few seconds that this process lives."""
-    node, node_id, pid = node_name(), ray.get_runtime_context().get_node_id(), os.getpid()
-    born, stop = birth(pid), threading.Event()
-
-    def beat() -> None:
-        count = 0
-        while True:
-            with suppress(Exception):  # whoever listens may be gone, and the shard is worth finishing all the same
-                signs.beat.remote(key, Sign(node, node_id, pid, born, count))
-            count += 1
-            if stop.wait(BEAT_SECONDS):
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

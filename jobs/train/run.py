@@ -49,8 +49,8 @@ def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 
 
 def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
+    from tsdfm.jobs.crew.training_group import Group
     from tsdfm.jobs.shell.cluster import anchored
-    from tsdfm.jobs.shell.training_group import Group
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})
     changes: dict[str, Any] = {"corpus": corpus}

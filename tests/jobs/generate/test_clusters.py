@@ -14,7 +14,7 @@ from tests.support import make_dataset, present
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 # The command, with a shorter time to wait for a sign of life.
-IMPATIENT = "import tsdfm.jobs.generate.run as run; run.SILENT_SECONDS = 12.0\nfrom tsdfm.jobs.cli import main; main()"
+IMPATIENT = "import tsdfm.jobs.crew.tasks as tasks; tasks.SILENT_SECONDS = 12.0\nfrom tsdfm.jobs.cli import main; main()"
 
 
 @contextlib.contextmanager
@@ -124,11 +124,11 @@ def test_a_shard_that_ends_every_worker_is_set_aside(tmp_path, tiny_models, refe
 POISONED = """
 import tsdfm.jobs.generate.run as run
 sound = run.make
-def make(order, index, item, key, signs):
-    if index == 1:
+def make(order, item):
+    if "00001-of" in item.path:
         import os
         os._exit(1)
-    return sound(order, index, item, key, signs)
+    return sound(order, item)
 run.make = make
 from tsdfm.jobs.cli import main
 main()
