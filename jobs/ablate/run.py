@@ -30,7 +30,7 @@ from tsdfm.jobs.ablate.plan import DIGEST, Trial, plan
 from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_rows, times_of, trial_rows
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
 from tsdfm.jobs.crew.training_group import Desk
-from tsdfm.jobs.evaluate.command import evaluated
+from tsdfm.jobs.evaluate.run import evaluated
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here
 from tsdfm.jobs.shell.console import say, say_corpus, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command

@@ -39,6 +39,7 @@ class Told:
     unit: str = ""  # of the speed, 'trajectories'; '': that of pieces
     stopping: str = "finishing what is in hand"
     stop: Callable[[], None] = nothing  # asks those at work to stop; called again and again
+    kept: str = "all kept"  # what becomes of what is done, where the rest is not
     cure: str = ""  # for memory that ran out, 'lower rollout.batch_size'
 
 
@@ -103,7 +104,8 @@ def collect(crew: Crew[T], told: Told, missing: Sequence[int], take: Callable[[i
                     run.took(index)
         run.show(show, crew)
     if interrupted and run.done < len(missing):
-        raise Interrupted(f"stopped after {count(run.done, told.noun)}, all kept; resume with: {shlex.join(resume_command())}")
+        raise Interrupted(f"stopped after {count(run.done, told.noun)}, {told.kept}; resume with: "
+                          f"{shlex.join(resume_command())}")
     if queue.aside:
         raise WorkError(_set_aside(queue.aside, told))
 
