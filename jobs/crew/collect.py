@@ -28,6 +28,14 @@ def one(index: int) -> int:
     return 1
 
 
+class SetAside(WorkError):
+    """Pieces have cost too many workers; all others are done."""
+
+    def __init__(self, line: str, pieces: Sequence[int]) -> None:
+        super().__init__(line)
+        self.pieces = list(pieces)
+
+
 @dataclass(frozen=True)
 class Told:
     """How a kind of work is told of, and how its workers hear that the user wishes to stop."""
@@ -80,7 +88,7 @@ def collect(crew: Crew[T], told: Told, missing: Sequence[int], take: Callable[[i
         take: given every piece that is done, and what was made of it.
         check: raises WorkError when another run has taken over what is written.
 
-    Raises Interrupted, or WorkError: what `check` and `crew` raise, or, once all others are done, the pieces set aside.
+    Raises Interrupted, WorkError (what `check` and `crew` raise), or, once all others are done, SetAside.
     """
     queue, run = Pieces(missing), _Run(told, len(missing))
     with interruptible(told.stopping) as interrupted, ticker(told.doing) as show:
@@ -107,7 +115,7 @@ def collect(crew: Crew[T], told: Told, missing: Sequence[int], take: Callable[[i
         raise Interrupted(f"stopped after {count(run.done, told.noun)}, {told.kept}; resume with: "
                           f"{shlex.join(resume_command())}")
     if queue.aside:
-        raise WorkError(_set_aside(queue.aside, told))
+        raise SetAside(_line(queue.aside, told), list(queue.aside))
 
 
 class _Run:
@@ -136,7 +144,7 @@ class _Run:
         show.update(self.done, self.total, speed if self.done else f"{working} at work" if working else "starting")
 
 
-def _set_aside(aside: dict[int, list[Death]], told: Told) -> str:
+def _line(aside: dict[int, list[Death]], told: Told) -> str:
     """The pieces that are set aside, in one line."""
     index, deaths = next(iter(aside.items()))
     others = f" (and {count(len(aside) - 1, f'other {told.noun}')})" if len(aside) > 1 else ""
