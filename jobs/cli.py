@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Share": {
         "publish": ("tsdfm.jobs.publish:publish_command", "A dataset or a student on the Hugging Face Hub"),
+        "recipe": ("tsdfm.jobs.recipe:recipe_command", "Configs and scripts that ship, of the paper's size say"),
         "schema": ("tsdfm.jobs.schema:schema_command", "JSON Schema of a command's config, for editors"),
     },
 }

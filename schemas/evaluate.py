@@ -2,11 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.paths import PathName
+from tsdfm.schemas.terms import Dtype
 
 
 def _several(value: Any) -> Any:
@@ -57,6 +66,15 @@ class EvaluateConfig(Frozen):
     address: str = Field("local", min_length=1, description=(
         "Where to sample and judge: 'local' is this process, 'auto' finds a running Ray cluster, 'HOST:PORT' or "
         "'ray://HOST:PORT' names one, over whose nodes models, step counts and temperatures are spread"))
+    dtype: Dtype = Field("float32", description=(
+        "Numbers that the sampled models hold their weights in and compute with: 'bfloat16' is for GPUs, faster and coarser; "
+        "draws are float32 in either, and so are judges"))
+    compile: bool = Field(False, description=(
+        "Compile the sampled models' blocks (torch.compile): a slow start, other last bits"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, dtype="float32", compile=False, address="local")
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":

@@ -1,10 +1,12 @@
 """The config of `tsdfm-pipeline generate`: what to roll out, how to shape it, and how to run it."""
 
-from pydantic import Field, model_validator
+from typing import Any
 
-from tsdfm.schemas.base import Frozen
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Arms, Form, Select, Solver, Source
+from tsdfm.schemas.terms import Arms, Dtype, Form, Select, Solver, Source
 
 
 class RolloutConfig(Frozen):
@@ -25,6 +27,15 @@ class RolloutConfig(Frozen):
     batch_size: int = Field(32, ge=1, le=65536, description="Texts computed together; more need more memory")
     threads: int = Field(1, ge=1, le=1024, description=(
         "CPU threads of a worker; part of a dataset's identity, for they can move the last bits"))
+    dtype: Dtype = Field("float32", description=(
+        "Numbers that the networks hold their weights in and compute with: 'bfloat16' is for GPUs, faster and coarser; "
+        "log-probabilities, draws, energies and choices are float32 at least in either"))
+    compile: bool = Field(False, description=(
+        "Compile the model's blocks (torch.compile): a slow start, other last bits"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, dtype="float32", compile=False)
 
     @property
     def times(self) -> tuple[float, ...]:

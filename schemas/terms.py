@@ -14,3 +14,4 @@ Cleaning = Literal["none", "prose"]  # of a corpus's documents
 CorpusPart = Literal["all", "first", "second"]  # of a corpus's training documents
 CompassKind = Literal["nce", "ar", "denoiser", "custom"]  # custom: a user's own, through the Python API
 DeviceKind = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16"]  # of the weights of networks, and of what they compute, where nothing is learnt

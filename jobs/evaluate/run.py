@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from tsdfm.jobs.shell.cluster import anchored
-from tsdfm.jobs.shell.console import Stages, say, say_corpus
+from tsdfm.jobs.shell.console import Stages, say, say_corpus, say_if_slow
 from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.run import Cell, Made, evaluate, make_cell
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
@@ -21,6 +21,8 @@ KEPT, NOT_KEPT = "all kept", "which are lost, for there is no --out to keep them
 def evaluated(config: EvaluateConfig) -> Results:
     """Evaluate with progress shown, in the config's threads. Raises InputError, WorkError or Interrupted."""
     alone = config.address == "local"
+    if alone:
+        say_if_slow(config.dtype, torch.cuda.is_available())
     threads = config.threads if alone else config.threads or 1
     if threads is not None:
         torch.set_num_threads(threads)
@@ -49,6 +51,7 @@ class _OnCluster:
                     cure="lower --batch-size")
         with cluster(self._config.address, None), census(f"finished sets of texts: {told.kept}") as asking:
             need = Need("GPU", 1) if gpus_at(self._config.address) else Need("CPU", threads)
+            say_if_slow(self._config.dtype, need.what == "GPU")
             workers = count(min(len(cells), need.places(asking)), f"{need.what} worker")
             say(f"{count(len(cells), 'set')} of texts to make, {workers}")
             call = Call("Evaluator.make", make_on_node, lambda index: (_sent(cells[index]), threads))

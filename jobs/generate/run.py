@@ -17,7 +17,7 @@ from tsdfm.jobs.crew.collect import Told, collect
 from tsdfm.jobs.crew.tasks import Call, Need, Tasks
 from tsdfm.jobs.generate.worker import Order, make
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
-from tsdfm.jobs.shell.console import Stages, say
+from tsdfm.jobs.shell.console import Stages, say, say_if_slow
 from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.flow.generate import Work, generate_dataset
@@ -56,7 +56,9 @@ class _OnRay:
         """The device that shards are made on: a GPU if the workers will have one, else the CPU. Connects to a cluster."""
         if self.config.address != "local":
             self.held.enter_context(cluster(self.config.address, None))
-        return torch.device("cuda" if gpus_at(self.config.address) else "cpu")
+        device = torch.device("cuda" if gpus_at(self.config.address) else "cpu")
+        say_if_slow(self.config.rollout.dtype, device.type == "cuda")
+        return device
 
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
         """See `Maker.make`."""

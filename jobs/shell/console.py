@@ -17,6 +17,7 @@ from rich.table import Column, Table
 from tsdfm.pipeline.text.cleaning import told
 from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
 from tsdfm.schemas.paths import redacted
+from tsdfm.schemas.terms import Dtype
 from tsdfm.schemas.training_record import CorpusFacts
 from tsdfm.schemas.words import count
 
@@ -55,6 +56,12 @@ def say_left_out(facts: CorpusFacts | None) -> None:
     """What was left out of a text that other processes have read; nothing where nothing was, or there was no text."""
     if facts is not None and facts.left_out:
         say(f"corpus: {count(facts.documents, 'document')}; left out: {told(facts.left_out)}")
+
+
+def say_if_slow(dtype: Dtype, gpu: bool) -> None:
+    """Why computing in a dtype will be slow, on a GPU or without one; nothing where it won't."""
+    if dtype != "float32" and not gpu:
+        say(f"dtype: {dtype} is for GPUs; on a CPU it works, and can be hundreds of times slower than float32")
 
 
 def emit(report: BaseModel) -> None:

@@ -4,6 +4,7 @@ Flags override `--set`, which overrides the file, which overrides the defaults.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +38,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = read_regular(path).decode("utf-8")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such config file; give the path of a YAML file") from None
+        raise InputError(f"{path}: no such config file, and no recipe of that name; give the path of a YAML file, or a name "
+                         "that `tsdfm-pipeline recipe` lists") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give a YAML text file") from None
     try:
@@ -54,15 +56,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def recipes() -> dict[str, Path]:
+    """The files that ship to start from, by name: configs without their '.yaml' ('170m/generate'), and scripts."""
+    folder = Path(str(files("tsdfm.jobs"))) / "recipes"
+    found = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".sh"))
+    return {str(path.relative_to(folder)).removesuffix(".yaml"): path for path in found}
+
+
 def build(model: type[C], file: Path | None, flags: Mapping[str, Any], settings: Sequence[str] = ()) -> C:
     """The config of a file with settings and flags laid over it. Raises InputError.
 
     Args:
         model: of the config.
-        file: YAML, or None.
+        file: YAML, or the name of a recipe that ships with the package, or None.
         flags: dotted field path ('rollout.steps') -> value; None: not given.
         settings: 'a.b=value' each, the value written as in YAML.
     """
+    if file and not file.exists():
+        file = recipes().get(str(file), file)
     data = read_yaml(file) if file else {}
     where = str(file) if file else "command line"
     for setting in settings:

@@ -23,7 +23,7 @@ from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json, plain_json
+from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
 from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 from tsdfm.schemas.trajectory import check_shard
@@ -74,7 +74,7 @@ def claim(store: Store, identity: Identity) -> None:
             old = found["identity"] if file == MANIFEST_FILE else found
         except (InputError, KeyError, TypeError):
             raise InputError(f"{store.uri}/{file}: not readable; restore it, or give another --out") from None
-        differing = differences(old, identity.model_dump(mode="json"))
+        differing = _differing(old, identity)
         if differing:
             raise InputError(f"{store.uri}: holds a dataset of another config; give another --out, or make these equal: "
                              + "; ".join(differing))
@@ -82,6 +82,15 @@ def claim(store: Store, identity: Identity) -> None:
     if names:
         raise InputError(f"{store.uri}: holds files and no dataset ({', '.join(sorted(names)[:3])}); give an empty --out")
     store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
+
+
+def _differing(old: object, identity: Identity) -> list[str]:
+    """The fields in which the identity in a file differs, with both values; what older files leave out has its default."""
+    try:
+        whole = Identity.model_validate(old).model_dump(mode="json", context=EVERY_FIELD)
+    except ValidationError:
+        return differences(old, identity.model_dump(mode="json"))
+    return differences(whole, identity.model_dump(mode="json", context=EVERY_FIELD))
 
 
 def is_claimed(store: Store, identity: Identity) -> bool:

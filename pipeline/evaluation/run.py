@@ -24,6 +24,7 @@ from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
 from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.pipeline.text.corpus import held_out, windows_of
@@ -61,7 +62,7 @@ def make_cell(cell: Cell) -> Made:
     Raises InputError (no such model or judge here) or WorkError (they are not the ones that were asked for).
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    subject, judges = _opened(cell.model, tuple(cell.judges), device)
+    subject, judges = _opened(cell.model, tuple(cell.judges), cell.config, device)
     for what, found, wanted in [("model", subject.opened.fingerprint, cell.fingerprint),
                                 *((name, judges[name].fingerprint, wanted) for name, wanted in cell.judges.items())]:
         if found != wanted:
@@ -74,8 +75,8 @@ def make_cell(cell: Cell) -> Made:
 
 
 @lru_cache(maxsize=1)
-def _opened(model: str, judges: tuple[str, ...], device: torch.device) -> tuple[Subject, dict[str, Judge]]:
-    subject = _open(model, device)
+def _opened(model: str, judges: tuple[str, ...], config: EvaluateConfig, device: torch.device) -> tuple[Subject, dict[str, Judge]]:
+    subject = _open(model, config, device)
     return subject, {name: open_judge(name, device, [subject.opened.vocabulary]) for name in judges}
 
 
@@ -93,7 +94,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _folder(config.out) as folder:
-        subjects = [_open(name, device) for name in config.model]
+        subjects = [_open(name, config, device) for name in config.model]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
         run = _Run(config, SampleCache(folder), judges, short_names([*config.model, *config.evaluator]), progress)
@@ -226,7 +227,8 @@ class _Run:
 
 
 def _rollout(config: EvaluateConfig, steps: int, temperature: float) -> RolloutConfig:
-    return RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size)
+    return RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
+                         dtype=config.dtype, compile=config.compile)
 
 
 def _same(found: Likelihood) -> Likelihood:
@@ -255,7 +257,10 @@ def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[
 
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method."""
-    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples}
+    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile))
+                if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
+    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
+            **computed}
 
 
 def _identity_of_scores(identity: Identity, judge: str, method: int) -> Identity:
@@ -287,8 +292,9 @@ def _folder(out: str | None) -> Iterator[Path]:
     yield folder
 
 
-def _open(name: str, device: torch.device) -> Subject:
+def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     opened = load_model(name)
+    prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)
     return Subject(name, opened)
 

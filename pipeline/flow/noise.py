@@ -41,7 +41,7 @@ class Noise:
         self.seed = torch.tensor(seed, device=ids.device)
 
     def _uniform(self, rows: Tensor, position: Tensor, candidate: Tensor, step: Tensor, purpose: int) -> Tensor:
-        tag = torch.tensor(purpose + _USE_STRIDE * self.use, device=self.device)
+        tag = torch.full((), purpose + _USE_STRIDE * self.use, device=self.device)  # filled there; a tensor of data is copied
         return uniform((self.seed, self.ids[rows]), (position, candidate, step, tag))
 
     def _zero(self) -> Tensor:

@@ -17,6 +17,7 @@ from tsdfm.pipeline.flow.compass import (
 )
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.computing import compute_in, prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_denoiser, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
@@ -26,6 +27,7 @@ from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
 from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.terms import Dtype
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,13 @@ class Models:
     teacher: ModelFolder[Denoiser]
     compass: Compass | None
     compass_facts: CompassFacts | None
+
+    def compass_in(self, dtype: Dtype) -> None:
+        """Have the compass compute in a dtype (see `models.computing`)."""
+        if isinstance(self.compass, CausalCompass | NceCompass):
+            compute_in(self.compass.network, dtype)
+        elif isinstance(self.compass, TransformersCompass):
+            self.compass.opened.model.to(getattr(torch, dtype))
 
     def to(self, device: torch.device) -> None:
         """Move both; somebody's own compass is left where it is."""
@@ -48,9 +57,11 @@ class Models:
 def open_models(
     config: GenerateConfig, device: torch.device, compass: Compass | EnergyFunction | None = None
 ) -> Models:
-    """Load teacher and compass onto a device. Raises InputError if either is missing or they don't fit together.
+    """Load teacher and compass onto a device, to compute as `config.rollout` says: its `dtype`, and compiled where it asks.
 
-    `compass`, if given, is taken in place of the config's: an object of the protocol, or a function.
+    `compass`, if given, is taken in place of the config's: an object of the protocol, or a function. It computes as it does.
+
+    Raises InputError if either is missing, or they don't fit together, or nothing can be compiled here.
     """
     folder = teacher_folder(config.teacher, config.source)
     opened = load_denoiser(folder)
@@ -64,12 +75,16 @@ def open_models(
                          "give a length up to that")
     if config.rollout.top_k > teacher.config.vocab_size - (teacher.config.mask_id is not None):
         raise InputError(f"rollout.top_k: {config.rollout.top_k} is more than the teacher's vocabulary; lower it")
-    teacher.to(device)
     length = length or teacher.config.length
     if compass is not None:
         _check_custom(compass, opened, length)
-        return Models(opened, compass if isinstance(compass, Compass) else FunctionCompass(compass), _facts_of(compass))
-    return Models(opened, *open_compass(config.compass, opened, length, device))
+        models = Models(opened, compass if isinstance(compass, Compass) else FunctionCompass(compass), _facts_of(compass))
+    else:
+        models = Models(opened, *open_compass(config.compass, opened, length, device))
+        models.compass_in(config.rollout.dtype)
+    prepare(teacher, config.rollout.dtype, config.rollout.compile)
+    teacher.to(device)
+    return models
 
 
 def _check_custom(compass: Compass | EnergyFunction, teacher: ModelFolder[Denoiser], length: int) -> None:

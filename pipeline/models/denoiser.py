@@ -146,7 +146,7 @@ class Trunk(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
         """x_t [B, L] int64, t [B] in [0, 1], dt [B] in (0, 1] -> hidden [B, L, D]; None: no step is named."""
-        c = self.condition(t, dt)
+        c = self.condition(t, dt).to(self.vocab_embed.weight.dtype)
         x = self.vocab_embed(x_t)
         cos, sin = rotary(x_t.shape[1], self.head_dim, x_t.device)
         for block in self.blocks:

@@ -34,11 +34,14 @@ def recompute_blocks(network: nn.Module) -> None:
             block.recompute = True
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """Have every block of a network compiled by torch at its first call, which takes a while; its last bits may change."""
+def compile_blocks(network: nn.Module, dynamic: bool | None = None) -> None:
+    """Have every block of a network compiled by torch at its first call, which takes a while; its last bits may change.
+
+    `dynamic`: whether for inputs of any size, rather than for each anew; None: torch finds out.
+    """
     for block in network.modules():
         if isinstance(block, Recomputable):
-            block.compile()
+            block.compile(dynamic=dynamic)
 
 
 class LayerNorm(nn.Module):

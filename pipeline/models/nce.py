@@ -23,5 +23,5 @@ class NceEncoder(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_t [B, L] int64, t [B] -> logits [B]."""
-        out: Tensor = self.head(self.trunk(x_t, t).mean(1))[:, 0]
+        out: Tensor = self.head(self.trunk(x_t, t).float().mean(1))[:, 0]  # float32, in whatever dtype the trunk computes
         return out

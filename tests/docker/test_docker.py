@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tsdfm.jobs.cli import cli
+from tsdfm.jobs.shell.options import recipes
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -47,19 +48,36 @@ def test_compose_generates_with_flags_that_exist():
     assert "--out" in flags(command if isinstance(command, str) else " ".join(command))
 
 
-def test_the_rayjob_is_one_image_one_version_and_authenticated():
+def test_the_rayjob_generates_with_flags_that_exist():
     job = next(d for d in documents("rayjob.yaml") if d["kind"] == "RayJob")
-    assert job["apiVersion"] == "ray.io/v1"
     assert "--out" in flags(job["spec"]["entrypoint"].partition("generate")[2])
+
+
+def test_the_rayjob_of_the_chain_runs_the_script_that_ships():
+    job = next(d for d in documents("rayjob-chain.yaml") if d["kind"] == "RayJob")
+    entrypoint = job["spec"]["entrypoint"]
+    script = re.search(r"tsdfm-pipeline recipe (\S+)", entrypoint)
+    assert script is not None
+    assert script[1] in recipes()
+    assert re.search(r"ADDRESS=auto WORKERS=(\d+) bash \S+ /data (\S+)'", entrypoint)
+    group = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    gpus = group["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"]
+    assert f"WORKERS={group['maxReplicas'] * gpus} " in entrypoint
+
+
+@pytest.mark.parametrize("name", ["rayjob.yaml", "rayjob-chain.yaml"])
+def test_a_rayjob_is_one_image_one_version_and_authenticated(name):
+    job = next(d for d in documents(name) if d["kind"] == "RayJob")
+    assert job["apiVersion"] == "ray.io/v1"
     cluster = job["spec"]["rayClusterSpec"]
     pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
     assert cluster["rayVersion"] == pinned[1]
     assert cluster["authOptions"]["mode"] == "token"
     assert job["spec"]["shutdownAfterJobFinishes"] is True
-    images = set(re.findall(r"^\s*(?:- )?image: (\S+)", (DOCKER / "rayjob.yaml").read_text(), re.MULTILINE))
+    images = set(re.findall(r"^\s*(?:- )?image: (\S+)", (DOCKER / name).read_text(), re.MULTILINE))
     assert len(images) == 1
-    claim = next(d for d in documents("rayjob.yaml") if d["kind"] == "PersistentVolumeClaim")
+    claim = next(d for d in documents(name) if d["kind"] == "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 

@@ -318,3 +318,19 @@ def test_an_unfit_judge_is_refused_before_anything_is_sampled(cli, arguments, tm
     outcome = cli(*arguments, "--evaluator", tmp_path / "judge")
     assert_refused(outcome, str(tmp_path / "judge"), "tokenizer")
     assert counts == {"rollouts": 0, "judged": 0, "corpora": 0}
+
+
+def test_texts_of_another_dtype_are_other_texts(cli, arguments, counts):
+    """Sampled anew in the same folder, and found again; on a CPU a line says what to expect. Judges stay as they are."""
+    few = [*arguments, "--steps", "2", "--no-reference"]
+    plain, quiet = run(cli, few)
+    narrow, outcome = run(cli, few, "--dtype", "bfloat16")
+    assert "bfloat16 is for GPUs" in outcome.stderr
+    assert "bfloat16" not in quiet.stderr
+    assert counts["rollouts"] == 2 * 2 * 3
+    again, _ = run(cli, few, "--dtype", "bfloat16")
+    assert counts["rollouts"] == 2 * 2 * 3
+    assert again["rows"] == narrow["rows"] != plain["rows"]
+    assert narrow["settings"]["dtype"] == "bfloat16"
+    assert not {"dtype", "compile"} & plain["settings"].keys()
+    assert EvaluateConfig.model_validate(plain["settings"]).dtype == "float32"

@@ -12,9 +12,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.support import present
+from tests.support import at_once, present
 from tsdfm.kernels import sample_rows
-from tsdfm.pipeline.flow import rollout as module
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.flow.rollout import draw_rings, roll_out
@@ -493,7 +492,7 @@ def test_seed_and_id_are_both_keys(build):
 @pytest.mark.parametrize("block", [1, 7, 3 * 5 * 4, 3 * 5 * 4 + 1, 1 << 22])
 def test_rings_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch, space, block):
     """Against one coin per (trajectory, step, position); with the mask source the first success of each position."""
-    monkeypatch.setattr(module, "RING_BLOCK", block)
+    at_once(monkeypatch, ring_numbers=block)
     path = MixturePath(2.0, space.vocab, space.mask)
     noise = Noise(3, torch.arange(5))
     rings = draw_rings(path, noise, RolloutConfig(steps=10).times, space.length).numpy()
