@@ -75,7 +75,8 @@ def make_cell(cell: Cell) -> Made:
 
 
 @lru_cache(maxsize=1)
-def _opened(model: str, judges: tuple[str, ...], config: EvaluateConfig, device: torch.device) -> tuple[Subject, dict[str, Judge]]:
+def _opened(model: str, judges: tuple[str, ...], config: EvaluateConfig, device: torch.device
+            ) -> tuple[Subject, dict[str, Judge]]:
     subject = _open(model, config, device)
     return subject, {name: open_judge(name, device, [subject.opened.vocabulary]) for name in judges}
 
