@@ -10,7 +10,7 @@ from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import EvaluateConfig, Names, Perplexity, Steps, Temperatures
 
 NOT_VARIED = {"optim.seed": "list the seeds under 'seeds'", "workers": "a trial runs in one process",
-              "address": "trials run on this machine", "micro_batches": "it changes no result"}
+              "address": "it changes no result, and all trials share one cluster", "micro_batches": "it changes no result"}
 
 
 class TrialConfig(DistillConfig):
@@ -58,7 +58,11 @@ class Sweep(Frozen):
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field([0], min_length=1, description=(
         "training seeds; each trial runs with each"))
     evaluate: Evaluation = Evaluation()
-    workers: int | None = Field(None, ge=1, le=100_000, description="Trials at a time, a core each; null: one per core")
+    workers: int | None = Field(None, ge=1, le=100_000, description=(
+        "Trials at a time, a core each; null: one per core, on a cluster as many as there is room for"))
+    address: str = Field("local", min_length=1, description=(
+        "Where trials run: 'local' is this machine, 'auto' finds a running Ray cluster, 'HOST:PORT' or 'ray://HOST:PORT' names "
+        "one"))
 
     @model_validator(mode="after")
     def _grid_or_list(self) -> "Sweep":

@@ -62,7 +62,11 @@ class EvaluateConfig(Frozen):
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: torch's own choice")
+    threads: int | None = Field(None, ge=1, le=1024, description=(
+        "CPU threads; null: torch's own choice on this machine, one on a cluster"))
+    address: str = Field("local", min_length=1, description=(
+        "Where to sample and judge: 'local' is this process, 'auto' finds a running Ray cluster, 'HOST:PORT' or "
+        "'ray://HOST:PORT' names one, over whose nodes models, step counts and temperatures are spread"))
     dtype: Dtype = Field("float32", description=(
         "Numbers that the sampled models hold their weights in and compute with: 'bfloat16' is for GPUs, faster and coarser; "
         "draws are float32 in either, and so are judges"))
@@ -71,7 +75,7 @@ class EvaluateConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False)
+        return without_newer(handler(self), info, dtype="float32", compile=False, address="local")
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":

@@ -16,13 +16,17 @@ from tsdfm.jobs.shell.options import yaml_of
 @click.option("--data", multiple=True, metavar="[NAME=]OUT", help=(
     "A dataset that generate wrote, or, with a name that the sweep gives, one of several; may be repeated."))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of trials and table, from which a rerun goes on.")
-@click.option("--workers", type=click.IntRange(1), help="Trials at a time, a core each.  [default: one per core]")
+@click.option("--workers", type=click.IntRange(1), help=(
+    "Trials at a time, a core each.  [default: one per core; on a cluster as many as there is room for]"))
+@click.option("--address", help=(
+    "Where trials run: 'local' is this machine, 'auto' finds a running Ray cluster, 'HOST:PORT' or 'ray://HOST:PORT' names "
+    "one; its nodes share --out, the datasets and the models.  [default: local]"))
 @click.option(*SET.opts, SET.name, multiple=True, metavar=SET.metavar, help=SET.help)
 @click.option(*PRINT_CONFIG.opts, is_flag=True, help=PRINT_CONFIG.help)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def ablate_command(  # noqa: PLR0913 (click gives every option as an argument)
-    sweep: str, data: tuple[str, ...], out: Path | None, workers: int | None, settings: tuple[str, ...], print_config: bool,
-    as_json: bool, **plans: Any,
+    sweep: str, data: tuple[str, ...], out: Path | None, workers: int | None, address: str | None, settings: tuple[str, ...],
+    print_config: bool, as_json: bool, **plans: Any,
 ) -> None:
     """Distil and evaluate every trial of SWEEP, a YAML file or a study that ships, into one table; run it again to resume.
 
@@ -32,7 +36,8 @@ def ablate_command(  # noqa: PLR0913 (click gives every option as an argument)
     from tsdfm.jobs.ablate.plan import read_sweep
     from tsdfm.jobs.ablate.run import ablate
 
-    asked = read_sweep(sweep, [*settings, *([] if workers is None else [f"workers={workers}"])])
+    flags = {"workers": workers, "address": address}
+    asked = read_sweep(sweep, [*settings, *(f"{name}={value}" for name, value in flags.items() if value is not None)])
     if print_config:
         click.echo(yaml_of(asked), nl=False)
         return

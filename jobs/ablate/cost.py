@@ -40,11 +40,11 @@ def plan_ablate(sweep: Sweep, wish: PlanWish, data: Sequence[str], out: Path) ->
     check_writable(out)
     trials = {trial.key: trial for trial in plan(sweep, data)}
     check_out(out)
-    work = Work(trials, anchored_evaluation(sweep.evaluate), out)
+    work = Work(trials, anchored_evaluation(sweep.evaluate), out, b"")
     todo = [key for key in [START, *trials] if not work.is_done(key)]
     if START in todo:
         say_corpus(work.evaluation.corpus)
-    return plan_of(AblateJob(work, todo, workers_of(sweep, trials), started_seconds()), wish)
+    return plan_of(AblateJob(work, todo, workers_of(sweep, work.threads) or 1, started_seconds()), wish)
 
 
 @dataclass(frozen=True)

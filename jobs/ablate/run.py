@@ -1,4 +1,4 @@
-"""`tsdfm-pipeline ablate`: a sweep of `distill` and `evaluate` over frozen trajectories, scheduled by Ray Tune.
+"""`tsdfm-pipeline ablate`: a sweep of `distill` and `evaluate` over frozen trajectories, trials spread over cores or a cluster.
 
     DIR/sweep.json                what was asked
     DIR/trials/KEY/round-1 ...    the students; training state stands beside them until they are done
@@ -6,15 +6,11 @@
     DIR/start/KEY                 the evaluation of the model that the students start from, and of real text
     DIR/table.* effects.csv times.csv report.html
 
-Tune only schedules. A trial's folder, named by a digest of all that its student depends on, is the source of truth: a rerun
-skips the trials that are complete, goes on with those that are not from their own training state, and builds the table from
-the folders, whatever became of Tune's files. So a sweep may also grow: trials of other factors stand beside these.
+A trial's folder, named by a digest of all that its student depends on, is the source of truth: a rerun skips the trials that
+are complete, goes on with those that are not from their own training state, and builds the table from the folders. So a sweep
+may also grow: trials of other factors stand beside these.
 """
 
-import os
-import shlex
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,17 +19,18 @@ from typing import Any
 
 import ray
 import torch
-from ray import tune
 
 from tsdfm.jobs.ablate.page import ablation_page
 from tsdfm.jobs.ablate.plan import DIGEST, Trial, plan
 from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_rows, times_of, trial_rows
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
-from tsdfm.jobs.evaluate.command import evaluated
-from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here
-from tsdfm.jobs.shell.console import say, say_corpus, ticker
-from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
-from tsdfm.jobs.shell.training_group import Desk
+from tsdfm.jobs.crew.census import census
+from tsdfm.jobs.crew.collect import SetAside, Told, collect
+from tsdfm.jobs.crew.tasks import Call, Need, Tasks, node_name
+from tsdfm.jobs.crew.training_group import Desk
+from tsdfm.jobs.evaluate.run import evaluated
+from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
+from tsdfm.jobs.shell.console import say, say_corpus
 from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
@@ -47,8 +44,6 @@ from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.reports import AblateReport
 
 SWEEP_FILE = "sweep.json"
-RESTARTS = 2  # of a trial whose process dies; it goes on from its own training state
-POLL_SECONDS = 0.5
 START = "start"
 
 
@@ -59,6 +54,12 @@ class Work:
     trials: dict[str, Trial]
     evaluation: Evaluation
     out: Path
+    sweep: bytes  # of SWEEP_FILE, by which a node knows the folder
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of a trial."""
+        return max(trial.config.optim.threads for trial in self.trials.values())
 
     def folder(self, key: str) -> Path:
         """Where a trial lies, or the evaluation of the start."""
@@ -82,14 +83,16 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     out = out.absolute()
     trials = {trial.key: trial for trial in plan(sweep, data)}
     check_out(out)
-    work, store, started = Work(trials, anchored_evaluation(sweep.evaluate), out), LocalStore(out), time.monotonic()
+    asked = (redacted(sweep.model_dump_json(indent=2)) + "\n").encode()
+    work, store = Work(trials, anchored_evaluation(sweep.evaluate), out, asked), LocalStore(out)
+    started = time.monotonic()
     with store.owned():
-        store.write(SWEEP_FILE, redacted(sweep.model_dump_json(indent=2) + "\n").encode())
+        store.write(SWEEP_FILE, asked)
         todo = [key for key in [START, *trials] if not work.is_done(key)]
         if START in todo:
             say_corpus(work.evaluation.corpus)
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
-        faults = _run(work, todo, workers_of(sweep, trials)) if todo else {}
+        faults = _run(work, todo, workers_of(sweep, work.threads), sweep.address) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]
         if START in faults or not done:
             raise WorkError(f"{len(faults)} of {count(len(todo), 'piece')} of work failed, the first: "
@@ -129,68 +132,51 @@ def _write(store: Store, sweep: Sweep, rows: Sequence[TrialRow], found: Sequence
     store.write("report.html", ablation_page(sweep, rows, found).encode())
 
 
-def workers_of(sweep: Sweep, trials: dict[str, Trial]) -> int:
-    """Trials at a time: as many as there are cores for their threads."""
-    threads = max(trial.config.optim.threads for trial in trials.values())
-    return sweep.workers or max(1, cores_here() // threads)
+def workers_of(sweep: Sweep, threads: int) -> int | None:
+    """Trials at a time: on this machine as many as there are cores for their threads, on a cluster as there is room for."""
+    return sweep.workers or (max(1, cores_here() // threads) if sweep.address == "local" else None)
 
 
-def _run(work: Work, keys: Sequence[str], workers: int) -> dict[str, str]:
-    """Run pieces of work on Ray Tune. Returns the faults, by key. Raises Interrupted."""
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables, which verbose=0 does not silence
-    faults: dict[str, str] = {}
-    with cluster("local", workers):
-        desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=64).remote()
-        with tempfile.TemporaryDirectory(prefix="tsdfm-tune-") as scratch:
-            thread = threading.Thread(target=lambda: faults.update(_fit(work, keys, desk, scratch)), daemon=True)
-            thread.start()
-            with interruptible("saving checkpoints") as interrupted, ticker("trials") as show:
-                while thread.is_alive():
-                    thread.join(POLL_SECONDS)
-                    if interrupted:
-                        desk.stop.remote()
-                    show.update(sum(map(work.is_done, keys)), len(keys), f"{min(workers, len(keys))} at a time")
-    if interrupted:
-        raise Interrupted(f"stopped; finished trials and the last checkpoints are in {work.out}; resume with: "
-                          f"{shlex.join(resume_command())}")
+def _run(work: Work, keys: Sequence[str], workers: int | None, address: str) -> dict[str, str]:
+    """Run pieces of work on Ray. Returns the faults, by key. Raises Interrupted, or WorkError if Ray fails."""
+    faults, threads, kept = dict[str, str](), work.threads, f"finished trials and the last checkpoints are in {work.out}"
+    with cluster(address, None if workers is None else workers * threads), census(kept) as asking:
+        # A desk that is lost with its node is started anew, and told again whether the user wishes to stop.
+        desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=64, max_restarts=-1, max_task_retries=-1).remote()
+        told = Told("trials", "piece", lambda index: f"trial {keys[index]}", stopping="saving checkpoints",
+                    stop=lambda: desk.stop.remote(), kept=kept)
+        call = Call("Trial.run", _piece, lambda index: (work, keys[index], desk, address != "local"))
+        need = Need("GPU", 1) if gpus_at(address) else Need("CPU", threads)
+        try:
+            collect(Tasks(call, need, workers, asking), told, range(len(keys)),
+                    lambda index, fault: faults.update({keys[index]: fault} if fault else {}))
+        except SetAside as error:
+            faults |= {keys[index]: str(error) for index in error.pieces}
     return faults
 
 
-def _fit(work: Work, keys: Sequence[str], desk: Any, scratch: str) -> dict[str, str]:
-    """The faults of a run of Tune, by key; what the folders hold says what was done."""
-    resources = {"gpu": 1} if torch.cuda.is_available() else {"cpu": 1}
-    tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_piece, work=work, desk=desk), resources),
-        param_space={"key": tune.grid_search(list(keys))},
-        tune_config=tune.TuneConfig(reuse_actors=True),
-        run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0,
-                                  failure_config=tune.FailureConfig(max_failures=RESTARTS)))
-    try:
-        results = list(tuner.fit())
-    except Exception as error:
-        return {key: _reason(error) for key in keys if not work.is_done(key)}
-    faults = {str(each.config["key"]): _reason(each.error) for each in results if each.error is not None}
-    return faults | {str(each.config["key"]): str(each.metrics["fault"]) for each in results
-                     if each.error is None and each.metrics.get("fault")}
+def _piece(work: Work, key: str, desk: Any, named: bool) -> str | None:
+    """What a worker runs. Returns the fault, which no restart mends, or ''; None if it was asked to stop.
 
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error, 300)}"
-
-
-def _piece(config: dict[str, Any], work: Work, desk: Any) -> dict[str, str]:
-    """What a Tune worker runs. A fault that no restart mends is a result: the other trials go on."""
+    A fault is a result, for the other trials go on; with the node's name if it is `named`. Raises WorkError where this node
+    does not share the sweep's folder.
+    """
     def report(step: int, scalars: dict[str, float]) -> bool:
         return bool(ray.get(desk.post.remote(step, scalars)))
 
-    key, device = config["key"], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if LocalStore(work.out).read(SWEEP_FILE) != work.sweep:
+        raise WorkError(f"{work.out}: not the folder that this run writes to, which every node must share; give --out a shared "
+                        "folder")
+    where = f"node {node_name()}: " if named else ""
     try:
-        if not report(0, {}):  # else the user wished to stop before it began
-            run_piece(work, key, Place(0, 1, device), report)
+        if report(0, {}):  # the user wished to stop before it began
+            return None
+        place = Place(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return "" if run_piece(work, key, place, report) else None
     except (InputError, WorkError) as error:
-        return {"fault": str(error)}
-    return {"fault": ""}
+        return f"{where}{error}"
+    except Exception as error:  # whatever it is, it is this trial's
+        return f"{where}{type(error).__name__}: {first_line(error, 300)}"
 
 
 def run_piece(work: Work, key: str, place: Place, report: Any) -> bool:

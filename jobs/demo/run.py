@@ -25,7 +25,7 @@ from rich.table import Table
 from tsdfm.jobs.demo.findings import NAMES, Curve, Role, Story, Texts, headline
 from tsdfm.jobs.demo.page import report_page
 from tsdfm.jobs.distill.run import distill
-from tsdfm.jobs.evaluate.command import evaluated
+from tsdfm.jobs.evaluate.run import evaluated
 from tsdfm.jobs.generate.run import generate
 from tsdfm.jobs.inspect.command import write_page
 from tsdfm.jobs.shell.cluster import cores_here

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 from typing import TypeVar
 
+from tsdfm.jobs.crew.training_group import Group
 from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker
-from tsdfm.jobs.shell.training_group import Group
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import TRAINING_FILE, load
 from tsdfm.pipeline.storage.hub_models import pinned as pinned_model

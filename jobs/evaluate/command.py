@@ -1,17 +1,13 @@
 """The command `tsdfm-pipeline evaluate`: its flags, and its results as a table on standard output."""
 
-import shlex
-import sys
-
 from rich import box
 from rich.table import Table
 
 from tsdfm.jobs.plan.show import show_plan
-from tsdfm.jobs.shell.console import Stages, print_whole, say, say_corpus, say_if_slow
+from tsdfm.jobs.shell.console import print_whole, say
 from tsdfm.jobs.shell.flags import Planner, config_command, flags_of
 from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
-from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.plan import Plan, PlanWish
 
 FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
@@ -60,31 +56,18 @@ def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
 @config_command("evaluate", EvaluateConfig, planner=Planner(_plan, show_plan),
                 flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)),
                 shown=show_results, common=(
-    "--model --steps --evaluator -n --number --temperature --frontier --reference --corpus --out --seed --plan"))
+    "--model --steps --evaluator -n --number --temperature --frontier --reference --corpus --out --address --seed --plan"))
 def evaluate_command(config: EvaluateConfig) -> Results:
     """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
 
     Perplexity says how surprising a judge finds a text, entropy how many different words it has: dull, repetitive text has a
     low perplexity, too, so read them together. CONFIG is a YAML file; flags override it.
     """
+    from tsdfm.jobs.evaluate.run import evaluated
+
     results = evaluated(config)
     for line in [*_in_windows(results), *results.remarks]:
         say(line)
     if config.out is not None:
         say(f"{config.out}: {'results.json, frontier.json and frontier.png' if config.frontier else 'results.json'}")
     return results
-
-
-def evaluated(config: EvaluateConfig) -> Results:
-    """Evaluate with progress shown, in the config's threads. Raises InputError or WorkError."""
-    import torch
-
-    from tsdfm.pipeline.evaluation.run import evaluate
-
-    say_if_slow(config.dtype, torch.cuda.is_available())
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.reference:
-        say_corpus(config.corpus)
-    with Stages() as progress:
-        return evaluate(config, progress, redacted(shlex.join(sys.argv)))

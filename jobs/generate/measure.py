@@ -10,8 +10,8 @@ import ray
 import torch
 from ray.exceptions import RayError
 
-from tsdfm.jobs.generate.run import Need
-from tsdfm.jobs.generate.worker import node_name
+from tsdfm.jobs.crew.census import census
+from tsdfm.jobs.crew.tasks import Need, node_name
 from tsdfm.jobs.plan.plan import CALIBRATE_SECONDS, Measurement
 from tsdfm.jobs.plan.rates import device_name
 from tsdfm.jobs.plan.rollouts import Measured, measure
@@ -61,7 +61,8 @@ def places(config: GenerateConfig, shards: int) -> int:
     if config.address == "local":
         most = config.workers or gpus or max(1, cores_here() // threads)
     else:
-        most = config.workers or (Need("GPU", 1) if gpus else Need("CPU", threads)).places()
+        with census("nothing was changed") as asking:
+            most = config.workers or (Need("GPU", 1) if gpus else Need("CPU", threads)).places(asking)
     return max(1, min(shards, most))
 
 

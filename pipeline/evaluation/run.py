@@ -8,13 +8,13 @@ A rerun makes only what the folder lacks: sets of texts and scores are found by 
 
 import platform
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -23,7 +23,7 @@ from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
-from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
@@ -49,7 +49,39 @@ class Subject:
     opened: ModelFolder[Denoiser]
 
 
-def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str = "") -> Results:
+class Maker(Protocol):
+    """Who makes cells elsewhere, with `make_cell`."""
+
+    def make(self, cells: Sequence[Cell], take: Callable[[int, Made], None]) -> None:
+        """Make the cells, in any order, and give each to `take` by its index. Raises WorkError, or what an interrupt is."""
+
+
+def make_cell(cell: Cell) -> Made:
+    """Sample the texts of a cell and judge them; its model and judges stay open for the next.
+
+    Raises InputError (no such model or judge here) or WorkError (they are not the ones that were asked for).
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    subject, judges = _opened(cell.model, tuple(cell.judges), cell.config, device)
+    for what, found, wanted in [("model", subject.opened.fingerprint, cell.fingerprint),
+                                *((name, judges[name].fingerprint, wanted) for name, wanted in cell.judges.items())]:
+        if found != wanted:
+            raise WorkError(f"{cell.model if what == 'model' else what}: differs from the one that was asked for; give every "
+                            "node the same files")
+    opened, config = subject.opened, cell.config
+    samples = cell.samples or sample_texts(opened.network, opened.vocabulary, _rollout(config, cell.steps, cell.temperature),
+                                           config.samples)
+    return Made(samples, {name: likelihood(samples, judge) for name, judge in judges.items()}, _device_name(device))
+
+
+@lru_cache(maxsize=1)
+def _opened(model: str, judges: tuple[str, ...], config: EvaluateConfig, device: torch.device
+            ) -> tuple[Subject, dict[str, Judge]]:
+    subject = _open(model, config, device)
+    return subject, {name: open_judge(name, device, [subject.opened.vocabulary]) for name in judges}
+
+
+def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str = "", maker: Maker | None = None) -> Results:
     """Evaluate models as a config says. Returns what FOLDER/results.json holds, too, if the config names a folder.
 
     Args:
@@ -57,6 +89,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
             threads is taken as it stands.
         progress: called as texts are sampled and judged.
         command: kept in the results: how they were asked for.
+        maker: who samples and judges the models' texts; None: this process. Real text is always judged here.
 
     Raises InputError (a model, judge or corpus that is not fit for it; found before anything is sampled) or WorkError.
     """
@@ -69,9 +102,11 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
         run = _Run(config, SampleCache(folder), judges, short_names([*config.model, *config.evaluator]), progress)
         reference = run.references(subjects) if config.reference else []
+        devices = set() if maker is None else run.have_made(subjects, maker)
         rows = run.rows(subjects)
         results = Results(
-            command=command, settings=config, versions=_versions(), device=_device_name(device), method=METHOD,
+            command=command, settings=config, versions=_versions(), method=METHOD,
+            device=", ".join(sorted(devices)) or _device_name(device),
             threads=torch.get_num_threads(), rows=rows, reference=reference, remarks=list(run.remarks.values()),
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
@@ -95,9 +130,44 @@ class _Run:
 
     def rows(self, subjects: list[Subject]) -> list[Row]:
         """Sample and judge every model at every step count and temperature."""
-        plan = [(subject, steps, temperature) for subject in subjects for steps in self.config.steps
-                for temperature in self.config.swept]
+        plan = self._plan(subjects)
         return [self._row(index, len(plan), *each) for index, each in enumerate(plan)]
+
+    def _plan(self, subjects: list[Subject]) -> list[tuple[Subject, int, float]]:
+        return [(subject, steps, temperature) for subject in subjects for steps in self.config.steps
+                for temperature in self.config.swept]
+
+    def have_made(self, subjects: list[Subject], maker: Maker) -> set[str]:
+        """Have the maker make what the folder lacks of all rows, and keep it. Returns the devices it was made on."""
+        cells, devices = [cell for each in self._plan(subjects) if (cell := self._lacking(*each))], set()
+
+        def take(index: int, made: Made) -> None:
+            cell = cells[index]
+            identity = self._identity(cell.fingerprint, cell.steps, cell.temperature)
+            self.cache.samples(identity, self._labels(cell.model, cell.steps, cell.temperature), lambda: made.samples)
+            for name, found in made.likelihoods.items():
+                self.cache.likelihood(_identity_of_scores(identity, cell.judges[name], METHOD), partial(_same, found))
+            devices.add(made.device)
+
+        if cells:
+            maker.make(cells, take)
+        return devices
+
+    def _lacking(self, subject: Subject, steps: int, temperature: float) -> Cell | None:
+        """What the folder lacks of a row; None where it is all there."""
+        identity = self._identity(subject.opened.fingerprint, steps, temperature)
+        samples = self.cache.find_samples(identity)
+        judges = {judge.name: judge.fingerprint for judge in self.judges
+                  if self.cache.find_likelihood(_identity_of_scores(identity, judge.fingerprint, METHOD)) is None}
+        if samples is not None and not judges:
+            return None
+        return Cell(self.config, subject.name, subject.opened.fingerprint, steps, temperature, samples, judges)
+
+    def _identity(self, fingerprint: str, steps: int, temperature: float) -> Identity:
+        return {**identity_of_texts(self.config, fingerprint, steps, temperature), **_of_method(METHOD)}
+
+    def _labels(self, model: str, steps: int, temperature: float) -> dict[str, Any]:
+        return {"model": model, "steps": steps, "temperature": temperature, "seed": self.config.seed}
 
     def _row(self, index: int, rows: int, subject: Subject, steps: int, temperature: float) -> Row:
         config, opened, per_row = self.config, subject.opened, self.config.samples * (1 + len(self.judges))
@@ -106,11 +176,9 @@ class _Run:
         def tell(done: int, more: str = "") -> None:
             self.progress("sampling and judging texts", index * per_row + done, rows * per_row, note + more)
 
-        labels = {"model": subject.name, "steps": steps, "temperature": temperature, "seed": config.seed}
-        identity = {**identity_of_texts(config, opened.fingerprint, steps, temperature), **_of_method(METHOD)}
-        rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
-                                dtype=config.dtype, compile=config.compile)
-        samples = self.cache.samples(identity, labels, lambda: sample_texts(
+        identity = self._identity(opened.fingerprint, steps, temperature)
+        rollout = _rollout(config, steps, temperature)
+        samples = self.cache.samples(identity, self._labels(subject.name, steps, temperature), lambda: sample_texts(
             opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
         found = {}
         for number, judge in enumerate(self.judges, 2):
@@ -155,6 +223,15 @@ class _Run:
         remark = why_unfit(judge, samples, found)
         if remark is not None:
             self.remarks.setdefault((judge.name, samples.vocabulary), f"judge {self.names[judge.name]} {remark}")
+
+
+def _rollout(config: EvaluateConfig, steps: int, temperature: float) -> RolloutConfig:
+    return RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
+                         dtype=config.dtype, compile=config.compile)
+
+
+def _same(found: Likelihood) -> Likelihood:
+    return found
 
 
 def _facts(judge: Judge, models: Sequence[Vocabulary]) -> JudgeFacts:

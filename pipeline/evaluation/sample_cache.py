@@ -44,14 +44,20 @@ class SampleCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def find_samples(self, identity: Identity) -> Samples | None:
+        """The texts of an identity, if they are there."""
+        table, facts = _read(self._path("samples", identity), identity, SAMPLES)
+        if table is None:
+            return None
+        nfe = None if facts["seconds"] is None else table["nfe"].to_numpy()
+        tokens = np.array(table["tokens"].to_pylist(), dtype=np.int64)
+        return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"])
+
     def samples(self, identity: Identity, labels: Mapping[str, Any], make: Callable[[], Samples]) -> Samples:
         """The texts of an identity, made if they are not there; `labels` are the model, steps, temperature and seed columns."""
-        path = self._path("samples", identity)
-        table, facts = _read(path, identity, SAMPLES)
-        if table is not None:
-            nfe = None if facts["seconds"] is None else table["nfe"].to_numpy()
-            tokens = np.array(table["tokens"].to_pylist(), dtype=np.int64)
-            return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"])
+        found = self.find_samples(identity)
+        if found is not None:
+            return found
         made = make()
         rows = len(made.tokens)
         columns = {
@@ -59,20 +65,25 @@ class SampleCache:
             "index": range(rows), "text": made.texts, "tokens": made.tokens.tolist(),
             "nfe": [None] * rows if made.nfe is None else made.nfe,
         }
-        self._write(path, identity, pa.table(columns, SAMPLES), {"seconds": made.seconds, "vocabulary": made.vocabulary})
+        self._write(self._path("samples", identity), identity, pa.table(columns, SAMPLES),
+                    {"seconds": made.seconds, "vocabulary": made.vocabulary})
         return made
 
     def has_samples(self, identity: Identity) -> bool:
         """Whether the texts of an identity are there, whole."""
         return _read(self._path("samples", identity), identity, SAMPLES)[0] is not None
 
+    def find_likelihood(self, identity: Identity) -> Likelihood | None:
+        """The scores of an identity, if they are there."""
+        table, facts = _read(self._path("scores", identity), identity, SCORES)
+        return None if table is None else Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), facts.get("window"))
+
     def likelihood(self, identity: Identity, make: Callable[[], Likelihood]) -> Likelihood:
         """The scores of an identity, made if they are not there."""
-        path = self._path("scores", identity)
-        table, facts = _read(path, identity, SCORES)
-        if table is not None:
-            return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), facts.get("window"))
-        made = make()
+        found = self.find_likelihood(identity)
+        if found is not None:
+            return found
+        made, path = make(), self._path("scores", identity)
         self._write(path, identity, pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES), {"window": made.window})
         return made
 

@@ -24,7 +24,7 @@ from tsdfm.pipeline.models.folder import load_model
 from tsdfm.pipeline.text.metrics import BLEU_ORDER, character_bits, distinct_n, self_bleu, unigram_entropy
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.evaluate import Measures, Perplexity, TextScore
+from tsdfm.schemas.evaluate import EvaluateConfig, Measures, Perplexity, TextScore
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.sample import SampleConfig
@@ -42,6 +42,28 @@ class Samples:
     nfe: Int64 | None  # [R], forward passes
     seconds: float | None
     vocabulary: str  # fingerprint of the tokenizer
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table that is to be made: a model at a step count and temperature, and what of it is there already."""
+
+    config: EvaluateConfig
+    model: str  # as named in the config
+    fingerprint: str
+    steps: int
+    temperature: float
+    samples: Samples | None
+    judges: dict[str, str]  # those whose scores are lacking: name -> fingerprint
+
+
+@dataclass(frozen=True)
+class Made:
+    """A cell that was made: its texts, the scores that were lacking, by judge, and on which device."""
+
+    samples: Samples
+    likelihoods: dict[str, Likelihood]
+    device: str
 
 
 def sample_texts(

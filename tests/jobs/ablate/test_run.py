@@ -59,7 +59,7 @@ def in_process(monkeypatch):
     """Run the pieces here, without Ray, one after another; gives the keys that were run."""
     ran = []
 
-    def run(work, keys, workers):
+    def run(work, keys, workers, address):
         faults = {}
         for key in keys:
             ran.append(key)
@@ -84,7 +84,7 @@ def run(fields, root, out, **changes):
 def test_files_of_the_evaluation_may_be_relative(fields, root, tmp_path, tiny_models, monkeypatch):
     """Trials run in another working directory than the user's."""
     seen = []
-    monkeypatch.setattr(module, "_run", lambda work, keys, workers: seen.append(work) or dict.fromkeys(keys, "not run"))
+    monkeypatch.setattr(module, "_run", lambda work, keys, workers, address: seen.append(work) or dict.fromkeys(keys, "not run"))
     monkeypatch.chdir(root)
     named = {"evaluator": [os.path.relpath(tiny_models.ar), "embedded"], "corpus": {"path": "corpus.txt"}}
     with pytest.raises(WorkError, match="not run"):

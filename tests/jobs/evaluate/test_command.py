@@ -1,8 +1,12 @@
 """`evaluate` as a user meets it: rows, real text, the frontier, a rerun that resumes, and every wrong input in one line."""
 
 import json
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,12 +17,15 @@ from tests.support import LENGTH, assert_refused, present, vocabulary
 from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
 from tsdfm.pipeline.evaluation.judge import Judge
-from tsdfm.pipeline.evaluation.run import evaluate
+from tsdfm.pipeline.evaluation.run import evaluate, make_cell
+from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import load, save
 from tsdfm.pipeline.text.corpus import held_out_stream
+from tsdfm.schemas.base import WorkError
+from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 
 WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
@@ -97,6 +104,48 @@ def test_a_rerun_makes_nothing_and_says_the_same(cli, arguments, counts):
     again, _ = run(cli, arguments)
     assert counts == {"rollouts": 4 * (1 + 2), "judged": 5, "corpora": 1}
     assert (again["rows"], again["reference"]) == (first["rows"], first["reference"])
+
+
+class Elsewhere:
+    """Makes cells as nodes of a cluster do, last first: with models that it opens itself."""
+
+    def __init__(self) -> None:
+        self.cells: list[Cell] = []
+
+    def make(self, cells: Sequence[Cell], take: Callable[[int, Made], None]) -> None:
+        self.cells = list(cells)
+        for index in reversed(range(len(cells))):
+            take(index, make_cell(pickle.loads(pickle.dumps(cells[index]))))
+
+
+def test_rows_made_elsewhere_are_the_same(tmp_path, tiny_models, corpus, counts):
+    def config(out: str, *models: str) -> EvaluateConfig:
+        return EvaluateConfig(model=models, steps=(1, 4), evaluator=(str(tiny_models.ar),), samples=6, corpus=CorpusConfig(path=str(corpus)),
+                              batch_size=4, threads=1, out=str(tmp_path / out))
+
+    def told(results: Results) -> list[dict[str, object]]:
+        return [row.model_dump(exclude={"seconds", "tokens_per_second"}) for row in [*results.rows, *results.reference]]
+
+    elsewhere, models = Elsewhere(), (str(tiny_models.mask), str(tiny_models.uniform))
+    here = evaluate(config("here", *models))
+    there = evaluate(config("there", *models), maker=elsewhere)
+    assert told(there) == told(here)
+    assert (there.device, len(elsewhere.cells)) == (here.device, 4)
+    assert kept_files(tmp_path / "there") == kept_files(tmp_path / "here")
+    before = dict(counts)
+    assert told(evaluate(config("there", *models), maker=elsewhere)) == told(here)  # nothing is lacking
+    assert counts == before
+    for file in (tmp_path / "there" / "scores").iterdir():
+        file.unlink()
+    assert told(evaluate(config("there", *models), maker=elsewhere)) == told(here)
+    assert all(cell.samples is not None for cell in elsewhere.cells)  # texts that are there are only judged
+    other = replace(elsewhere.cells[0], fingerprint="another")
+    with pytest.raises(WorkError, match="differs from the one that was asked for; give every node the same files"):
+        make_cell(other)
+
+
+def kept_files(folder: Path) -> set[str]:
+    return {f"{path.parent.name}/{path.name}" for path in folder.glob("s*/*.parquet")}
 
 
 def test_only_what_is_new_is_made(cli, arguments, counts, tiny_models, tmp_path):

@@ -14,7 +14,7 @@ from tests.support import make_dataset, present
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 # The command, with a shorter time to wait for a sign of life.
-IMPATIENT = "import tsdfm.jobs.generate.run as run; run.SILENT_SECONDS = 12.0\nfrom tsdfm.jobs.cli import main; main()"
+IMPATIENT = "import tsdfm.jobs.crew.tasks as tasks; tasks.SILENT_SECONDS = 12.0\nfrom tsdfm.jobs.cli import main; main()"
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def test_a_worker_that_is_stopped_is_ended_and_its_shard_made_by_another(tmp_pat
             stopped.suspend()
             _, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
-    assert "gave no sign of life for 12 s" in stderr
+    assert "it gave no sign of life for 12 s" in stderr
     assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
     assert bytes_of(out) == reference
 
@@ -124,11 +124,11 @@ def test_a_shard_that_ends_every_worker_is_set_aside(tmp_path, tiny_models, refe
 POISONED = """
 import tsdfm.jobs.generate.run as run
 sound = run.make
-def make(order, index, item, key, signs):
-    if index == 1:
+def make(order, item):
+    if "00001-of" in item.path:
         import os
         os._exit(1)
-    return sound(order, index, item, key, signs)
+    return sound(order, item)
 run.make = make
 from tsdfm.jobs.cli import main
 main()
@@ -161,6 +161,78 @@ def without(*arguments):
     shutil.rmtree("teacher")
     return collect(*arguments)
 run.collect = without
+from tsdfm.jobs.cli import main
+main()
+"""
+
+
+def test_a_cluster_that_starts_from_nothing_grows_and_shrinks(tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    with cluster(0) as nodes:
+        file = config_file(tmp_path, out, tiny_models)
+        with running("generate", file, "--address", nodes.address) as process:
+            said = ""
+            while "waiting for 1 CPU: the cluster has 0 free" not in said:
+                said = present(process.stderr).readline()
+            first = nodes.add_node(num_cpus=1)
+            wait_for(lambda: shards_in(out) >= 2)
+            nodes.add_node(num_cpus=1)
+            wait_for(lambda: len(workers()) >= 2)
+            nodes.remove_node(first, allow_graceful=True)
+            _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert bytes_of(out) == reference
+
+
+@pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+def test_a_head_that_is_lost_ends_the_run_in_one_line_and_another_goes_on(ended, tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    file = config_file(tmp_path, out, tiny_models)
+    with cluster(1) as nodes, running("generate", file, "--address", nodes.address) as process:
+        wait_for(lambda: shards_in(out) >= 2)
+        for each in psutil.Process().children(recursive=True):
+            if each.name() in ("gcs_server", "raylet"):
+                each.send_signal(ended)
+        lost = time.monotonic()
+        _, stderr = process.communicate(timeout=200)
+        assert time.monotonic() - lost < 40
+    assert process.returncode == 1, stderr
+    last = stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: the head of the Ray cluster has not answered for 2")
+    assert last.endswith("finished shards are kept. When a head runs again, the same command resumes")
+    assert "Traceback" not in stderr
+    with cluster(1) as nodes, running("generate", file, "--address", nodes.address) as again:
+        _, stderr = again.communicate(timeout=200)
+    assert again.returncode == 0, stderr
+    assert bytes_of(out) == reference
+
+
+def test_a_worker_that_hangs_while_its_process_lives_is_ended(tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    with cluster(2) as nodes:
+        file = config_file(tmp_path, out, tiny_models)
+        with running("generate", file, "--address", nodes.address, code=HANGING, cwd=tmp_path) as process:
+            _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert "is ended, and its work given to another: it took more than" in stderr
+    assert bytes_of(out) == reference
+
+
+# The command, with a worker that hangs over shard 1 once, and less patience than ten minutes.
+HANGING = """
+import os
+import tsdfm.jobs.crew.signs as signs
+import tsdfm.jobs.generate.run as run
+signs.HANG_SECONDS, signs.HANG_TIMES = 15.0, 1
+sound, mark = run.make, os.path.abspath("hung")
+def make(order, item):
+    if "00001-of" in item.path and not os.path.exists(mark):
+        import time
+        open(mark, "w").close()
+        time.sleep(10_000)
+    return sound(order, item)
+run.make = make
 from tsdfm.jobs.cli import main
 main()
 """

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.support import present, tiny_config
+from tsdfm.jobs.generate.metrics import METRICS
 from tsdfm.jobs.generate.timed import Timed
-from tsdfm.jobs.generate.worker import METRICS
 from tsdfm.pipeline.flow.opening import open_models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.schemas.generate import GenerateConfig

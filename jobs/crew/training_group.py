@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.torch import TorchTrainer, get_device
 
+from tsdfm.jobs.crew.census import Census, census
 from tsdfm.jobs.shell.cluster import cluster, gpus_at
 from tsdfm.jobs.shell.console import ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
@@ -32,6 +33,8 @@ from tsdfm.schemas.train import TextTraining
 
 RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
 POLL_SECONDS = 0.5
+ANSWER_SECONDS = 10.0  # of the desk, until what is known has to do
+TERM_SECONDS = 6.0  # for a checkpoint where something other than a person asks to stop: it will not wait for long
 
 
 @dataclass(frozen=True)
@@ -130,18 +133,22 @@ class Group:
 
         Raises InputError or WorkError (the last checkpoint is kept, the same command resumes).
         """
-        with self.cluster():
-            return _fitted(self, line)
+        with self.cluster(), census(f"the last checkpoint is in {state_folder(self.out)}") as asking:
+            return _fitted(self, line, asking)
 
     def cluster(self) -> AbstractContextManager[None]:
         """The Ray cluster that it runs on, for what goes before it, too."""
         return cluster(self.config.address, self.config.workers * self.config.optim.threads + 1)
 
 
-def _fitted(group: Group, line: Callable[[dict[str, float]], str]) -> dict[str, float]:
-    if group.config.address == "local" and torch.cuda.is_available() and group.config.workers > torch.cuda.device_count():
-        raise InputError(f"workers: {group.config.workers} is more than this machine's GPUs ({torch.cuda.device_count()}), "
-                         "one for each; lower --workers, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1")
+def _check_gpus(config: TrainingConfig) -> None:
+    if config.address == "local" and torch.cuda.is_available() and config.workers > torch.cuda.device_count():
+        raise InputError(f"workers: {config.workers} is more than this machine's GPUs ({torch.cuda.device_count()}), one for "
+                         "each; lower --workers, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1")
+
+
+def _fitted(group: Group, line: Callable[[dict[str, float]], str], asking: Census) -> dict[str, float]:
+    _check_gpus(group.config)
     gpu = bool(gpus_at(group.config.address))
     desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=8).remote()
     trainer = TorchTrainer(
@@ -163,33 +170,44 @@ def _fitted(group: Group, line: Callable[[dict[str, float]], str]) -> dict[str, 
     thread.start()
     shown, news = 0, News()
     with interruptible("saving a checkpoint") as interrupted, ticker(group.label) as show:
-        show.waiting(0, group.config.optim.steps, "starting the training processes")
         going = True
         while going:
             thread.join(POLL_SECONDS)
             going = thread.is_alive()
+            asking.check()
             if interrupted:
                 desk.stop.remote()
-            news = _asked(desk.news.remote(), news, failure)
-            if news.step > shown:
+            news, lacking = _asked(desk, news, failure), _lacking(group, asking, gpu=gpu)
+            if lacking or not (news.begun or news.step):
+                show.waiting(news.step, group.config.optim.steps, lacking or "starting the training processes")
+            elif news.step > shown:
                 show.update(news.step, group.config.optim.steps, line(news.scalars))
                 shown = news.step
             # After a fault the other processes would wait for the one that left; before the first update nothing is lost.
-            going &= news.fault is None and (news.begun or not interrupted)
+            going &= news.fault is None and (news.begun or not interrupted) and not interrupted.is_urgent(TERM_SECONDS)
     if news.fault is not None:
         raise news.fault
     if failure:
         raise _explained(failure[0])
-    if news.stopped or (interrupted and not news.begun):
+    if news.stopped or (interrupted and (thread.is_alive() or not news.begun)):
         raise Interrupted(f"stopped; the last checkpoint is in {state_folder(group.out)}; resume with: "
                           f"{shlex.join(resume_command())}")
     return news.scalars
 
 
-def _asked(answer: Any, known: News, failure: list[BaseException]) -> News:
-    """The desk's news. If Ray itself failed: what is known, where `failure` tells more, else WorkError."""
+def _lacking(group: Group, asking: Census, *, gpu: bool) -> str:
+    """What the cluster has too little of for all training processes, as people may read it; '' where it has enough."""
+    what, number = ("GPU", group.config.workers) if gpu else ("CPU", group.config.workers * group.config.optim.threads)
+    there = int(asking.latest.total.get(what, 0))
+    return "" if there >= number else f"waiting for {number} {what}{'s' if number > 1 else ''}: the cluster has {there}"
+
+
+def _asked(desk: Any, known: News, failure: list[BaseException]) -> News:
+    """The desk's news, or what is known where it does not answer, or `failure` tells why; else WorkError if Ray failed."""
     try:
-        news: News = ray.get(answer)
+        news: News = ray.get(desk.news.remote(), timeout=ANSWER_SECONDS)
+    except GetTimeoutError:
+        return known
     except RayError as error:
         if failure:
             return known

@@ -10,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+HANG_TIMES, HANG_SECONDS, HANG_AFTER = 10, 600.0, 3  # times the longest piece so far, at least; told from so many pieces on
+
 
 @dataclass(frozen=True)
 class Sign:
@@ -58,6 +60,21 @@ class Watch:
             if key not in self._seen or self._seen[key][0] != count:
                 self._seen[key] = count, now
         return [key for key, (_, since) in self._seen.items() if now - since >= seconds]
+
+
+class Pace:
+    """How long pieces that are alike take, which tells one that hangs while its process still gives signs of life."""
+
+    def __init__(self) -> None:
+        self._longest, self._done = 0.0, 0
+
+    def took(self, seconds: float) -> None:
+        """A piece was done in so many seconds."""
+        self._longest, self._done = max(self._longest, seconds), self._done + 1
+
+    def limit(self) -> float | None:
+        """Seconds after which a piece is taken to hang; None as long as too few are done to tell."""
+        return max(HANG_SECONDS, HANG_TIMES * self._longest) if self._done >= HANG_AFTER else None
 
 
 def birth(pid: int) -> str:

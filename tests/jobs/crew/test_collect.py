@@ -1,21 +1,27 @@
-"""How shards are handed out and waited for, with a crew that is no Ray: who dies, who is slow, and when there is nobody."""
+"""How pieces of work are handed out and waited for, with a crew that is no Ray: who dies, who is slow, and when there is nobody."""
 
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
-from tsdfm.jobs.generate import collect as collecting
-from tsdfm.jobs.generate.collect import Receipt, collect
-from tsdfm.jobs.generate.shard_queue import NODES, Death, ShardQueue
-from tsdfm.jobs.generate.signs import Sign, Signs, Watch, birth, end_process
+from tsdfm.jobs.crew import collect as collecting
+from tsdfm.jobs.crew.collect import Told, nothing
+from tsdfm.jobs.crew.pieces import NODES, Death, Pieces
+from tsdfm.jobs.crew.signs import HANG_SECONDS, Pace, Sign, Signs, Watch, birth, end_process
 from tsdfm.jobs.shell.interrupts import Interrupted
-from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan
 from tsdfm.schemas.base import WorkError
-from tsdfm.schemas.manifest import ShardRecord
 
-ITEMS = [ShardPlan(f"data/train-{index:05d}-of-00006.parquet", index, index + 1) for index in range(6)]
+TOLD = Told("making shards", "shard", lambda index: f"data/train-{index:05d}-of-00006.parquet", cure="lower rollout.batch_size")
+
+
+def collect(crew: "Crew", check: Callable[[], None] = nothing) -> dict[int, str]:
+    """Have six pieces done. Returns what was made of each."""
+    made: dict[int, str] = {}
+    collecting.collect(crew, TOLD, range(6), made.__setitem__, check)
+    return made
 
 
 class Crew:
@@ -46,15 +52,14 @@ class Crew:
     def waits_for(self, seconds: float) -> str:
         return "waiting for 1 CPU: the cluster has 0 free"
 
-    def settled(self, seconds: float) -> list[tuple[int, Receipt | Death]]:
+    def settled(self, seconds: float) -> list[tuple[int, str | Death | None]]:
         if not self.places:
             time.sleep(seconds)
             return []
         index = self.waiting.pop(0)
         if self.ends.get(index):
             return [(index, self.ends[index].pop(0))]
-        record = ShardRecord(path=ITEMS[index].path, rows=1, bytes=1, sha256="0" * 64)
-        return [(index, Receipt(index, Finished(record, 1), 0.1))]
+        return [(index, f"made {index}")]
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +68,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(collecting, "IDLE_SECONDS", 0.1)
 
 
-def nothing() -> None:
-    """The check of a dataset that nobody takes."""
-
 
 def test_all_are_made_whatever_dies_once_or_twice():
     crew = Crew({0: [Death("a", "died")] * 2, 3: [Death("b", "the node was lost", node_lost=True)] * (NODES - 1)})
-    assert sorted(collect(crew, ITEMS, range(6), nothing)) == list(range(6))
+    assert collect(crew) == {index: f"made {index}" for index in range(6)}
 
 
 @pytest.mark.parametrize(("memory", "words"), [(False, "run the same command"), (True, "lower rollout.batch_size")])
@@ -77,12 +79,12 @@ def test_a_shard_that_ends_three_workers_is_named_and_all_else_made(memory, word
     crew = Crew({1: [Death("node a", "x"), Death("node b", "x"), Death("node a", "its process ended", memory=memory)]})
     with pytest.raises(WorkError, match=r"data/train-00001-of-00006.parquet: 3 workers died making it, on node a, node b; the last: "
                                         rf"its process ended\. It is set aside, and all else is finished and kept; {words}"):
-        collect(crew, ITEMS, range(6), nothing)
+        collect(crew)
     assert sorted(crew.handed) == [0, 1, 1, 1, 2, 3, 4, 5]
 
 
 def test_nodes_that_are_lost_again_and_again_over_one_shard_end_it():
-    queue = ShardQueue([7])
+    queue = Pieces([7])
     for _ in range(NODES):
         assert queue.take() == 7
         queue.died(7, Death("a", "the node was lost", node_lost=True))
@@ -99,7 +101,7 @@ def test_where_nobody_works_it_is_said_and_one_signal_ends_it(capsys, number):
 
     began = time.monotonic()
     with pytest.raises(Interrupted, match="stopped after 0 shards, all kept; resume with: tsdfm-pipeline"):
-        collect(Nobody(places=0), ITEMS, range(6), nothing)
+        collect(Nobody(places=0))
     assert time.monotonic() - began < 3
     assert "making shards: 0/6  waiting for 1 CPU: the cluster has 0 free" in capsys.readouterr().err
 
@@ -107,7 +109,7 @@ def test_where_nobody_works_it_is_said_and_one_signal_ends_it(capsys, number):
 @pytest.mark.parametrize(("number", "finished"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_shards_in_hand_are_waited_for_but_not_for_long_where_no_person_asks(monkeypatch, number, finished):
     class Slow(Crew):
-        def settled(self, seconds: float) -> list[tuple[int, Receipt | Death]]:
+        def settled(self, seconds: float) -> list[tuple[int, str | Death | None]]:
             if self.handed == [0, 1]:
                 self.handed.append(-1)
                 self.until = time.monotonic() + 0.5
@@ -117,7 +119,7 @@ def test_shards_in_hand_are_waited_for_but_not_for_long_where_no_person_asks(mon
 
     monkeypatch.setattr(collecting, "TERM_SECONDS", 0.1)
     with pytest.raises(Interrupted, match=f"stopped after {'2 shards' if finished else '0 shards'}, all kept"):
-        collect(Slow(), ITEMS, range(6), nothing)
+        collect(Slow())
 
 
 def test_a_dataset_that_is_anothers_now_is_left_at_once():
@@ -126,7 +128,7 @@ def test_a_dataset_that_is_anothers_now_is_left_at_once():
 
     crew = Crew()
     with pytest.raises(WorkError, match="taken"):
-        collect(crew, ITEMS, range(6), taken)
+        collect(crew, taken)
     assert crew.handed == []
 
 
@@ -154,3 +156,31 @@ def test_only_the_very_process_is_ended():
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
     end_process(pid, "0")
     assert birth(pid) == ""
+
+
+def test_who_is_asked_to_stop_and_does_leaves_the_rest_for_the_next_run(monkeypatch):
+    asked = []
+
+    class Stopping(Crew):
+        def settled(self, seconds: float) -> list[tuple[int, str | Death | None]]:
+            os.kill(os.getpid(), signal.SIGINT) if not asked else None
+            index = self.waiting.pop(0)
+            return [(index, None if asked else "made")]
+
+    monkeypatch.setattr(f"{__name__}.TOLD", Told("training", "trial", str, stop=lambda: asked.append(True)))
+    with pytest.raises(Interrupted, match="stopped after 1 trial, all kept"):
+        collect(Stopping())
+    assert asked
+
+
+def test_a_piece_that_takes_far_longer_than_others_hangs():
+    pace = Pace()
+    for seconds in (1.0, 100.0):
+        pace.took(seconds)
+    assert pace.limit() is None
+    pace.took(1.0)
+    assert pace.limit() == 1000.0
+    quick = Pace()
+    for _ in range(5):
+        quick.took(2.0)
+    assert quick.limit() == HANG_SECONDS
