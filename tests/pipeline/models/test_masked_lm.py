@@ -15,9 +15,8 @@ from tsdfm.pipeline.models.foreign.importer import import_teacher
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.distill import DataConfig, DistillConfig
+from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.import_teacher import ImportConfig
-from tsdfm.schemas.optim import OptimConfig
 
 IDS = 57
 TOKENS = torch.randint(5, IDS, (3, 9), generator=torch.Generator().manual_seed(7))
@@ -83,7 +82,7 @@ def test_from_import_to_evaluation(tmp_path, kind, cli, tiny_models):
     assert done.code == 0, done.stderr
     made: dict[str, Any] = {"teacher": str(teacher), "compass": "denoiser", "trajectories": 8, "rollout": {"steps": 4}}
     make_dataset(data, tiny_models, **made)
-    config = DistillConfig(data=DataConfig(paths=[str(data)]), optim=OptimConfig(steps=2, batch_size=4))
+    config = DistillConfig(data=DataConfig(paths=[str(data)]), optim=DistillOptim(steps=2, batch_size=4))
     distill(config, student)
     done = cli("evaluate", "--model", student, "--model", teacher, "--steps", 2, "-n", 2, "--no-reference")
     assert done.code == 0, done.stderr
