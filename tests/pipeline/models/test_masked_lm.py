@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.foreign import bert_like, masked_lm
-from tests.support import make_dataset, present
+from tests.support import make_dataset
 from tsdfm.pipeline.models import folder as checkpoint
 from tsdfm.pipeline.models.computing import compute_in
 from tsdfm.pipeline.models.foreign.importer import import_teacher
+from tsdfm.pipeline.models.layers import StepEmbedding
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.base import InputError
@@ -55,7 +56,9 @@ def test_a_student_begins_as_its_teacher_and_learns_its_step(tmp_path):
     masked_lm(tmp_path, "Bert")
     teacher = bring(tmp_path).network
     student, dt = student_of(teacher).eval(), torch.full((3,), 0.25)
-    last = present(student.trunk.step_embedding).mlp[2]
+    step = student.trunk.step_embedding
+    assert isinstance(step, StepEmbedding)
+    last = step.mlp[2]
     torch.testing.assert_close(student(TOKENS, T, dt), teacher(TOKENS, T), rtol=0, atol=0)
     student(TOKENS, T, dt).square().mean().backward()
     assert all(parameter.grad is not None for parameter in last.parameters())
