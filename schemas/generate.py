@@ -6,7 +6,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Arms, Dtype, Form, Select, Solver, Source
+from tsdfm.schemas.terms import Arms, Clocks, Dtype, Form, Select, Solver, Source
 
 
 class RolloutConfig(Frozen):
@@ -21,6 +21,10 @@ class RolloutConfig(Frozen):
     solver: Solver = Field("euler", description=(
         "How the posterior of a step is computed: 'euler' takes it at the step's start, 'rk4' averages four stages, "
         "'rk4_chained' is the predecessor's variant of that"))
+    clocks: Clocks | None = Field(None, description=(
+        "Which positions are written together: 'independent' leaves it to chance; 'spaced' spreads them evenly over the text, "
+        "at no cost and with the same law for each position; 'even', of the uniform source only, also spreads the redrawing of "
+        "each position over the steps, which is not the path's law any more; null: what the model was trained for"))
     top_k: int = Field(0, ge=0, le=1024, description=(
         "Keep the model's k likeliest tokens and their log-probabilities with every jump; 0 keeps none"))
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all noise: the same seed gives the same texts")
@@ -35,7 +39,7 @@ class RolloutConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False)
+        return without_newer(handler(self), info, dtype="float32", compile=False, clocks=None)
 
     @property
     def times(self) -> tuple[float, ...]:

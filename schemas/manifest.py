@@ -60,6 +60,20 @@ class Identity(Frozen):
     tokenizer: Sha256
     device: DeviceKind
 
+    @field_validator("rollout")
+    @classmethod
+    def _clocks_are_known(cls, rollout: RolloutConfig) -> RolloutConfig:
+        """Of datasets that are older than the choice, clocks are independent."""
+        return rollout if rollout.clocks else rollout.model_copy(update={"clocks": "independent"})
+
+    @model_serializer(mode="wrap")
+    def _as_before_clocks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Independent clocks are not written, so that such manifests, and their digests, stay what they are."""
+        data: dict[str, Any] = handler(self)
+        if self.rollout.clocks == "independent":
+            data["rollout"].pop("clocks", None)
+        return data
+
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The arms of each trajectory id, in the order of their rows."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
 
 from tsdfm.schemas.base import Frozen, explain
-from tsdfm.schemas.terms import Source
+from tsdfm.schemas.terms import Clocks, Source
 
 
 class TransformerShape(Frozen):
@@ -53,6 +53,7 @@ class DenoiserConfig(TransformerShape):
         "what the network is told of time: t itself; sigma = -log kappa_t (MDLM, Duo); t and the plain dt, fused anew in every "
         "block (students of FS-DFM); nothing (masked language models)"))
     masked_lm: MaskedConfig | None = Field(None, description="absent: the network is our own")
+    clocks: Clocks = Field("independent", description="the clocks that it was trained for, with which it writes")
 
     @model_validator(mode="after")
     def _mask_matches_source(self) -> "DenoiserConfig":
@@ -85,13 +86,9 @@ class DenoiserConfig(TransformerShape):
 
     @model_serializer(mode="wrap")
     def _as_before_imports(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Fields of imported models are written only where they are set: older files and fingerprints stay what they are."""
-        data: dict[str, Any] = handler(self)
-        if self.conditioning == "t":
-            del data["conditioning"]
-        if self.masked_lm is None:
-            del data["masked_lm"]
-        return data
+        """Newer fields are written only where they say something: files and fingerprints of older models stay what they are."""
+        usual = {"conditioning": "t", "masked_lm": None, "clocks": "independent"}
+        return {name: value for name, value in handler(self).items() if name not in usual or value != usual[name]}
 
 
 class CausalConfig(TransformerShape):

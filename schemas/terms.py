@@ -7,6 +7,7 @@ Arm = Literal["shaped", "blind"]  # whether a compass chose a trajectory's jumps
 Arms = Literal["shaped", "blind", "both"]  # of a dataset; both: each trajectory twice, paired
 Select = Literal["argmin", "resample"]  # how one candidate is chosen by the energies
 Form = Literal["plain", "residual"]  # of an energy; residual: less the proposal's own log-probability
+Clocks = Literal["independent", "spaced", "even"]  # which positions ring together (pipeline/flow/rings/clocks.py)
 Solver = Literal["euler", "rk4", "rk4_chained"]  # how the posterior of one step is computed
 Layout = Literal["fs-dfm", "mdlm", "duo", "sdtt", "masked-lm"]  # of another project's checkpoint
 Objective = Literal["event", "candidates", "endpoint", "forward_kl", "reverse_kl"]  # what a student is fitted to

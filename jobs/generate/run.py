@@ -42,7 +42,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     Raises InputError (nothing was changed) or WorkError (finished shards are kept, the same command resumes).
     """
     torch.set_num_threads(config.rollout.threads)
-    config = _anchored(config)
+    config = anchored_models(config)
     with ExitStack() as held, Stages() as progress:
         report = generate_dataset(config, progress=progress, maker=_OnRay(config, held))
     for path in report.unsound:
@@ -50,7 +50,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     return report
 
 
-def _anchored(config: GenerateConfig) -> GenerateConfig:
+def anchored_models(config: GenerateConfig) -> GenerateConfig:
     """The config with absolute local paths of models: workers may stand in another directory."""
     names = {field: getattr(config, field) for field in ("teacher", "compass")}
     return config.model_copy(update={field: anchored(name) for field, name in names.items()})

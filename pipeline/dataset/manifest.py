@@ -64,6 +64,12 @@ def _canonical(data: object) -> str:
 
 def claim(store: Store, identity: Identity) -> None:
     """Mark a folder as this identity's run. Raises InputError if it holds another dataset's run, or something else."""
+    if not may_claim(store, identity):
+        store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
+
+
+def may_claim(store: Store, identity: Identity) -> bool:
+    """Whether a folder is marked as this identity's run already; False: it is empty. Raises InputError as `claim` does."""
     names = {name for name in store.names() if not name.startswith(LOCK_FILE)}
     for file in (MANIFEST_FILE, RUN_FILE):
         held = store.read(file)
@@ -78,10 +84,10 @@ def claim(store: Store, identity: Identity) -> None:
         if differing:
             raise InputError(f"{store.uri}: holds a dataset of another config; give another --out, or make these equal: "
                              + "; ".join(differing))
-        return
+        return True
     if names:
         raise InputError(f"{store.uri}: holds files and no dataset ({', '.join(sorted(names)[:3])}); give an empty --out")
-    store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
+    return False
 
 
 def _differing(old: object, identity: Identity) -> list[str]:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,7 @@ from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.pipeline.storage.hub_models import pinned
-from tsdfm.pipeline.text.corpus import held_out, windows_of
-from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.corpus import BUILT_IN, HUB
@@ -126,10 +125,9 @@ class _Run:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
         kinds = {(each.opened.vocabulary.fingerprint, each.opened.network.config.length): each.opened for each in subjects}
         corpus, rows = self.config.corpus, []
-        documents = cache(self._held_out)
         for (vocabulary, length), opened in kinds.items():
             def make(opened: ModelFolder[Denoiser] = opened, length: int = length) -> Samples:
-                stream = torch.from_numpy(opened.vocabulary.stream(documents()))
+                stream = held_out_stream(corpus, opened.vocabulary, self.progress)
                 return of_tokens(windows_of(stream, length, self.config.samples).numpy(), opened.vocabulary)
 
             identity = {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
@@ -146,9 +144,6 @@ class _Run:
             rows.append(_row_of(summarise(samples, found), model=corpus.path, fingerprint=key_of(identity),
                                 vocabulary=vocabulary, steps=None, temperature=None))
         return rows
-
-    def _held_out(self) -> list[str]:
-        return held_out(load_documents(self.config.corpus, Reading(self.progress)))
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
@@ -180,6 +175,12 @@ def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[
     return kept.samples(identity, {}, lost), {
         name: kept.likelihood(_identity_of_scores(identity, judge.fingerprint, method), lost)
         for name, judge in results.judges.items()}
+
+
+def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float) -> bool:
+    """Whether the folder of an evaluation has the texts of a model, by fingerprint, at a step count and temperature."""
+    identity = {**identity_of_texts(config, model, steps, temperature), **_of_method(METHOD)}
+    return config.out is not None and SampleCache(Path(config.out)).has_samples(identity)
 
 
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:

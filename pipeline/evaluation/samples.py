@@ -16,6 +16,7 @@ import torch
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -83,6 +84,7 @@ def sample(config: SampleConfig) -> list[str]:
     rollout, longest = config.rollout, opened.network.config.length
     if rollout.length is not None and rollout.length > longest:
         raise InputError(f"length: {rollout.length} is longer than the model's {longest}; give a length up to that")
+    clocks_of(rollout, opened.network.config)
     prepare(opened.network, rollout.dtype, rollout.compile)
     opened.network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     texts = []

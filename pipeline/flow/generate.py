@@ -23,6 +23,7 @@ from tsdfm.pipeline.dataset.manifest import (
     existing_shard,
     finished,
     leave_receipt,
+    may_claim,
     plan,
     read_manifest,
 )
@@ -39,6 +40,8 @@ from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.reports import GenerateReport
+
+NO_OUT = "out: no folder for the dataset; give --out OUT, or 'out' in the config"
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def generate_dataset(
         WorkError: the disk is full, say; finished shards are kept, and the same call goes on.
     """
     if config.out is None:
-        raise InputError("out: no folder for the dataset; give --out OUT, or 'out' in the config")
+        raise InputError(NO_OUT)
     started, store = time.monotonic(), open_store(config.out)
     config = config.model_copy(update={"teacher": pinned(config.teacher), "compass": pinned(config.compass)})
     maker = maker or InThisProcess()
@@ -135,6 +138,43 @@ def generate_dataset(
         out=config.out, rows=totals.rows, shards=len(manifest.shards), made=len(made), kept=len(kept), events=totals.events,
         tokens=totals.tokens, bytes=totals.bytes, unsound=unsound, seconds=round(time.monotonic() - started, 2),
         grown_from=former.identity.trajectories if former else None)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a dataset is: which of its shards are there, or will be taken over from a smaller one, and which are missing."""
+
+    models: Models
+    identity: Identity
+    items: list[ShardPlan]
+    kept: dict[int, Finished]
+    carried: list[int]
+
+    @property
+    def missing(self) -> list[int]:
+        """The indices of the shards that have to be made."""
+        there = {*self.kept, *self.carried}
+        return [index for index in range(len(self.items)) if index not in there]
+
+
+def standing(config: GenerateConfig, device: torch.device, progress: Progress = unheard) -> Standing:
+    """How far the dataset of a config is. Raises InputError where `generate_dataset` would; nothing is written, or locked.
+
+    `device`: what its shards are made on. The models are left on the CPU.
+    """
+    if config.out is None:
+        raise InputError(NO_OUT)
+    store, models = open_store(config.out), open_models(config, torch.device("cpu"))
+    identity = identity_of(config, models, device)
+    if store.read(f"{GROWING}/{MANIFEST_FILE}") is not None:  # complete, and not yet in its place
+        store = store.inside(GROWING)
+    former = former_dataset(store, identity)
+    work = Work(config, models, identity, store if former is None else store.inside(GROWING), plan(identity), lambda: None)
+    may_claim(work.store, identity)
+    kept, _ = _kept(work, progress)
+    carried = [] if former is None else [
+        index for index, item in enumerate(work.items) if index not in kept and item.stop <= former.identity.trajectories]
+    return Standing(models, identity, work.items, kept, carried)
 
 
 def make_shard(models: Models, identity: Identity, store: Store, item: ShardPlan) -> Finished:

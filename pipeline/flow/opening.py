@@ -15,6 +15,7 @@ from tsdfm.pipeline.flow.compass import (
     NceCompass,
     name_of,
 )
+from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.computing import compute_in, prepare
@@ -70,6 +71,7 @@ def open_models(
     if config.source is not None and teacher.config.source != config.source:
         raise InputError(f"teacher {folder}: was trained on the {teacher.config.source} source, not {config.source}; "
                          "leave out --source or give another teacher")
+    clocks_of(config.rollout, teacher.config)
     length = config.rollout.length
     if length is not None and length > teacher.config.length:
         raise InputError(f"rollout.length: {length} is longer than the teacher's {teacher.config.length}; "
@@ -162,7 +164,8 @@ def identity_of(config: GenerateConfig, models: Models, device: torch.device) ->
     teacher = opened.network.config
     return Identity(
         trajectories=config.trajectories, arm=config.arm, shard_size=config.shard_size,
-        rollout=config.rollout.model_copy(update={"length": config.rollout.length or teacher.length}),
+        rollout=config.rollout.model_copy(update={
+            "length": config.rollout.length or teacher.length, "clocks": clocks_of(config.rollout, teacher)}),
         shaping=config.shaping,
         teacher=TeacherFacts(
             fingerprint=opened.fingerprint, source=teacher.source, vocab_size=teacher.vocab_size,

@@ -22,36 +22,16 @@ from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.flow.compass import Compass, quantise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise, Use
+from tsdfm.pipeline.flow.rings.clocks import clocks_of, draw_rings
+from tsdfm.pipeline.flow.rings.visits import rounds
 from tsdfm.pipeline.flow.shaping import Jump, Shaper, StepState
 from tsdfm.pipeline.flow.solvers import SOLVERS
-from tsdfm.pipeline.flow.visits import rounds
-from tsdfm.pipeline.models.computing import at_once
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.terms import Arm
 
 HALF_LOWEST = float(np.finfo(np.float16).min)
 TOPK_RESOLUTION = 2.0**-7  # nat, of the stored top-k: about what float16 holds at -8, and a twentieth fewer bytes
-
-
-def draw_rings(path: MixturePath, noise: Noise, times: Sequence[float], length: int) -> Tensor:
-    """Rings [B, N, L] bool of the clocks at each step of a grid of N + 1 times; mask source: a position's first counts."""
-    steps, grid = len(times) - 1, torch.tensor(times, dtype=torch.float64, device=noise.device)
-    probability = path.ring_probability(grid[:-1], grid[1:])
-    batch = len(noise.ids)
-    rings = torch.empty(batch, steps, length, dtype=torch.bool, device=noise.device)
-    rung = torch.zeros(batch, length, dtype=torch.bool, device=noise.device)
-    block = max(1, at_once(noise.device).ring_numbers // (batch * length))
-    for start in range(0, steps, block):
-        step = torch.arange(start, min(start + block, steps), device=noise.device)
-        row = torch.arange(batch, device=noise.device).repeat_interleave(len(step))
-        uniforms = noise.rings(row, step.repeat(batch), length).view(batch, len(step), length)
-        part = uniforms < probability[step][:, None]
-        if path.mask_id is not None:
-            part &= ~rung[:, None] & (part.cumsum(1) == 1)
-            rung |= part.any(1)
-        rings[:, start : start + block] = part
-    return rings
 
 
 def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
@@ -124,7 +104,7 @@ def _rolled_out(
     shaped_steps = shaping.steps_of(rollout) if shaper.candidates > 1 else ()
     shaped = torch.tensor(np.isin(np.arange(steps), shaped_steps), device=device)
     source = draw_source(path, noise, length)
-    rings = draw_rings(path, noise, rollout.times, length)
+    rings = draw_rings(path, noise, rollout.times, length, clocks_of(rollout, teacher.config))
     state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool)
     recorder = _Recorder([], torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
                          torch.zeros(batch, steps, dtype=torch.long, device=device), shaped)

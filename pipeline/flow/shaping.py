@@ -9,7 +9,7 @@ from tsdfm.kernels.sample_rows import argmax_rows, sample_rows
 from tsdfm.pipeline.flow.compass import Compass, quantise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
-from tsdfm.pipeline.flow.visits import Clocks, places
+from tsdfm.pipeline.flow.rings.visits import Ringing, places
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
@@ -63,7 +63,7 @@ class Jump:
 class _Candidates:
     """What the A trajectories of a step may become: K states each, which differ at the R ringing positions only."""
 
-    clocks: Clocks
+    clocks: Ringing
     tokens: Tensor  # [R, K] int64
     logprobs: Tensor  # [R, K] under the teacher
     states: Tensor  # [A, K, L] int64
@@ -94,10 +94,10 @@ class Shaper:
         rings = self.noise.rings(now.rows, now.steps, now.state.shape[1], stage) < probability[:, None]
         if self.path.mask_id is not None:
             rings &= now.untouched
-        state = self.jump(replace(now, t_next=until), Clocks.of(rings), hidden, stage).next_state
+        state = self.jump(replace(now, t_next=until), Ringing.of(rings), hidden, stage).next_state
         return replace(now, t=until, state=state, untouched=now.untouched & ~rings)
 
-    def jump(self, now: StepState, clocks: Clocks, hidden: Tensor, stage: int = 0) -> Jump:
+    def jump(self, now: StepState, clocks: Ringing, hidden: Tensor, stage: int = 0) -> Jump:
         """Redraw the ringing positions from the posterior of `hidden`.
 
         Args:

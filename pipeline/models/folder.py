@@ -88,14 +88,14 @@ def state_folder(out: Path) -> Path:
 
 def check_target(out: Path) -> None:
     """Refuse a folder that `save` would refuse, and make the state folder: before anything expensive. Raises InputError."""
-    _refuse_others(out)
+    refuse_others(out)
     try:
         state_folder(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); give a folder you can write to") from None
 
 
-def _refuse_others(folder: Path) -> None:
+def refuse_others(folder: Path) -> None:
     """Raises InputError for whatever a model folder must not replace."""
     if folder.is_symlink():
         raise InputError(f"{folder}: is a symbolic link, which a finished model can't replace; give the folder itself as --out")
@@ -119,7 +119,7 @@ def save(
         half: store float16 weights.
         card: its README.md, if it has one.
     """
-    _refuse_others(folder)
+    refuse_others(folder)
     with explained("write there", str(folder)):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")

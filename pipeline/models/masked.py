@@ -33,14 +33,18 @@ class MaskedTrunk(nn.Module):
         width = self.model.get_input_embeddings().embedding_dim
         self.step_embedding = StepEmbedding(width) if config.step_size else None
 
-    def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
-        """x_t [B, L] int64, dt [B] in (0, 1] or None -> hidden [B, L, D]; the times t are not looked at."""
+    def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """x_t [B, L] int64, dt [B] in (0, 1] or None -> hidden [B, L, D]; the times t are not looked at.
+
+        With `at` [R] int64, places in [0, B L): hidden [R, D] of these places (all are computed).
+        """
         around = [x_t.new_tensor(ids).expand(len(x_t), -1) for ids in (self.before, self.after)]
         x = self.model.get_input_embeddings()(torch.cat([around[0], x_t, around[1]], 1))
         if self.step_embedding is not None and dt is not None:
             x = x + self.step_embedding(dt)[:, None].to(x.dtype)
         out: Tensor = self.model(inputs_embeds=x).logits
-        return out[:, len(self.before): len(self.before) + x_t.shape[1]]
+        hidden = out[:, len(self.before): len(self.before) + x_t.shape[1]]
+        return hidden if at is None else hidden.flatten(0, 1).index_select(0, at)
 
 
 def built(config: dict[str, Any]) -> Any:

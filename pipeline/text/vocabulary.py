@@ -81,6 +81,11 @@ class Vocabulary:
         return cls(*_read(path))
 
     @classmethod
+    def of_json(cls, text: str, where: str) -> "Vocabulary":
+        """One that `to_json` gave; `where`: how messages name it."""
+        return cls(Tokenizer.from_str(text), where)
+
+    @classmethod
     def adopt(cls, path: Path, end: str | None = None, added: Sequence[str] = ()) -> "Vocabulary":
         """Open a tokenizer of another project for a model of ours. Raises InputError.
 
@@ -161,12 +166,16 @@ class Vocabulary:
 
     def stream(self, documents: Iterable[str]) -> npt.NDArray[np.int32]:
         """One int32 array: every document followed by [EOS]. Raises InputError if the tokenizer can't encode them."""
-        tokens = array("i")
+        return np.concatenate([np.empty(0, np.int32), *self.streams(documents)])
+
+    def streams(self, documents: Iterable[str]) -> Iterator[npt.NDArray[np.int32]]:
+        """`stream` in pieces, of which one is held at a time."""
         for some in _portions(documents):
+            tokens = array("i")
             for ids in self.encode(some):
                 tokens.extend(ids)
                 tokens.append(self.eos_id)
-        return np.asarray(tokens, dtype=np.int32)
+            yield np.asarray(tokens, dtype=np.int32)
 
 
 def _portions(documents: Iterable[str]) -> Iterator[list[str]]:

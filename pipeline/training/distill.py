@@ -36,7 +36,7 @@ from tsdfm.schemas.training_record import StudentRecord
 
 # What may differ between a run and its resumption: where things lie, and how the work is divided.
 MOVABLE: dict[str, Any] = {"data": {"paths", "loader_workers"}, "init": True, "workers": True, "address": True,
-                           "compile": True, "recompute": True}
+                           "compile": True, "recompute": True, "tracker": True}
 LIBRARIES = ("tsdfm-pipeline", "torch", "ray")
 
 
@@ -72,11 +72,17 @@ def distill(config: DistillConfig, out: Path | str, report: Report = lambda step
 
 
 def check(config: DistillConfig, out: Path) -> Start:
-    """Open all that a distillation needs, and refuse what could not end well. Raises InputError."""
+    """Open all that a distillation needs, refuse what could not end well, and make its state folder. Raises InputError."""
+    start = opened(config, out)
+    check_target(out)
+    return start
+
+
+def opened(config: DistillConfig, out: Path) -> Start:
+    """Open all that a distillation into `out` needs; nothing is written. Raises InputError."""
     start = open_start(config)
     if out.resolve() == start.weights.path.resolve():
         raise InputError(f"{out}: holds the weights to start from, which the student would replace; give another --out")
-    check_target(out)
     return start
 
 

@@ -12,10 +12,11 @@ import torch
 
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
-from tsdfm.pipeline.flow.rollout import draw_rings, draw_source, roll_out
+from tsdfm.pipeline.flow.rings.clocks import draw_rings
+from tsdfm.pipeline.flow.rings.visits import Clocks
+from tsdfm.pipeline.flow.rollout import draw_source, roll_out
 from tsdfm.pipeline.flow.shaping import Shaper, StepState
 from tsdfm.pipeline.flow.solvers import euler
-from tsdfm.pipeline.flow.visits import Clocks
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import embedded, load_denoiser
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig

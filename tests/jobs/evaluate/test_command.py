@@ -18,7 +18,7 @@ from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import load, save
-from tsdfm.pipeline.text.documents import load_documents
+from tsdfm.pipeline.text.corpus import held_out_stream
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 
 WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
@@ -53,13 +53,13 @@ def counts(monkeypatch):
         found["judged"] += 1
         return score(self, tokens, texts, vocabulary)
 
-    def loaded(config, reading):
+    def loaded(config, vocabulary, progress):
         found["corpora"] += 1
-        return load_documents(config, reading)
+        return held_out_stream(config, vocabulary, progress)
 
     monkeypatch.setattr(evaluation, "roll_out_blind", rolled)
     monkeypatch.setattr(Judge, "score", scored)
-    monkeypatch.setattr(module, "load_documents", loaded)
+    monkeypatch.setattr(module, "held_out_stream", loaded)
     return found
 
 

@@ -17,9 +17,9 @@ from tsdfm.pipeline.flow.compass import (
     quantise,
 )
 from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.flow.rings.visits import Ringing
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.flow.shaping import Shaper, StepState
-from tsdfm.pipeline.flow.visits import Clocks
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
@@ -266,7 +266,7 @@ def test_the_residual_form_adds_the_proposals_log_probability(masked):
     shaped = torch.tensor([True, False, True])
     moment = StepState(torch.arange(3), torch.tensor([2, 2, 2]), t, t + 0.25, state, state == V - 1, shaped, 0.25, True)
     hidden = masked.hidden(state, t.float())
-    jump = shaper.jump(moment, Clocks.of(rings), hidden)
+    jump = shaper.jump(moment, Ringing.of(rings), hidden)
     logits = masked.head(hidden) / 0.7
     logits[..., V - 1] = -torch.inf
     logprob = logits.double().log_softmax(-1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Clocks:
+class Ringing:
     """The R clocks that ring as A trajectories jump: rings [A, L] bool; owner (index into the A) and positions, [R] int64 each.
 
     They stand row-major over (trajectory, position).
@@ -26,7 +26,7 @@ class Clocks:
     positions: Tensor
 
     @classmethod
-    def of(cls, rings: Tensor) -> "Clocks":
+    def of(cls, rings: Tensor) -> "Ringing":
         """Those of rings [A, L] bool; their number is read from the device."""
         owner, positions = rings.nonzero(as_tuple=True)
         return cls(rings, owner, positions)
@@ -41,7 +41,7 @@ class Round:
 
     rows: Tensor
     steps: Tensor
-    clocks: Clocks
+    clocks: Ringing
     shaped: bool
 
 
@@ -69,7 +69,7 @@ def rounds(rings: Tensor, shaped_steps: Sequence[int]) -> Iterator[Round]:
     shaped = np.bincount(rank, np.isin(visit_step, np.asarray(shaped_steps))) > 0
     parts = zip(visits.split(sizes.tolist(), 1), clocks.split(ringing.tolist(), 1), shaped.tolist(), strict=True)
     for (rows, at), (owner, positions), some in parts:
-        yield Round(rows, at, Clocks(rings[rows, at], owner, positions), some)
+        yield Round(rows, at, Ringing(rings[rows, at], owner, positions), some)
 
 
 def places(mask: Tensor, count: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdfm.pipeline.flow.visits import Clocks, places, rounds
+from tsdfm.pipeline.flow.rings.visits import Ringing, places, rounds
 
 
 def check(rings, shaped_steps):
@@ -19,7 +19,7 @@ def check(rings, shaped_steps):
         assert list(zip(each.rows.tolist(), each.steps.tolist(), strict=True)) == expected
         ringing = torch.stack([rings[b, s] for b, s in expected])
         assert torch.equal(each.clocks.rings, ringing)
-        naive = Clocks.of(ringing)
+        naive = Ringing.of(ringing)
         assert torch.equal(each.clocks.owner, naive.owner)
         assert torch.equal(each.clocks.positions, naive.positions)
         assert each.clocks.owner.dtype == each.clocks.positions.dtype == each.rows.dtype == torch.int64
