@@ -5,6 +5,8 @@ The architecture is that of Peebles & Xie (2023, arXiv 2212.09748) as used for t
 compute logits for the rows they need, never for all of [B, L, V].
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -178,9 +180,9 @@ class Trunk(nn.Module):
         return modulate(self.norm_final(x), shift, scale)
 
 
-def trunk_of(config: DenoiserConfig) -> Trunk | MaskedTrunk:
-    """The trunk of a config: our own, or that of a masked language model."""
-    return Trunk(config) if config.masked_lm is None else MaskedTrunk(config, config.masked_lm)
+def trunk_of(config: DenoiserConfig) -> Trunk:
+    """The trunk of a config: our own; or, in its place, that of a masked language model, of which only the call is alike."""
+    return Trunk(config) if config.masked_lm is None else cast(Trunk, MaskedTrunk(config, config.masked_lm))
 
 
 class Denoiser(nn.Module):

@@ -83,4 +83,5 @@ def without_head(model: Any) -> nn.Linear:
                 setattr(module, name, nn.Identity())
                 if getattr(module, "bias", None) is not None:  # BERT's family keeps the head's bias here, too
                     module.bias = None
-    return head
+    found: nn.Linear = head
+    return found

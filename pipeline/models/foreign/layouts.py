@@ -27,7 +27,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tsdfm.pipeline.models.denoiser import Denoiser, Trunk
+from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.foreign.weights import Weights
 from tsdfm.pipeline.models.layers import FREQUENCIES, sinusoids
 from tsdfm.schemas.base import InputError
@@ -142,7 +142,7 @@ def without_padding(weights: Weights, layout: Layout, rows: int) -> Weights:
 
 def without_time(network: Denoiser) -> None:
     """Fix what the network is told of time at sigma = 0, in place (module docstring)."""
-    first = cast(nn.Linear, cast(Trunk, network.trunk).time_embedding.mlp[0])
+    first = cast(nn.Linear, network.trunk.time_embedding.mlp[0])
     constant = first.weight.double() @ sinusoids(torch.zeros(1))[0].double() + first.bias.double()
     with torch.no_grad():
         first.bias.copy_(constant)

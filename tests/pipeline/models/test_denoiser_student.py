@@ -10,8 +10,9 @@ import tsdfm.kernels.linear as kernel
 from tests.support import LENGTH, make_dataset, scatter_weights
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models import folder as checkpoint
-from tsdfm.pipeline.models.denoiser import Denoiser, StepEmbedding
+from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import embedded, load, load_denoiser
+from tsdfm.pipeline.models.layers import StepEmbedding
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.model import DenoiserConfig

@@ -1,18 +1,22 @@
 """Masked language models of transformers as teachers: their own logits, students that begin as they are, refusals in one line."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tests.foreign import bert_like, masked_lm
-from tests.support import assert_refused, present
+from tests.support import make_dataset
 from tsdfm.pipeline.models import folder as checkpoint
 from tsdfm.pipeline.models.computing import compute_in
 from tsdfm.pipeline.models.foreign.importer import import_teacher
+from tsdfm.pipeline.models.layers import StepEmbedding
 from tsdfm.pipeline.models.student import student_of
+from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.import_teacher import ImportConfig
 
 IDS = 57
@@ -52,7 +56,9 @@ def test_a_student_begins_as_its_teacher_and_learns_its_step(tmp_path):
     masked_lm(tmp_path, "Bert")
     teacher = bring(tmp_path).network
     student, dt = student_of(teacher).eval(), torch.full((3,), 0.25)
-    last = present(student.trunk.step_embedding).mlp[2]
+    step = student.trunk.step_embedding
+    assert isinstance(step, StepEmbedding)
+    last = step.mlp[2]
     torch.testing.assert_close(student(TOKENS, T, dt), teacher(TOKENS, T), rtol=0, atol=0)
     student(TOKENS, T, dt).square().mean().backward()
     assert all(parameter.grad is not None for parameter in last.parameters())
@@ -72,21 +78,23 @@ def test_it_computes_in_bfloat16(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["Bert", "ModernBert"])
-def test_from_import_to_evaluation(tmp_path, kind, cli):
+def test_from_import_to_evaluation(tmp_path, kind, cli, tiny_models):
     masked_lm(tmp_path / "source", kind)
-    run = [("import-teacher", tmp_path / "source", "--length", 12, "--out", tmp_path / "teacher"),
-           ("generate", "--teacher", tmp_path / "teacher", "--compass", "denoiser", "--out", tmp_path / "data", "--trajectories", 8,
-            "--steps", 4, "--set", "shaping.candidates=2"),
-           ("verify", tmp_path / "data"),
-           ("distill", "--data", tmp_path / "data", "--out", tmp_path / "student", "--updates", 2, "--set", "optim.batch_size=4"),
-           ("evaluate", "--model", tmp_path / "student", "--model", tmp_path / "teacher", "--steps", 2, "-n", 2, "--no-reference")]
-    for command in run:
-        done = cli(*command)
-        assert done.code == 0, done.stderr
-    student = checkpoint.load_model(str(tmp_path / "student")).network
-    assert (student.config.step_size, student.config.conditioning) == (True, "none")
-    assert_refused(cli("distill", "--data", tmp_path / "data", "--out", tmp_path / "smaller", "--init-blocks", 1), "init_blocks")
-    assert_refused(cli("generate", "--teacher", tmp_path / "teacher", "--length", 13, "--out", tmp_path / "other"), "longer than")
+    teacher, data, student = (tmp_path / name for name in ("teacher", "data", "student"))
+    done = cli("import-teacher", tmp_path / "source", "--length", 12, "--out", teacher)
+    assert done.code == 0, done.stderr
+    made: dict[str, Any] = {"teacher": str(teacher), "compass": "denoiser", "trajectories": 8, "rollout": {"steps": 4}}
+    make_dataset(data, tiny_models, **made)
+    config = DistillConfig(data=DataConfig(paths=[str(data)]), optim=DistillOptim(steps=2, batch_size=4))
+    distill(config, student)
+    done = cli("evaluate", "--model", student, "--model", teacher, "--steps", 2, "-n", 2, "--no-reference")
+    assert done.code == 0, done.stderr
+    learnt = checkpoint.load_model(str(student)).network.config
+    assert (learnt.step_size, learnt.conditioning, learnt.length) == (True, "none", 12)
+    with pytest.raises(InputError, match="init_blocks"):
+        distill(config.model_copy(update={"init_blocks": 1}), tmp_path / "smaller")
+    with pytest.raises(InputError, match="longer than the teacher's 12"):
+        make_dataset(tmp_path / "longer", tiny_models, **made | {"rollout": {"steps": 4, "length": 13}})
 
 
 def changed(folder, **facts):

@@ -6,7 +6,9 @@ from tests.loopback_hub import folder_files
 from tests.support import make_dataset
 from tsdfm.pipeline.models.folder import load, load_model
 from tsdfm.pipeline.storage.hub_models import hub_model, located, pinned
+from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 
 
 @pytest.fixture
@@ -80,9 +82,8 @@ def test_every_place_that_names_a_model_takes_one_of_the_hub(repo, hub, tiny_mod
     assert manifest.identity.teacher.fingerprint == load(tiny_models.mask).fingerprint
     done = cli("sample", "--model", "hub:team/teacher", "--steps", 2, "-n", 1, "--json")
     assert done.code == 0, done.stderr
-    done = cli("distill", "--data", tmp_path / "out", "--init", "hub:team/teacher", "--out", tmp_path / "student", "--updates", 1,
-               "--set", "optim.batch_size=2", "--json")
-    assert done.code == 0, done.stderr
+    distill(DistillConfig(data=DataConfig(paths=[str(tmp_path / "out")]), init="hub:team/teacher",
+                          optim=DistillOptim(steps=1, batch_size=2)), tmp_path / "student")
     assert f'"hub:team/teacher@{repo.head}"' in (tmp_path / "student" / "training.json").read_text()
     done = cli("evaluate", "--model", "hub:team/teacher", "--evaluator", "hub:team/compass", "--steps", 2, "-n", 2, "--no-reference",
                "--json")
