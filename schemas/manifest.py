@@ -59,6 +59,17 @@ class Identity(Frozen):
     compass: CompassFacts | None
     tokenizer: Sha256
     device: DeviceKind
+    shards_per_file: int | None = Field(None, ge=1, description=(
+        "units of work of `shard_size` trajectories in one file; absent where files are one unit, and one row group, each"))
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name != "shards_per_file" or value is not None}
+
+    @property
+    def trajectories_per_file(self) -> int:
+        """Trajectory ids of every file but the last, which may hold fewer."""
+        return self.shard_size * (self.shards_per_file or 1)
 
     @property
     def arms(self) -> tuple[Arm, ...]:
@@ -118,9 +129,10 @@ class DatasetManifest(Frozen):
     def _adds_up(self) -> "DatasetManifest":
         if len({shard.path for shard in self.shards}) != len(self.shards):
             raise ValueError("shards: a path occurs twice; each shard is one file")
-        if len(self.shards) != -(-self.identity.trajectories // self.identity.shard_size):
+        per_file = self.identity.trajectories_per_file
+        if len(self.shards) != -(-self.identity.trajectories // per_file):
             raise ValueError(f"shards: {len(self.shards)} are not those of {self.identity.trajectories} trajectories, "
-                             f"{self.identity.shard_size} in each")
+                             f"{per_file} in each")
         if sum(shard.bytes for shard in self.shards) != self.totals.bytes:
             raise ValueError("totals.bytes is not the sum of the shards' bytes")
         if sum(shard.rows for shard in self.shards) != self.totals.rows:

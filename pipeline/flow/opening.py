@@ -152,5 +152,5 @@ def identity_of(config: GenerateConfig, models: Models, device: torch.device) ->
             fingerprint=opened.fingerprint, source=teacher.source, vocab_size=teacher.vocab_size,
             mask_id=teacher.mask_id, kappa_exponent=teacher.kappa_exponent),
         compass=models.compass_facts, tokenizer=opened.vocabulary.fingerprint,
-        device="cuda" if device.type == "cuda" else "cpu",
+        device="cuda" if device.type == "cuda" else "cpu", shards_per_file=config.shards_per_file,
     )

@@ -38,7 +38,7 @@ from tsdfm.schemas.publish import PublishConfig, Receipt
 from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.words import count
 
-_OWNED = re.compile(r"(data|arms)/[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
+_OWNED = re.compile(r"(data|arms)/([0-9]+/)?[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
 
 
 def publish_dataset(store: Store, config: PublishConfig, progress: Progress = unheard) -> Receipt:
@@ -66,7 +66,7 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
             part = table.filter(pc.equal(table.column("arm"), arm))
             energies[arm].append(_final_energies(part))
             if _copies_arms(identity, config):
-                upload.add(_arm_path(record.path, arm), shards.encode(part, digest(identity)))
+                upload.add(_arm_path(record.path, arm), _encoded(part, identity))
         progress("uploading", done + 1, len(manifest.shards))
     plot = _plot({arm: np.concatenate(parts) for arm, parts in energies.items()})
     card = published_card(manifest, summary, _splits(identity, config), config)
@@ -103,6 +103,14 @@ def _splits(identity: Identity, config: PublishConfig) -> dict[Arm, str]:
 def _arm_path(path: str, arm: str) -> str:
     """data/train-X.parquet -> arms/ARM-X.parquet."""
     return f"arms/{arm}{path.removeprefix('data/train')}"
+
+
+def _encoded(part: pa.Table, identity: Identity) -> bytes:
+    """The rows of one arm as a file of their own, in the manner of the dataset's."""
+    if identity.shards_per_file is None:
+        return shards.encode(part, digest(identity))
+    units = (part.slice(first, identity.shard_size) for first in range(0, part.num_rows, identity.shard_size))
+    return shards.encode_units(units, digest(identity), 1)
 
 
 def _final_energies(table: pa.Table) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from tsdfm.pipeline.storage.atomic import sync_folder, write_atomic
@@ -20,7 +21,7 @@ from tsdfm.pipeline.storage.locks import flock
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.progress import Progress, unheard
-from tsdfm.schemas.regular import read_regular
+from tsdfm.schemas.regular import open_regular, read_regular
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or none that this user may have
 
@@ -36,6 +37,18 @@ class Store(ABC):
     @abstractmethod
     def read(self, path: str) -> bytes | None:
         """The file's bytes, or None if there is no such file. Raises WorkError if it is there and can't be read."""
+
+    def open(self, path: str) -> pa.NativeFile | None:
+        """The file to read from, wherever in it, or None if there is no such file. Raises as `read`."""
+        data = self.read(path)
+        return None if data is None else pa.BufferReader(data)
+
+    def stamp(self, path: str) -> str | None:
+        """What changes whenever a file is written: its size, and when it was, or its etag. None: nothing known.
+
+        Costs no reading of the file. Equal stamps mean the same file, different ones nothing.
+        """
+        return None
 
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
@@ -99,6 +112,21 @@ class LocalStore(Store):
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 
+    def open(self, path: str) -> pa.NativeFile | None:
+        """See `Store.open`."""
+        with explained("read it", f"{self.uri}/{path}"):
+            try:
+                return pa.PythonFile(open_regular(self._at(path)), mode="r")
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+
+    def stamp(self, path: str) -> str | None:
+        """See `Store.stamp`."""
+        with contextlib.suppress(OSError):
+            found = self._at(path).stat()
+            return f"{found.st_size} {found.st_mtime_ns}"
+        return None
+
     def write(self, path: str, data: bytes) -> None:
         """See `Store.write`."""
         with explained("write there", f"{self.uri}/{path}"):
@@ -145,7 +173,7 @@ class LocalStore(Store):
             held = contextlib.ExitStack()
             held.enter_context(flock(self.local, self.uri))
         with held:
-            for folder in (self.local, self.local / "data"):
+            for folder in (self.local, self.local / "data", *self.local.glob("data/*/"), *self.local.glob(".parts/*/")):
                 for leftover in folder.glob(".*.tmp"):
                     leftover.unlink(missing_ok=True)
             yield _still_owned
@@ -171,6 +199,26 @@ class UriStore(Store):
                     return bytes(stream.read())
             except (FileNotFoundError, IsADirectoryError):
                 return None
+
+    def open(self, path: str) -> pa.NativeFile | None:
+        """See `Store.open`."""
+        with explained("read it", f"{self.uri}/{path}"):
+            try:
+                return self.filesystem.open_input_file(self._full(path))
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+
+    def stamp(self, path: str) -> str | None:
+        """See `Store.stamp`."""
+        with explained("read it", f"{self.uri}/{path}"):
+            if self._fsspec is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    info = self._fsspec.info(self._full(path))
+                    tag = info.get("ETag") or info.get("etag") or info.get("mtime")
+                    return f"{info['size']} {tag}" if tag else None
+                return None
+            found = self.filesystem.get_file_info(self._full(path))
+            return f"{found.size} {found.mtime_ns}" if found.mtime_ns else None
 
     def write(self, path: str, data: bytes) -> None:
         """See `Store.write`."""
