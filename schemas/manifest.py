@@ -11,6 +11,7 @@ from tsdfm.schemas.terms import Arm, Arms, CompassKind, DeviceKind, Source
 from tsdfm.schemas.trajectory import Grid
 
 FORMAT_VERSION: Literal[1] = 1
+FILES_A_FOLDER = 10_000
 
 
 class ShardRecord(Frozen):
@@ -72,6 +73,16 @@ class Identity(Frozen):
         return self.shard_size * (self.shards_per_file or 1)
 
     @property
+    def files(self) -> int:
+        """How many files the rows are in."""
+        return -(-self.trajectories // self.trajectories_per_file)
+
+    @property
+    def foldered(self) -> bool:
+        """Whether the files lie in folders of FILES_A_FOLDER each, data/000 and on, for they are more."""
+        return self.shards_per_file is not None and self.files > FILES_A_FOLDER
+
+    @property
     def arms(self) -> tuple[Arm, ...]:
         """The arms of each trajectory id, in the order of their rows."""
         return ("shaped", "blind") if self.arm == "both" else (self.arm,)
@@ -129,10 +140,9 @@ class DatasetManifest(Frozen):
     def _adds_up(self) -> "DatasetManifest":
         if len({shard.path for shard in self.shards}) != len(self.shards):
             raise ValueError("shards: a path occurs twice; each shard is one file")
-        per_file = self.identity.trajectories_per_file
-        if len(self.shards) != -(-self.identity.trajectories // per_file):
+        if len(self.shards) != self.identity.files:
             raise ValueError(f"shards: {len(self.shards)} are not those of {self.identity.trajectories} trajectories, "
-                             f"{per_file} in each")
+                             f"{self.identity.trajectories_per_file} in each")
         if sum(shard.bytes for shard in self.shards) != self.totals.bytes:
             raise ValueError("totals.bytes is not the sum of the shards' bytes")
         if sum(shard.rows for shard in self.shards) != self.totals.rows:

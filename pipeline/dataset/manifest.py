@@ -9,7 +9,6 @@ file are (see `parts`).
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +26,10 @@ from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
-from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
+from tsdfm.schemas.manifest import FILES_A_FOLDER, DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
 RECEIPTS = ".receipts"  # folder of what is known of finished shards until the manifest is
-FILES_A_FOLDER = 10_000
 HASHED_AT_ONCE = 1 << 20  # bytes of a file that are held while it is hashed
 LIBRARIES = ("tsdfm-pipeline", "torch", "pyarrow", "tokenizers", "ray")
 
@@ -47,16 +45,14 @@ class ShardPlan:
 
 def plan(identity: Identity) -> list[ShardPlan]:
     """All files of a dataset, in order; the last may be short. Of more than FILES_A_FOLDER, so many lie in a folder."""
-    return [file_at(identity, index) for index in range(math.ceil(identity.trajectories / identity.trajectories_per_file))]
+    return [file_at(identity, index) for index in range(identity.files)]
 
 
 def file_at(identity: Identity, index: int) -> ShardPlan:
     """One file of `plan`."""
     size = identity.trajectories_per_file
-    count = math.ceil(identity.trajectories / size)
-    foldered = identity.shards_per_file is not None and count > FILES_A_FOLDER
-    folder = f"data/{index // FILES_A_FOLDER:03d}" if foldered else "data"
-    return ShardPlan(f"{folder}/train-{index:05d}-of-{count:05d}.parquet", index * size,
+    folder = f"data/{index // FILES_A_FOLDER:03d}" if identity.foldered else "data"
+    return ShardPlan(f"{folder}/train-{index:05d}-of-{identity.files:05d}.parquet", index * size,
                      min((index + 1) * size, identity.trajectories))
 
 

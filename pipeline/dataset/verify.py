@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, read_front_matter
+from tsdfm.pipeline.dataset.card import default_config, read_front_matter
 from tsdfm.pipeline.dataset.files.check import RowFault, check_groups
 from tsdfm.pipeline.dataset.growth import files_below
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, plan, read_manifest, read_vocabulary, sha256_of
@@ -144,5 +144,5 @@ def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[Datase
     card = store.read(CARD_FILE)
     if card is None:
         yield DatasetFault(CARD_FILE, None, "missing; run generate again to write it")
-    elif DEFAULT_CONFIG not in (read_front_matter(card.decode(errors="replace")).get("configs") or []):
+    elif default_config(manifest.identity) not in (read_front_matter(card.decode(errors="replace")).get("configs") or []):
         yield DatasetFault(CARD_FILE, None, "its YAML head was changed, so load_dataset may not find the shards")

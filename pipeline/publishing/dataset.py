@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tsdfm.pipeline.dataset import shards
+from tsdfm.pipeline.dataset.card import files_pattern
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, MANIFEST_FILE, digest, read_manifest, read_shard_bytes
 from tsdfm.pipeline.dataset.summary import summarise
 from tsdfm.pipeline.dataset.verify import verify
@@ -96,13 +97,13 @@ def _copies_arms(identity: Identity, config: PublishConfig) -> bool:
 def _splits(identity: Identity, config: PublishConfig) -> dict[Arm, str]:
     """Of config `arms`: each split and its files; {} if the arms share files."""
     if len(identity.arms) == 1:
-        return {identity.arms[0]: "data/train-*.parquet"}
-    return {arm: _arm_path("data/train-*.parquet", arm) for arm in identity.arms} if config.arm_splits else {}
+        return {identity.arms[0]: files_pattern(identity)}
+    return {arm: _arm_path(files_pattern(identity), arm) for arm in identity.arms} if config.arm_splits else {}
 
 
 def _arm_path(path: str, arm: str) -> str:
-    """data/train-X.parquet -> arms/ARM-X.parquet."""
-    return f"arms/{arm}{path.removeprefix('data/train')}"
+    """data/train-X.parquet -> arms/ARM-X.parquet, with the folder between, if there is one."""
+    return path.replace("data/", "arms/", 1).replace("train-", f"{arm}-", 1)
 
 
 def _encoded(part: pa.Table, identity: Identity) -> bytes:
