@@ -134,7 +134,7 @@ def finish_growth(store: Store) -> None:
         for path in paths:
             if path in waiting:
                 store.move(f"{GROWING}/{path}", path)
-        for path in sorted(files_below(store, "data") - set(paths)):
+        for path in sorted(store.below("data") - set(paths)):
             store.remove(path)
         for file in (TOKENIZER_FILE, CARD_FILE):
             written = store.read(f"{GROWING}/{file}")
@@ -148,14 +148,5 @@ def finish_growth(store: Store) -> None:
 def remove_growth(store: Store) -> None:
     """Remove what a growth has written so far, its manifest last."""
     manifest = f"{GROWING}/{MANIFEST_FILE}"
-    for path in sorted(files_below(store, GROWING), key=lambda path: (path == manifest, path)):
+    for path in sorted(store.below(GROWING), key=lambda path: (path == manifest, path)):
         store.remove(path)
-
-
-def files_below(store: Store, folder: str) -> set[str]:
-    """The paths of all files in a folder and those in it. Files of a dataset have an ending, folders have none."""
-    found = set()
-    for name in store.names(folder):
-        path = f"{folder}/{name}"
-        found |= {path} if "." in name.lstrip(".") else files_below(store, path)
-    return found

@@ -31,6 +31,7 @@ from tsdfm.schemas.manifest import FILES_A_FOLDER, DatasetManifest, FormerDatase
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
 RECEIPTS = ".receipts"  # folder of what is known of finished shards until the manifest is
 HASHED_AT_ONCE = 1 << 20  # bytes of a file that are held while it is hashed
+PARTS = ".parts"  # folder of units of work that wait for the others of their file
 LIBRARIES = ("tsdfm-pipeline", "torch", "pyarrow", "tokenizers", "ray")
 
 
@@ -220,9 +221,8 @@ def commit(
     store.write(CARD_FILE, dataset_card(manifest).encode())
     store.write(MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
     store.remove(RUN_FILE)
-    for folder in folders(receipt_path(record.path) for record in records):
-        for name in store.names(folder):
-            store.remove(f"{folder}/{name}")
+    for path in sorted(store.below(PARTS) | store.below(RECEIPTS)):
+        store.remove(path)
     return manifest
 
 

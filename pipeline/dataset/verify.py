@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from tsdfm.pipeline.dataset.card import default_config, read_front_matter
 from tsdfm.pipeline.dataset.files.check import RowFault, check_groups
-from tsdfm.pipeline.dataset.growth import files_below
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, plan, read_manifest, read_vocabulary, sha256_of
 from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.open_store import open_store
@@ -139,7 +138,7 @@ def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[Datase
     for record in manifest.shards:
         if record.path not in planned:
             yield DatasetFault("manifest.json", None, f"shard {record.path} is not in the plan of its config")
-    for path in sorted(files_below(store, "data") - planned):
+    for path in sorted(store.below("data") - planned):
         yield DatasetFault(path, None, "not part of the dataset; remove it")
     card = store.read(CARD_FILE)
     if card is None:

@@ -82,6 +82,18 @@ class HubStore(Store):
             except EntryNotFoundError:
                 return []
 
+    def below(self, folder: str) -> set[str]:
+        """See `Store.below`."""
+        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.hf_api import RepoFile
+
+        with explained(self.uri, _THEN):
+            try:
+                tree = client().list_repo_tree(self.repo, folder, recursive=True, revision=self.commit, repo_type="dataset")
+                return {entry.path for entry in tree if isinstance(entry, RepoFile)}
+            except EntryNotFoundError:
+                return set()
+
     def write(self, path: str, data: bytes) -> NoReturn:
         """Raises InputError, always: a dataset on the Hub is only read here; `publish` writes one."""
         self._refuse()

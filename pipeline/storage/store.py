@@ -63,6 +63,10 @@ class Store(ABC):
         """Names of the files and folders directly in `folder`, sorted; [] if it does not exist."""
 
     @abstractmethod
+    def below(self, folder: str) -> set[str]:
+        """The paths of all files in `folder` and in the folders of it; none if it does not exist."""
+
+    @abstractmethod
     def move(self, source: str, target: str) -> None:
         """Give a file another path; what is there is replaced. Raises InputError or WorkError."""
 
@@ -153,6 +157,11 @@ class LocalStore(Store):
             except FileNotFoundError:
                 return []
 
+    def below(self, folder: str) -> set[str]:
+        """See `Store.below`."""
+        with explained("list it", f"{self.uri}/{folder}"):
+            return {path.relative_to(self.local).as_posix() for path in self._at(folder).rglob("*") if not path.is_dir()}
+
     def move(self, source: str, target: str) -> None:
         """See `Store.move`."""
         with explained("write there", f"{self.uri}/{target}"):
@@ -239,6 +248,16 @@ class UriStore(Store):
                 self._fsspec.invalidate_cache()  # what others wrote counts
             selector = pafs.FileSelector(self._full(folder), allow_not_found=True)
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def below(self, folder: str) -> set[str]:
+        """See `Store.below`."""
+        with explained("list it", f"{self.uri}/{folder}"):
+            if self._fsspec is not None:
+                self._fsspec.invalidate_cache()
+            selector = pafs.FileSelector(self._full(folder), allow_not_found=True, recursive=True)
+            found = [info.path for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+            start = len(self._full(folder))
+            return {f"{folder}/{path[start:].lstrip('/')}" for path in found}
 
     def modified(self, path: str) -> float | None:
         """When a file was written, in seconds of the store's own clock; None if there is no such file or no such clock."""

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.manifest import (
+    PARTS,
     RECEIPTS,
     Finished,
     ShardPlan,
@@ -27,8 +28,6 @@ from tsdfm.pipeline.dataset.manifest import (
 )
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.manifest import Identity, ShardRecord
-
-PARTS = ".parts"
 
 
 def units_of(identity: Identity, item: ShardPlan) -> list[ShardPlan]:
