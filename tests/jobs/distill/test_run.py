@@ -427,7 +427,6 @@ def test_every_process_reads_the_commit_that_the_driver_found(tmp_path, data, mo
     commit = "3" * 40
     monkeypatch.setattr(HubStore, "_pin", lambda self, revision: commit)
     monkeypatch.setattr(HubStore, "read", lambda self, path: open_store(str(data["mask"])).read(path))
-    monkeypatch.setattr(HubStore, "open", lambda self, path: open_store(str(data["mask"])).open(path))
     seen: list[DistillConfig] = []
 
     def stop(group, line):
