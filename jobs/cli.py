@@ -1,15 +1,17 @@
 """The command line: a table of commands, none of which is imported before it is asked for, and what exit codes mean."""
 
 import importlib
+import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from typing import Any
 
 import click
 
-from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.console import LEVELS, logged, say, set_log_level
 from tsdfm.jobs.shell.interrupts import Interrupted
 from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt, settled, waiting
 from tsdfm.schemas.base import InputError, WorkError, first_line
@@ -44,6 +46,17 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 PLACES = {name: place for group in COMMANDS.values() for name, (place, _) in group.items()}
 
 
+def _heard(context: click.Context, parameter: click.Parameter, level: str | None) -> None:
+    if level is not None:
+        set_log_level(level)
+
+
+LOG_LEVEL = click.Option(["--log-level"], type=click.Choice(list(LEVELS)), expose_value=False, is_eager=True, callback=_heard,
+                         help=(
+    "What is written to standard error: 'error' the line that ends a run, 'warning' what may be amiss as well, 'info' also "
+    "progress and remarks, 'debug' also what libraries tell, and the traceback of an error.  [default: info]"))
+
+
 class Commands(click.Group):
     """A group of the commands in COMMANDS, each of which is imported only when it runs."""
 
@@ -57,6 +70,8 @@ class Commands(click.Group):
             return None
         module, _, attribute = PLACES[name].partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
+        if LOG_LEVEL not in command.params:  # it is taken before and after the name of a command
+            command.params.append(LOG_LEVEL)
         return command
 
     def invoke(self, context: click.Context) -> Any:
@@ -77,7 +92,8 @@ class Commands(click.Group):
                 formatter.write_dl([(name, short) for name, (_, short) in commands.items()])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True, epilog=(
+@click.group(cls=Commands, params=[LOG_LEVEL], context_settings={"help_option_names": ["-h", "--help"]},
+             invoke_without_command=True, epilog=(
     "Exit codes: 0 done; 1 the work or the data is at fault (what is finished is kept); 2 the input is wrong, in one line that "
     "says what, where and how to mend it; 130 interrupted. `COMMAND --help` tells a command's options."))
 @click.version_option(package_name="tsdfm-pipeline")
@@ -96,7 +112,8 @@ def main() -> None:
     threads, threading.excepthook = threading.excepthook, _thread_fault
     former = {number: signal.signal(number, interrupt) for number in STOPPING}
     try:
-        _run()
+        with logged():
+            _run()
     finally:
         settled()
         threading.excepthook = threads
@@ -115,13 +132,14 @@ def _run() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        say("".join(traceback.format_exception(error)).rstrip(), logging.DEBUG)
         _fail(*((INTERRUPTED, CODE) if waiting() else _told(error)))
 
 
 def _thread_fault(fault: threading.ExceptHookArgs) -> None:
     """Say in one line what ended a thread of a library, the writer of a log say; what depends on it finds out by itself."""
     if isinstance(fault.exc_value, Exception):
-        say(f"Warning: in the background: {_told(fault.exc_value)[0]}")
+        say(f"Warning: in the background: {_told(fault.exc_value)[0]}", logging.WARNING)
 
 
 def _told(error: Exception) -> tuple[str, int]:
@@ -142,5 +160,5 @@ def _told(error: Exception) -> tuple[str, int]:
 
 
 def _fail(message: str, code: int) -> None:
-    say(f"Error: {message}")
+    say(f"Error: {message}", logging.ERROR)
     sys.exit(code)

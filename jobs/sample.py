@@ -2,7 +2,7 @@
 
 import click
 
-from tsdfm.jobs.shell.console import CONTROLS
+from tsdfm.jobs.shell.console import CONTROLS, say_if_slow
 from tsdfm.jobs.shell.flags import config_command, flags_of
 from tsdfm.schemas.reports import SampleReport
 from tsdfm.schemas.sample import SampleConfig
@@ -26,5 +26,6 @@ def sample_command(config: SampleConfig) -> SampleReport:
 
     from tsdfm.pipeline.evaluation.samples import sample
 
+    say_if_slow(config.rollout.dtype, torch.cuda.is_available())
     torch.set_num_threads(config.rollout.threads)
     return SampleReport(model=config.model, texts=sample(config))

@@ -50,6 +50,6 @@ def _mapper(address: str) -> AbstractContextManager[Mapper]:
     """Who checks the files. Ray is imported only where a cluster is named."""
     if address == "local":
         return nullcontext(in_order)
-    from tsdfm.jobs.shell.spread import mapper_at
+    from tsdfm.jobs.shell.tasks.mapper import mapper_at
 
     return mapper_at(address)

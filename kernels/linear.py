@@ -61,6 +61,13 @@ class _OneDnnLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         # flat: [rows, V] and [rows, D]
         flat, rows = grad_out.flatten(0, -2), x.flatten(0, -2)
-        grad_x = _product(flat, weight.t().contiguous(), None).view_as(x) if ctx.needs_input_grad[0] else None
-        grad_weight = _product(flat.t().contiguous(), rows.t().contiguous(), None) if ctx.needs_input_grad[1] else None
+        grad_x = _product(flat, weight.t(), None).view_as(x) if ctx.needs_input_grad[0] else None
+        grad_weight = _outer(flat, rows) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight, flat.sum(0) if ctx.needs_input_grad[2] else None
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """left^T @ right: [R, a] and [R, b] -> [a, b]. Of two transposed factors oneDNN copies the first: here, the smaller."""
+    if left.shape[1] <= right.shape[1]:
+        return _product(left.t(), right.t(), None)
+    return _product(right.t(), left.t(), None).t()

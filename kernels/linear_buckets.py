@@ -17,7 +17,9 @@ The gradient recomputes the logits a block at a time. With grad_chosen and grad_
 Operations: 2 N D V forward, 6 N D V backward. Bytes, for s bytes an element: s (V D + N D) forward; thrice that and the blocks
 of G backward. Held at any moment: one block of `BLOCK_ELEMENTS` logits (CPU) or of G (`linear_buckets_triton.HELD_ELEMENTS`).
 On a CPU a block is up to `BLOCK_ROWS` rows by as many tokens as fit: the weight is then read once per `BLOCK_ROWS` rows, and
-logits stay in cache between the product and the sum (tests/benchmarks/logprob.py). On a GPU: see `linear_buckets_triton`.
+logits stay in cache between the product and the sum (tests/benchmarks/logprob.py). With T threads and 128 T rows or more, each
+thread takes rows of its own through the whole vocabulary, and they wait for each other once (see `alone`); blocks are then
+1024 / T rows high, but 128 at least, so that beyond 8 threads T / 8 blocks are held. On a GPU: see `linear_buckets_triton`.
 """
 
 from collections.abc import Iterator
@@ -28,12 +30,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tsdfm.kernels.alone import each_alone
 from tsdfm.kernels.buckets import Buckets, RowGradients
 from tsdfm.kernels.dispatch import accumulator, backend, check_head
 from tsdfm.kernels.linear import linear
 
 BLOCK_ELEMENTS = 1 << 19  # 2 MiB of float32
 BLOCK_ROWS = 1024
+SHARE_ROWS = 128  # at least, of a thread that takes rows of its own: each packs the weights for itself
 BLOCK_TOKENS = 2048  # at most: the product packs the block's weights anew, 6 MiB at D = 768
 
 
@@ -142,26 +146,44 @@ class _Function(torch.autograd.Function):
 
 
 def _buckets_of(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Buckets:
-    """The buckets of all rows, on a CPU: an online log-sum-exp over blocks of the vocabulary."""
-    kind = accumulator(hidden)
-    out = Buckets(hidden.new_empty(ids.shape, dtype=kind), hidden.new_empty(len(hidden), dtype=torch.float64))
+    """The buckets of all rows, on a CPU; with several threads, each takes rows of its own."""
+    out = Buckets(hidden.new_empty(ids.shape, dtype=accumulator(hidden)), hidden.new_empty(len(hidden), dtype=torch.float64))
     step, width = _rows_and_tokens(len(hidden))
-    for rows in _slices(len(hidden), step):
-        # peak, mass: [r, 1]
-        peak = hidden.new_full((len(hidden[rows]), 1), -torch.inf, dtype=kind)
-        mass = torch.zeros_like(peak)
-        for tokens in _slices(len(weight), width):
-            logits = _logits(hidden[rows], weight[tokens], None if bias is None else bias[tokens])
-            row, which, place = _inside(ids[rows] - tokens.start, logits.shape[1])
-            out.chosen[rows][row, which] = logits[row, place]
-            logits[row, place] = -torch.inf
-            new = torch.maximum(peak, logits.amax(-1, keepdim=True))
-            # Shifted by the maximum before anything is subtracted: logits of 1e4 keep their last bits.
-            shift = new.masked_fill(new == -torch.inf, 0)
-            mass = mass * (peak - shift).exp() + logits.sub_(shift).exp_().sum(-1, keepdim=True)
-            peak = new
-        out.rest[rows] = (peak.double() + mass.double().log())[:, 0]
+    shares = list(_slices(len(hidden), _rows_of_a_share(len(hidden), torch.get_num_threads()) or step))
+    found = each_alone(lambda rows: _buckets_of_rows(hidden[rows], weight, bias, ids[rows], width), shares)
+    for rows, buckets in zip(shares, found, strict=True):
+        out.chosen[rows], out.rest[rows] = buckets
     return out
+
+
+def _rows_of_a_share(rows: int, threads: int) -> int | None:
+    """How many rows a thread takes at a time, so that the blocks of all of them make one of `BLOCK_ELEMENTS`, or nearly.
+
+    None where rows are so few that each product would better be shared among the threads.
+    """
+    if threads == 1 or rows < threads * SHARE_ROWS:
+        return None
+    return max(SHARE_ROWS, min(BLOCK_ROWS // threads, -(-rows // threads)))
+
+
+def _buckets_of_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, width: int) -> Buckets:
+    """The buckets of a block of rows: an online log-sum-exp over blocks of `width` tokens."""
+    kind = accumulator(hidden)
+    chosen = hidden.new_empty(ids.shape, dtype=kind)
+    # peak, mass: [r, 1]
+    peak = hidden.new_full((len(hidden), 1), -torch.inf, dtype=kind)
+    mass = torch.zeros_like(peak)
+    for tokens in _slices(len(weight), width):
+        logits = _logits(hidden, weight[tokens], None if bias is None else bias[tokens])
+        row, which, place = _inside(ids - tokens.start, logits.shape[1])
+        chosen[row, which] = logits[row, place]
+        logits[row, place] = -torch.inf
+        new = torch.maximum(peak, logits.amax(-1, keepdim=True))
+        # Shifted by the maximum before anything is subtracted: logits of 1e4 keep their last bits.
+        shift = new.masked_fill(new == -torch.inf, 0)
+        mass = mass * (peak - shift).exp() + logits.sub_(shift).exp_().sum(-1, keepdim=True)
+        peak = new
+    return Buckets(chosen, (peak.double() + mass.double().log())[:, 0])
 
 
 def _gradient_block(hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: RowGradients) -> Tensor:
@@ -180,7 +202,7 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """left [a, b] @ right [b, c], accumulated in at least float32."""
-    return linear(left.contiguous(), right.to(left.dtype).T.contiguous())
+    return linear(left, right.to(left.dtype).T)
 
 
 def _inside(places: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,7 +68,9 @@ def normalised(buckets: Buckets, ids: Tensor) -> tuple[Tensor, Tensor]:
     return (chosen - total[:, None]).to(kind), (buckets.rest - total).to(kind)
 
 
-def summed_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, scored: Tensor) -> Tensor:
+def summed_nll(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, *, scored: Tensor, count: int | None = None
+) -> Tensor:
     """Negative log-likelihood of each of C candidates, summed over its scored positions; differentiable (once).
 
     Args:
@@ -78,6 +80,7 @@ def summed_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tens
         target: [C, T] int64 in [0, V).
         scored: [C, T] bool or float, the weight of each position; those of weight 0 are not computed, and their target may be
             anything.
+        count: how many weights are not 0; None: a GPU is waited for, to know it.
 
     Returns:
         [C] float32 (float64 for float64); nats. On a GPU without gradients, one launch from hidden to this.
@@ -87,8 +90,9 @@ def summed_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tens
     """
     if target.shape != hidden.shape[:2] or scored.shape != target.shape:
         raise ValueError(f"target {tuple(target.shape)} and scored {tuple(scored.shape)} must be {tuple(hidden.shape[:2])}")
-    picked = scored.flatten().nonzero()[:, 0]
-    ids, weights = target.flatten()[picked], scored.flatten()[picked].to(accumulator(hidden))
+    flat_scored = scored.flatten()
+    picked = (flat_scored.nonzero() if count is None else torch.nonzero_static(flat_scored, size=count))[:, 0]
+    ids, weights = target.flatten()[picked], flat_scored[picked].to(accumulator(hidden))
     flat = hidden.flatten(0, 1)
     if backend(hidden) == "triton" and not torch.is_grad_enabled():
         from tsdfm.kernels import linear_buckets_triton as fused

@@ -82,7 +82,8 @@ class DistillConfig(Divided):
 
     data: DataConfig = DataConfig()
     init: PathName | None = Field(None, description=(
-        "The weights to start from: 'embedded', 'embedded:uniform', or a folder; null: the teacher that the dataset names"))
+        "The weights to start from: 'embedded', 'embedded:uniform', a folder, or hub:USER/NAME[@REVISION]; null: the "
+        "teacher that the dataset names"))
     init_blocks: int | None = Field(None, ge=1, le=256, description=(
         "Start from only so many of those weights' blocks, evenly spaced: a smaller student; null: all of them"))
     objective: Objective = Field("event", description=(

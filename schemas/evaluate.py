@@ -2,11 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.paths import PathName
+from tsdfm.schemas.terms import Dtype
 
 
 def _several(value: Any) -> Any:
@@ -37,7 +46,8 @@ class EvaluateConfig(Frozen):
     out: PathName | None = Field(None, description=(
         "Folder that keeps samples, scores and results, from which a rerun goes on; null: nothing is kept"))
     model: Names = Field(("embedded",), description=(
-        "Model to sample: 'embedded', 'embedded:uniform', or the folder of a teacher or student; may be repeated"))
+        "Model to sample: 'embedded', 'embedded:uniform', the folder of a teacher or student, or hub:USER/NAME[@REVISION]; may "
+        "be repeated"))
     steps: Steps = Field((1, 2, 4, 8, 16), description="Step counts n: each model writes texts in each")
     evaluator: Names = Field(("embedded",), description=(
         "Judge, a language model that had no part in making the texts: 'embedded', a folder (of this project or of "
@@ -53,6 +63,15 @@ class EvaluateConfig(Frozen):
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: torch's own choice")
+    dtype: Dtype = Field("float32", description=(
+        "Numbers that the sampled models hold their weights in and compute with: 'bfloat16' is for GPUs, faster and coarser; "
+        "draws are float32 in either, and so are judges"))
+    compile: bool = Field(False, description=(
+        "Compile the sampled models' blocks (torch.compile): a slow start, other last bits"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, dtype="float32", compile=False)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":

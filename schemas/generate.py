@@ -1,10 +1,12 @@
 """The config of `tsdfm-pipeline generate`: what to roll out, how to shape it, and how to run it."""
 
-from pydantic import Field, model_validator
+from typing import Any
 
-from tsdfm.schemas.base import Frozen
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Arms, Form, Select, Solver, Source
+from tsdfm.schemas.terms import Arms, Clocks, Dtype, Form, Select, Solver, Source
 
 
 class RolloutConfig(Frozen):
@@ -19,12 +21,25 @@ class RolloutConfig(Frozen):
     solver: Solver = Field("euler", description=(
         "How the posterior of a step is computed: 'euler' takes it at the step's start, 'rk4' averages four stages, "
         "'rk4_chained' is the predecessor's variant of that"))
+    clocks: Clocks | None = Field(None, description=(
+        "Which positions are written together: 'independent' leaves it to chance; 'spaced' spreads them evenly over the text, "
+        "at no cost and with the same law for each position; 'even', of the uniform source only, also spreads the redrawing of "
+        "each position over the steps, which is not the path's law any more; null: what the model was trained for"))
     top_k: int = Field(0, ge=0, le=1024, description=(
         "Keep the model's k likeliest tokens and their log-probabilities with every jump; 0 keeps none"))
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all noise: the same seed gives the same texts")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts computed together; more need more memory")
     threads: int = Field(1, ge=1, le=1024, description=(
         "CPU threads of a worker; part of a dataset's identity, for they can move the last bits"))
+    dtype: Dtype = Field("float32", description=(
+        "Numbers that the networks hold their weights in and compute with: 'bfloat16' is for GPUs, faster and coarser; "
+        "log-probabilities, draws, energies and choices are float32 at least in either"))
+    compile: bool = Field(False, description=(
+        "Compile the model's blocks (torch.compile): a slow start, other last bits"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, dtype="float32", compile=False, clocks=None)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -66,13 +81,14 @@ class GenerateConfig(Frozen):
     out: PathName | None = Field(None, description="Folder of the dataset: a local path or a filesystem URI")
     trajectories: int = Field(256, ge=1, lt=2**31, description="How many trajectories to make: each is one text being written")
     teacher: PathName = Field("embedded", description=(
-        "The model that is rolled out: 'embedded' (a small one that ships with the package), 'embedded:uniform', or a folder"))
+        "The model that is rolled out: 'embedded' (a small one that ships with the package), 'embedded:uniform', a folder, "
+        "or hub:USER/NAME[@REVISION]"))
     source: Source | None = Field(None, description=(
         "What a text starts from: all [MASK] ('mask') or random tokens ('uniform'); chooses the embedded teacher, and must be "
         "any other's own; null: mask for 'embedded', else the teacher's own"))
     compass: PathName = Field("embedded", description=(
         "The model that scores candidate jumps: 'embedded', 'none', 'denoiser' (the teacher's own pseudo-likelihood), or the "
-        "folder of a compass or of any causal LM of the same vocabulary"))
+        "folder of a compass or of any causal LM of the same vocabulary, or hub:USER/NAME[@REVISION]"))
     arm: Arms = Field("shaped", description=(
         "Which trajectories to make: 'shaped' (the compass chooses), 'blind' (the teacher alone), or 'both', paired by "
         "their noise"))

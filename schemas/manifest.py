@@ -63,10 +63,6 @@ class Identity(Frozen):
     shards_per_file: int | None = Field(None, ge=1, description=(
         "units of work of `shard_size` trajectories in one file; absent where files are one unit, and one row group, each"))
 
-    @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if name != "shards_per_file" or value is not None}
-
     @property
     def trajectories_per_file(self) -> int:
         """Trajectory ids of every file but the last, which may hold fewer."""
@@ -81,6 +77,22 @@ class Identity(Frozen):
     def foldered(self) -> bool:
         """Whether the files lie in folders of FILES_A_FOLDER each, data/000 and on, for they are more."""
         return self.shards_per_file is not None and self.files > FILES_A_FOLDER
+
+    @field_validator("rollout")
+    @classmethod
+    def _clocks_are_known(cls, rollout: RolloutConfig) -> RolloutConfig:
+        """Of datasets that are older than the choice, clocks are independent."""
+        return rollout if rollout.clocks else rollout.model_copy(update={"clocks": "independent"})
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Independent clocks, and files of one unit each, are not written: such manifests and their digests stay the same."""
+        data: dict[str, Any] = handler(self)
+        if self.shards_per_file is None:
+            data.pop("shards_per_file", None)
+        if self.rollout.clocks == "independent":
+            data["rollout"].pop("clocks", None)
+        return data
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
 
 from tsdfm.schemas.base import Frozen, explain
-from tsdfm.schemas.terms import Source
+from tsdfm.schemas.terms import Clocks, Source
 
 
 class TransformerShape(Frozen):
@@ -30,6 +30,14 @@ class TransformerShape(Frozen):
         return self
 
 
+class MaskedConfig(Frozen):
+    """Of a denoiser that is a masked language model of the transformers library."""
+
+    config: dict[str, Any] = Field(description="its config.json, as the library has it; model_type says which class it is")
+    before: list[int] = Field(description="ids that are put before every text, as [CLS]")
+    after: list[int] = Field(description="ids that are put behind every text, as [SEP]")
+
+
 class DenoiserConfig(TransformerShape):
     """A DiT-style denoiser: p(x_1 | x_t, t) per position; of a student, p(x | x_t, t, dt)."""
 
@@ -41,9 +49,11 @@ class DenoiserConfig(TransformerShape):
     mask_id: int | None = Field(None, ge=0, description="id of [MASK]; null for the uniform source")
     kappa_exponent: float = Field(1.0, gt=0, description="n of the schedule kappa_t = t^n")
     step_size: bool = Field(False, description="a student: conditioned on the step size dt, too")
-    conditioning: Literal["t", "sigma", "fused"] = Field("t", description=(
-        "what the network is told of time: t itself; sigma = -log kappa_t (MDLM); t and the plain dt, fused anew in every "
-        "block (students of FS-DFM)"))
+    conditioning: Literal["t", "sigma", "fused", "none"] = Field("t", description=(
+        "what the network is told of time: t itself; sigma = -log kappa_t (MDLM, Duo); t and the plain dt, fused anew in every "
+        "block (students of FS-DFM); nothing (masked language models)"))
+    masked_lm: MaskedConfig | None = Field(None, description="absent: the network is our own")
+    clocks: Clocks = Field("independent", description="the clocks that it was trained for, with which it writes")
 
     @model_validator(mode="after")
     def _mask_matches_source(self) -> "DenoiserConfig":
@@ -57,13 +67,28 @@ class DenoiserConfig(TransformerShape):
             raise ValueError("conditioning 'fused' fuses t with the step size; set step_size to true")
         return self
 
+    @model_validator(mode="after")
+    def _masked_lm_fits(self) -> "DenoiserConfig":
+        if (self.masked_lm is not None) != (self.conditioning == "none"):
+            raise ValueError("conditioning 'none' is that of a masked language model, and of no other; leave out one of both")
+        if self.masked_lm is None:
+            return self
+        if self.source != "mask":
+            raise ValueError("a masked language model has the mask source; set source to 'mask'")
+        wanted = self.length + len(self.masked_lm.before) + len(self.masked_lm.after)
+        positions = self.masked_lm.config.get("max_position_embeddings")
+        if isinstance(positions, int) and wanted > positions:
+            raise ValueError(f"length {self.length}, with the special tokens around a text, is more than the model's "
+                             f"{positions} positions; give a shorter one")
+        if self.masked_lm.config.get("num_hidden_layers", self.n_blocks) != self.n_blocks:
+            raise ValueError(f"n_blocks {self.n_blocks} is not the num_hidden_layers of masked_lm; give the model's own config")
+        return self
+
     @model_serializer(mode="wrap")
     def _as_before_imports(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """`conditioning` is written only where it is not 't': files and fingerprints of older models stay what they are."""
-        data: dict[str, Any] = handler(self)
-        if self.conditioning == "t":
-            del data["conditioning"]
-        return data
+        """Newer fields are written only where they say something: files and fingerprints of older models stay what they are."""
+        usual = {"conditioning": "t", "masked_lm": None, "clocks": "independent"}
+        return {name: value for name, value in handler(self).items() if name not in usual or value != usual[name]}
 
 
 class CausalConfig(TransformerShape):

@@ -1,10 +1,12 @@
-"""How a network is optimised, and on how many processes: what the configs of all trainers share."""
+"""How a network is optimised, on how many processes, and who looks on: what the configs of all trainers share."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tsdfm.schemas.base import Frozen
+
+Tracker = Literal["none", "wandb", "trackio", "mlflow"]
 
 
 class OptimConfig(Frozen):
@@ -46,6 +48,9 @@ class Divided(Frozen):
     recompute: bool = Field(False, description=(
         "Keep no activations inside the network's blocks and compute them again for the gradient: less memory, more work, the "
         "same result"))
+    tracker: Tracker = Field("none", description=(
+        "Where the scalars that TensorBoard gets are sent as well, through the tracker's own client, which is installed by the "
+        "extra of its name"))
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
@@ -56,4 +61,4 @@ class Divided(Frozen):
         return self
 
 
-DIVISION: dict[str, Any] = dict.fromkeys(("micro_batches", "workers", "address", "compile", "recompute"), True)
+DIVISION: dict[str, Any] = dict.fromkeys(("micro_batches", "workers", "address", "compile", "recompute", "tracker"), True)

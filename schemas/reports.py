@@ -131,6 +131,8 @@ class ImportReport(Frozen):
     layout: Layout
     weights: str
     others: list[str]
+    commit: str | None = Field(description="of the Hub's repository; null for a file or folder")
+    assumed: list[str] = Field(description="in words, what the checkpoint does not say")
     parameters: int
     fingerprint: str
     config: DenoiserConfig

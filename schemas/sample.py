@@ -12,6 +12,6 @@ class SampleConfig(Frozen):
 
     model: PathName = Field("embedded", description=(
         "The model that writes: 'embedded' (the small teacher that ships with the package), 'embedded:uniform', or the folder "
-        "of a teacher or student"))
+        "of a teacher or student, or hub:USER/NAME[@REVISION]"))
     number: int = Field(4, ge=1, lt=2**31, description="How many texts to write")
     rollout: RolloutConfig = RolloutConfig()

@@ -28,6 +28,8 @@ class PretrainConfig(Divided):
     objective: Literal["cross_entropy", "generalized_kl"] = Field("cross_entropy", description=(
         "What is minimised: the cross entropy at noised positions, or the generalised KL of the jump rates, which bounds the "
         "likelihood"))
+    spaced: float = Field(0.0, ge=0, le=1, description=(
+        "Share of each batch whose texts are noised as spaced clocks do it, their noise spread evenly; of the mask source"))
     shape: TransformerShape = TransformerShape()
     cond_dim: int = Field(128, ge=8, description="Width of the embedding of the time")
 
@@ -38,11 +40,13 @@ class PretrainConfig(Divided):
                              "of them out")
         if self.tokenizer is None and self.eos is not None:
             raise ValueError("eos: is of a tokenizer that is given (tokenizer); one that is trained here has its own")
+        if self.spaced and self.source != "mask":
+            raise ValueError("spaced: only of the mask source, for that of the uniform one depends on the steps; set it to 0")
         return self
 
     @model_serializer(mode="wrap")
     def _as_before_eos(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, eos=None)
+        return without_newer(handler(self), info, eos=None, spaced=0.0)
 
 
 class CompassConfig(Divided):
@@ -52,7 +56,8 @@ class CompassConfig(Divided):
         "'ar' is a causal language model, whose energy is the negative log-likelihood of the text (a judge is one, too); 'nce' "
         "a network that tells real texts from the teacher's at every time"))
     teacher: PathName = Field("embedded", description=(
-        "The teacher it is for, which gives tokenizer, length and source: 'embedded', 'embedded:uniform', or a folder"))
+        "The teacher it is for, which gives tokenizer, length and source: 'embedded', 'embedded:uniform', a folder, or "
+        "hub:USER/NAME[@REVISION]"))
     corpus: CorpusConfig = CorpusConfig(part="first")
     shape: TransformerShape = TransformerShape(hidden_size=128, n_blocks=3, n_heads=4)
     rollouts: int = Field(512, ge=2, description="Blind texts of the teacher that 'nce' learns to tell from real ones")

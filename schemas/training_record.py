@@ -105,6 +105,11 @@ class Origin(Frozen):
     sha256: Sha256 = Field(description="of the file")
     others: list[str] = Field(description="the other sets that the file holds")
     config: ImportConfig
+    commit: str | None = Field(None, description="of the Hub's repository; absent for a file or folder")
+
+    @model_serializer(mode="wrap")
+    def _as_before_the_hub(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, commit=None)
 
 
 class ImportRecord(Frozen):

@@ -1,14 +1,20 @@
 """Fixtures of all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: several processes run tests at a time
 
 import pytest
 
+from tests import loopback_s3
 from tests.loopback_hub import TOKEN, LoopbackHub, use
 from tests.support import Outcome, TinyModels, make_models
 
+os.environ["TSDFM_CORPORA"] = tempfile.mkdtemp(prefix="tsdfm-test-corpora-")  # theirs are kept no longer than they run
+atexit.register(shutil.rmtree, os.environ["TSDFM_CORPORA"], ignore_errors=True)
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests start clusters on loopback only, and write no token to HOME
 
 
@@ -24,6 +30,21 @@ def hub(tmp_path, monkeypatch):
         running.tokens = {TOKEN: "team"}
         use(running, tmp_path / "home", monkeypatch)
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    server = loopback_s3.LoopbackS3()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch):
+    """An empty S3 bucket on loopback, s3://shelf, which every client of this process reaches."""
+    s3_server.clear()
+    loopback_s3.use(s3_server, monkeypatch)
+    return s3_server
 
 
 @pytest.fixture

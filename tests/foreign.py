@@ -1,11 +1,11 @@
-"""FS-DFM and MDLM restated in plain torch on dicts of tensors, with random small checkpoints, and a tokenizer like GPT-2's."""
+"""FS-DFM, MDLM and Duo restated in plain torch on dicts of tensors, with random small checkpoints, and a tokenizer like GPT-2's."""
 
 import itertools
 import math
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 WIDTH, HEADS, BLOCKS, COND = 16, 2, 2, 12
 
@@ -109,6 +109,11 @@ def mdlm_logits(w, tokens, sigma):
     return _body(w, w["vocab_embed.embedding"][tokens], lambda block, x: _dense(w, f"{block}.attn_qkv", x).chunk(3, -1), lambda _: c)
 
 
+def duo_log_probabilities(w, tokens, alpha):
+    """Duo (arXiv 2506.10892): MDLM's network, told sigma = -log alpha, where a token is itself with probability alpha + (1 - alpha)/V."""
+    return mdlm_logits(w, tokens, -alpha.log()).log_softmax(-1)
+
+
 def gpt2_like(merges: int) -> Tokenizer:
     """A byte-level BPE with 256 + merges + 1 ids, <|endoftext|> last; 50,000 merges make GPT-2's 50,257."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -118,3 +123,33 @@ def gpt2_like(merges: int) -> Tokenizer:
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>"])
     return tokenizer
+
+
+def bert_like(mask: str = "[MASK]") -> Tokenizer:
+    """A WordPiece of 57 ids, [PAD], [UNK], [CLS], [SEP] and the mask first, which puts [CLS] and [SEP] around a text."""
+    letters = [chr(ord("a") + number) for number in range(26)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", mask, *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    tokenizer.add_special_tokens(words[:5])
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return tokenizer
+
+
+def masked_lm(folder, kind: str, **changes):
+    """A tiny masked language model of transformers with random weights, saved with its tokenizer; its rows are padded to 64."""
+    import transformers
+
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
+             "max_position_embeddings": 40, "pad_token_id": 0}
+    if kind == "ModernBert":
+        sizes |= {"cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3, "local_attention": 8}
+    if kind == "Roberta":
+        sizes["pad_token_id"] = 1
+    model = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(**sizes | changes)).eval()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3, generator=generator)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(bert_like("<mask>" if kind == "Roberta" else "[MASK]").to_str())
+    return model

@@ -1,14 +1,16 @@
 """Small models and datasets that every test may use: random weights, spread posteriors, a real tokenizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 import torch
 
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.computing import AT_ONCE
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import Network, save
 from tsdfm.pipeline.models.nce import NceEncoder
@@ -18,6 +20,7 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
+from tsdfm.schemas.terms import DeviceKind
 
 torch.set_num_threads(1)
 
@@ -94,6 +97,11 @@ def assert_refused(outcome: Outcome, *words: str, code: int = 2) -> None:
     assert outcome.stdout == ""
     for word in words:
         assert word in lines[-1], f"{word!r} is not in {lines[-1]!r}"
+
+
+def at_once(monkeypatch: pytest.MonkeyPatch, device: DeviceKind = "cpu", **numbers: int) -> None:
+    """Change how much is computed together on a CPU, starting from what a device has."""
+    monkeypatch.setitem(AT_ONCE, "cpu", replace(AT_ONCE[device], **numbers))
 
 
 def tree(folder: Path) -> dict[str, str]:

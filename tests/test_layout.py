@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ["schemas", "kernels", "pipeline", "jobs"]
 # Each room of pipeline/ may import those of the groups before its own.
 ROOMS = [{"storage"}, {"text"}, {"models", "dataset"}, {"flow", "loader"}, {"training", "evaluation"}, {"publishing"}]
-ORDERS = {"pipeline": ROOMS, "jobs": [{"shell"}, {"generate", "train", "inspect", "evaluate", "distill"}, {"ablate", "demo"}]}
-RAY = {"jobs/shell/cluster.py", "jobs/generate/run.py", "jobs/generate/worker.py", "jobs/shell/training_group.py", "jobs/ablate/run.py",
-       "jobs/shell/spread.py"}
+ORDERS = {"pipeline": ROOMS, "jobs": [{"shell"}, {"plan"}, {"generate", "train", "inspect", "evaluate", "distill"}, {"ablate", "demo"}]}
+RAY = {"jobs/shell/cluster.py", "jobs/generate/run.py", "jobs/generate/worker.py", "jobs/generate/measure.py", "jobs/shell/training_group.py", "jobs/ablate/run.py",
+       "jobs/train/spread.py", "jobs/shell/tasks/mapper.py"}
 MODULES_PER_ROOM, LINES_PER_MODULE = 10, 330
 MODULES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 

@@ -1,11 +1,13 @@
 """The command `tsdfm-pipeline ablate`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import emit, output_kept_for_json, say
-from tsdfm.jobs.shell.flags import PRINT_CONFIG, SET, GroupedCommand, required
+from tsdfm.jobs.shell.flags import PLAN_OPTIONS, PRINT_CONFIG, SET, GroupedCommand, Planner, planned, required
 from tsdfm.jobs.shell.options import yaml_of
 
 
@@ -20,7 +22,7 @@ from tsdfm.jobs.shell.options import yaml_of
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def ablate_command(  # noqa: PLR0913 (click gives every option as an argument)
     sweep: str, data: tuple[str, ...], out: Path | None, workers: int | None, settings: tuple[str, ...], print_config: bool,
-    as_json: bool,
+    as_json: bool, **plans: Any,
 ) -> None:
     """Distil and evaluate every trial of SWEEP, a YAML file or a study that ships, into one table; run it again to resume.
 
@@ -34,6 +36,12 @@ def ablate_command(  # noqa: PLR0913 (click gives every option as an argument)
     if print_config:
         click.echo(yaml_of(asked), nl=False)
         return
+    if planned(plans):
+        from tsdfm.jobs.ablate.cost import plan_ablate
+
+        folder = required(out, "--out", "give the folder of trials and table")
+        Planner(plan_ablate, show_plan)({**plans, "as_json": as_json}, asked, data=data, out=folder)
+        return
     with output_kept_for_json():
         report = ablate(asked, data, required(out, "--out", "give the folder of trials and table"))
     for line in told_effects(asked, report.effects):
@@ -42,3 +50,6 @@ def ablate_command(  # noqa: PLR0913 (click gives every option as an argument)
         "table.md, table.csv, table.parquet, report.html")
     if as_json:
         emit(report)
+
+
+ablate_command.params += PLAN_OPTIONS

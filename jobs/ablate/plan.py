@@ -92,8 +92,8 @@ def _trial(sweep: Sweep, values: Mapping[str, Level], seed: int, places: Mapping
     named = _names(data.get("paths") if isinstance(data, dict) else None, given)
     put(fields, PATHS, [_place(name, sweep, places) for name in named], where)
     config = parse(TrialConfig, fields, where)
-    if config.workers != 1 or config.address != "local":
-        raise InputError(f"{where}: workers and address are not a trial's, which runs in one process of this machine; "
+    if config.workers != 1 or config.address != "local" or config.tracker != "none":
+        raise InputError(f"{where}: workers, address and tracker are not a trial's, which runs in one process of this machine; "
                          "leave them out")
     config = TrialConfig.model_validate(with_anchored_paths(config).model_dump())
     start = open_start(config)

@@ -81,16 +81,15 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     """
     out = out.absolute()
     trials = {trial.key: trial for trial in plan(sweep, data)}
-    if out.exists() and not (out / SWEEP_FILE).is_file() and any(name != ".lock" for name in LocalStore(out).names()):
-        raise InputError(f"{out}: holds files and no sweep; give an empty --out, or that of a sweep")
-    work, store, started = Work(trials, _anchored(sweep.evaluate), out), LocalStore(out), time.monotonic()
+    check_out(out)
+    work, store, started = Work(trials, anchored_evaluation(sweep.evaluate), out), LocalStore(out), time.monotonic()
     with store.owned():
         store.write(SWEEP_FILE, redacted(sweep.model_dump_json(indent=2) + "\n").encode())
         todo = [key for key in [START, *trials] if not work.is_done(key)]
         if START in todo:
             say_corpus(work.evaluation.corpus)
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
-        faults = _run(work, todo, _workers(sweep, trials)) if todo else {}
+        faults = _run(work, todo, workers_of(sweep, trials)) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]
         if START in faults or not done:
             raise WorkError(f"{len(faults)} of {count(len(todo), 'piece')} of work failed, the first: "
@@ -109,7 +108,13 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         seconds=round(time.monotonic() - started, 2), rows=rows, effects=found)
 
 
-def _anchored(evaluation: Evaluation) -> Evaluation:
+def check_out(out: Path) -> None:
+    """Refuse a folder that holds something else than a sweep. Raises InputError."""
+    if out.exists() and not (out / SWEEP_FILE).is_file() and any(name != ".lock" for name in LocalStore(out).names()):
+        raise InputError(f"{out}: holds files and no sweep; give an empty --out, or that of a sweep")
+
+
+def anchored_evaluation(evaluation: Evaluation) -> Evaluation:
     """With absolute local paths: trials run in another working directory."""
     corpus = evaluation.corpus.model_copy(update={"path": anchored(evaluation.corpus.path)})
     return evaluation.model_copy(update={"evaluator": tuple(map(anchored, evaluation.evaluator)), "corpus": corpus})
@@ -124,7 +129,7 @@ def _write(store: Store, sweep: Sweep, rows: Sequence[TrialRow], found: Sequence
     store.write("report.html", ablation_page(sweep, rows, found).encode())
 
 
-def _workers(sweep: Sweep, trials: dict[str, Trial]) -> int:
+def workers_of(sweep: Sweep, trials: dict[str, Trial]) -> int:
     """Trials at a time: as many as there are cores for their threads."""
     threads = max(trial.config.optim.threads for trial in trials.values())
     return sweep.workers or max(1, cores_here() // threads)

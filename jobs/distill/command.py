@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
+from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import say
-from tsdfm.jobs.shell.flags import config_command, flags_of, required
+from tsdfm.jobs.shell.flags import Planner, config_command, flags_of, required
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.plan import Plan, PlanWish
 from tsdfm.schemas.reports import DistillReport
 from tsdfm.schemas.words import count
 
@@ -14,8 +16,15 @@ FLAGS = {"data.paths": "--data", "data.weights": "--weight", "real.weight": "--r
          "optim.steps": "--updates"}
 
 
-@config_command("distill", DistillConfig, flags=flags_of(DistillConfig, FLAGS, skipped=("real.corpus.part",)), common=(
-    "--data --out --init --arm --objective --budgets --updates --batch-size --lr --seed --threads --workers --address"))
+def _plan(config: DistillConfig, wish: PlanWish, out: Path | None) -> Plan:
+    from tsdfm.jobs.distill.plan import plan_distill
+
+    return plan_distill(config, wish, required(out, "--out", "give the folder of the student"))
+
+
+@config_command("distill", DistillConfig, planner=Planner(_plan, show_plan), common=(
+    "--data --out --init --arm --objective --budgets --updates --batch-size --lr --seed --threads --workers --address --plan"),
+    flags=flags_of(DistillConfig, FLAGS, skipped=("real.corpus.part",)))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the student.")
 def distill_command(config: DistillConfig, out: Path | None) -> DistillReport:
     """Train a few-step student from frozen datasets; run it again to resume.

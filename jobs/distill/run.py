@@ -6,9 +6,11 @@ from typing import TypeVar
 
 from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
+from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.jobs.shell.training_group import Group
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import TRAINING_FILE, load
+from tsdfm.pipeline.storage.hub_models import pinned as pinned_model
 from tsdfm.pipeline.training.distill import check, train_at
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.distill import DistillConfig
@@ -26,8 +28,9 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     Raises InputError (nothing was changed) or WorkError (the last checkpoint is kept, the same command resumes).
     """
     out, config = out.absolute(), with_anchored_paths(config)
+    check_tracker(config.tracker)
     start = check(config, out)
-    config = _pinned(config, start.reader)
+    config = pinned(config, start.reader)
     say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
         f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
     if config.real.weight:
@@ -44,10 +47,10 @@ def with_anchored_paths(config: D) -> D:
     data = config.data.model_copy(update={"paths": [anchored(path) for path in config.data.paths]})
     corpus = config.real.corpus.model_copy(update={"path": anchored(config.real.corpus.path)})
     return config.model_copy(update={"data": data, "real": config.real.model_copy(update={"corpus": corpus}),
-                                     "init": None if config.init is None else anchored(config.init)})
+                                     "init": None if config.init is None else anchored(pinned_model(config.init))})
 
 
-def _pinned(config: DistillConfig, reader: Reader) -> DistillConfig:
+def pinned(config: DistillConfig, reader: Reader) -> DistillConfig:
     """The config with every Hub dataset at the commit that the reader found: a branch may move before other processes look."""
     paths = [source.store.address for source in reader.sources]
     for path in sorted(set(paths) - set(config.data.paths)):

@@ -6,11 +6,13 @@ import sys
 from rich import box
 from rich.table import Table
 
-from tsdfm.jobs.shell.console import Stages, print_whole, say, say_corpus
-from tsdfm.jobs.shell.flags import config_command, flags_of
+from tsdfm.jobs.plan.show import show_plan
+from tsdfm.jobs.shell.console import Stages, print_whole, say, say_corpus, say_if_slow
+from tsdfm.jobs.shell.flags import Planner, config_command, flags_of
 from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.paths import redacted
+from tsdfm.schemas.plan import Plan, PlanWish
 
 FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
 
@@ -49,9 +51,16 @@ def _figures(row: Row, results: Results) -> list[str]:
             f"{row.self_bleu:.3f}"]
 
 
-@config_command("evaluate", EvaluateConfig, flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)), shown=show_results,
-                common=(
-    "--model --steps --evaluator -n --number --temperature --frontier --reference --corpus --out --seed"))
+def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
+    from tsdfm.jobs.evaluate.plan import plan_evaluate
+
+    return plan_evaluate(config, wish)
+
+
+@config_command("evaluate", EvaluateConfig, planner=Planner(_plan, show_plan),
+                flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)),
+                shown=show_results, common=(
+    "--model --steps --evaluator -n --number --temperature --frontier --reference --corpus --out --seed --plan"))
 def evaluate_command(config: EvaluateConfig) -> Results:
     """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
 
@@ -72,6 +81,7 @@ def evaluated(config: EvaluateConfig) -> Results:
 
     from tsdfm.pipeline.evaluation.run import evaluate
 
+    say_if_slow(config.dtype, torch.cuda.is_available())
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.reference:

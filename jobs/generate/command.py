@@ -1,14 +1,22 @@
 """The command `tsdfm-pipeline generate`."""
 
+from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import say
-from tsdfm.jobs.shell.flags import config_command
+from tsdfm.jobs.shell.flags import Planner, config_command
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.schemas.generate import GenerateConfig
+from tsdfm.schemas.plan import Plan, PlanWish
 from tsdfm.schemas.reports import GenerateReport
 
 
-@config_command("generate", GenerateConfig, common=(
-    "--out --trajectories --teacher --compass --arm --steps --candidates --tau --seed --workers --address"))
+def _plan(config: GenerateConfig, wish: PlanWish) -> Plan:
+    from tsdfm.jobs.generate.plan import plan_generate
+
+    return plan_generate(config, wish)
+
+
+@config_command("generate", GenerateConfig, planner=Planner(_plan, show_plan), common=(
+    "--out --trajectories --teacher --compass --arm --steps --candidates --tau --seed --workers --address --plan --price"))
 def generate_command(config: GenerateConfig) -> GenerateReport:
     """Roll a teacher out on Ray and freeze its trajectories as a dataset; run it again to resume.
 

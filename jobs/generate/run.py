@@ -23,7 +23,7 @@ from tsdfm.jobs.generate.shard_queue import Death
 from tsdfm.jobs.generate.signs import Sign, Signs, Watch, end_process
 from tsdfm.jobs.generate.worker import Order, make
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
-from tsdfm.jobs.shell.console import Stages, say
+from tsdfm.jobs.shell.console import Stages, say, say_if_slow
 from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.flow.generate import Work, generate_dataset
@@ -42,7 +42,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     Raises InputError (nothing was changed) or WorkError (finished shards are kept, the same command resumes).
     """
     torch.set_num_threads(config.rollout.threads)
-    config = _anchored(config)
+    config = anchored_models(config)
     with ExitStack() as held, Stages() as progress:
         report = generate_dataset(config, progress=progress, maker=_OnRay(config, held))
     for path in report.unsound:
@@ -50,7 +50,7 @@ def generate(config: GenerateConfig) -> GenerateReport:
     return report
 
 
-def _anchored(config: GenerateConfig) -> GenerateConfig:
+def anchored_models(config: GenerateConfig) -> GenerateConfig:
     """The config with absolute local paths of models: workers may stand in another directory."""
     names = {field: getattr(config, field) for field in ("teacher", "compass")}
     return config.model_copy(update={field: anchored(name) for field, name in names.items()})
@@ -66,7 +66,9 @@ class _OnRay:
         """The device that shards are made on: a GPU if the workers will have one, else the CPU. Connects to a cluster."""
         if self.config.address != "local":
             self.held.enter_context(cluster(self.config.address, None))
-        return torch.device("cuda" if gpus_at(self.config.address) else "cpu")
+        device = torch.device("cuda" if gpus_at(self.config.address) else "cpu")
+        say_if_slow(self.config.rollout.dtype, device.type == "cuda")
+        return device
 
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
         """See `Maker.make`."""

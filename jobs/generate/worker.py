@@ -6,14 +6,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import ray
 import torch
+from ray.util.metrics import Counter
 
 from tsdfm.jobs.generate.collect import Receipt
 from tsdfm.jobs.generate.signs import Sign, birth
+from tsdfm.jobs.generate.timed import Timed
 from tsdfm.pipeline.dataset.manifest import ShardPlan, digest, is_claimed
 from tsdfm.pipeline.flow.generate import make_shard
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
@@ -51,10 +54,36 @@ def make(order: Order, index: int, item: ShardPlan, key: str, signs: Any) -> Rec
     with _signs_of_life(key, signs):
         try:
             models, store = _opened(order)
-            done = make_shard(models, order.identity, store, item)
+            timed = None if models.compass is None else Timed(models.compass)
+            done = make_shard(replace(models, compass=timed), order.identity, store, item)
         except (InputError, WorkError) as error:
             raise WorkError(f"node {node_name()}: {error}") from None
-    return Receipt(index, done, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    rows = done.record.rows
+    _measure(store.uri, trajectories=rows, tokens=rows * (order.identity.rollout.length or 0), shards=1, making_seconds=seconds,
+             compass_seconds=0.0 if timed is None else timed.seconds)
+    return Receipt(index, done, seconds)
+
+
+# Counters of all shards that were made, each by dataset: Ray exports them, for Prometheus, as ray_tsdfm_NAME_total.
+METRICS = {
+    "trajectories": "Trajectories made, those of both arms", "tokens": "Tokens of the texts of those trajectories",
+    "shards": "Shards made", "making_seconds": "Seconds that workers took to make those shards",
+    "compass_seconds": "Seconds of those in which the compass scored",
+}
+
+
+@cache
+def _counters() -> dict[str, Counter]:
+    return {name: Counter(f"tsdfm_{name}", description=text, tag_keys=("dataset",)) for name, text in METRICS.items()}
+
+
+def _measure(dataset: str, **values: float) -> None:
+    """Add to the counters of METRICS; a dataset is worth finishing, whatever ails them."""
+    with suppress(Exception):
+        for name, value in values.items():
+            if value > 0:  # a counter can't be moved by nothing
+                _counters()[name].inc(value, {"dataset": dataset})
 
 
 def node_name() -> str:

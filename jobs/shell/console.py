@@ -1,5 +1,6 @@
 """What people see (standard error) and what machines read (one JSON object on standard output)."""
 
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,10 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from tsdfm.pipeline.text.cleaning import told
+from tsdfm.schemas.base import one_line
 from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
 from tsdfm.schemas.paths import redacted
+from tsdfm.schemas.terms import Dtype
 from tsdfm.schemas.training_record import CorpusFacts
 from tsdfm.schemas.words import count
 
@@ -32,9 +35,59 @@ results = Console(highlight=False, soft_wrap=True)  # what was asked for; goes w
 GAP, EDGES = 3, 2  # blanks between the columns of a table, and at its sides together
 
 
-def say(line: str) -> None:
-    """One line for people; whatever it quotes, nothing in it steers the terminal, and no URI's secrets are told."""
-    people.print(redacted(line).translate(CONTROLS), markup=False)
+LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
+_ours = logging.getLogger("tsdfm")  # its level is what `--log-level` says
+
+
+def say(line: str, level: int = logging.INFO) -> None:
+    """One line for people, if it is of the level that they want to hear, or above.
+
+    Whatever it quotes, nothing in it steers the terminal, and no URI's secrets are told.
+    """
+    if level >= _least():
+        people.print(redacted(line).translate(CONTROLS), markup=False)
+
+
+def _least() -> int:
+    return _ours.level or logging.INFO
+
+
+class _Said(logging.Handler):
+    """Has log records said, those of libraries with their name."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line of a record; a warning says that it is one."""
+        mark = f"{record.levelname.capitalize()}: " if record.levelno >= logging.WARNING else ""
+        ours = record.name.partition(".")[0] == _ours.name
+        say(one_line(f"{mark}{'' if ours else record.name + ': '}{record.getMessage()}"), record.levelno)
+
+
+def set_log_level(name: str) -> None:
+    """What is said from now on, within `logged`: one of LEVELS. At 'debug' also what libraries tell of their work ('info')."""
+    _ours.setLevel(LEVELS[name])
+    root = logging.getLogger()
+    if name == "debug" and not any(isinstance(each, _Said) for each in root.handlers):
+        root.addHandler(_Said())
+        root.setLevel(logging.INFO)
+
+
+@contextmanager
+def logged() -> Iterator[None]:
+    """Have log records of this package said as lines, at the level 'info'; afterwards logging is as it was."""
+    root = logging.getLogger()
+    former = _ours.level, _ours.propagate, root.level
+    _ours.addHandler(handler := _Said())
+    _ours.setLevel(logging.INFO)
+    _ours.propagate = False
+    try:
+        yield
+    finally:
+        _ours.removeHandler(handler)
+        for each in [each for each in root.handlers if isinstance(each, _Said)]:
+            root.removeHandler(each)
+        _ours.propagate = former[1]
+        _ours.setLevel(former[0])
+        root.setLevel(former[2])
 
 
 def tell(line: str) -> None:
@@ -55,6 +108,12 @@ def say_left_out(facts: CorpusFacts | None) -> None:
     """What was left out of a text that other processes have read; nothing where nothing was, or there was no text."""
     if facts is not None and facts.left_out:
         say(f"corpus: {count(facts.documents, 'document')}; left out: {told(facts.left_out)}")
+
+
+def say_if_slow(dtype: Dtype, gpu: bool) -> None:
+    """Why computing in a dtype will be slow, on a GPU or without one; nothing where it won't."""
+    if dtype != "float32" and not gpu:
+        say(f"dtype: {dtype} is for GPUs; on a CPU it works, and can be hundreds of times slower than float32")
 
 
 def emit(report: BaseModel) -> None:
@@ -111,13 +170,14 @@ def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:
     return parts
 
 
-def rate(number: float, seconds: float, noun: str) -> str:
-    """How many a second, a minute or an hour, whichever reads best: '41 trajectories/min'."""
+def rate(number: float, seconds: float, noun: str = "") -> str:
+    """How many a second, a minute or an hour, whichever reads best: '41 trajectories/min', or '41/min' without a noun."""
+    gap = " " if noun else ""
     per_second = number / max(1e-9, seconds)
     for unit, length in (("s", 1), ("min", 60), ("h", 3600)):
         if per_second * length >= 1 or unit == "h":
             value = per_second * length
-            return f"{value:.1f} {noun}/{unit}" if value < 10 else f"{value:,.0f} {noun}/{unit}"
+            return f"{value:.1f}{gap}{noun}/{unit}" if value < 10 else f"{value:,.0f}{gap}{noun}/{unit}"
     raise AssertionError("unreachable")
 
 
@@ -159,17 +219,20 @@ class Ticker:
         say(f"{self.label}: {done}/{total}  {note}")
 
     def _left(self, done: int, total: int, now: float) -> str:
-        """When it will be finished, if that can be told: work that goes on from earlier is no measure of speed."""
+        """How fast it goes and when it will be finished, if that can be told: what was done earlier is no measure of speed."""
         if self._first is None:
             self._first = (done, now) if done > 1 else (0, self.started)
         first, since = self._first
-        return f"ETA {clock((now - since) / (done - first) * (total - done))}" if first < done < total else ""
+        if not first < done:
+            return ""
+        eta = f", ETA {clock((now - since) / (done - first) * (total - done))}" if done < total else ""
+        return rate(done - first, now - since) + eta
 
 
 @contextmanager
 def ticker(label: str) -> Iterator[Ticker]:
     """Show the progress of one piece of work."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or _least() > logging.INFO:
         yield Ticker(label, None)
         return
     # Only the note gives way where the terminal is narrow.

@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 
 from tsdfm.jobs.shell.console import emit, output_kept_for_json
 from tsdfm.jobs.shell.options import build, yaml_of
-from tsdfm.schemas.base import Frozen, InputError
+from tsdfm.schemas.base import Frozen, InputError, parse
+from tsdfm.schemas.plan import PlanWish
 
 T = TypeVar("T")
 NULL = "; null: "
@@ -157,9 +158,36 @@ class GroupedCommand(click.Command):
                     formatter.write_dl(records)
 
 
+@dataclass(frozen=True)
+class Planner:
+    """What `--plan` does in place of a command: `make` takes (config, PlanWish, and by name what the command declares)."""
+
+    make: Callable[..., Frozen]
+    show: Callable[[Any], None]  # prints the plan where `--json` does not
+
+    def __call__(self, given: Mapping[str, Any], *arguments: Any, **own: Any) -> None:
+        """Make a plan of what click gave, and print it."""
+        with output_kept_for_json():
+            plan = self.make(*arguments, wish_of(given), **own)
+        (emit if given["as_json"] else self.show)(plan)
+
+
+def wish_of(given: Mapping[str, Any]) -> PlanWish:
+    """How a plan is asked for, of what click gave for PLAN_OPTIONS. Raises InputError."""
+    return parse(PlanWish, {name: given[name] for name in PlanWish.model_fields}, "command line")
+
+
+def planned(given: Mapping[str, Any]) -> bool:
+    """Whether a plan is asked for, of what click gave for PLAN_OPTIONS. Raises InputError for what only a plan has."""
+    for name in PlanWish.model_fields:
+        if given[name] is not None and not given["plan"]:
+            raise InputError(f"--{name.replace('_', '-')}: is of a plan; give --plan, too, or leave it out")
+    return bool(given["plan"])
+
+
 def config_command(
     name: str, model: type[Frozen], *, common: str, flags: Sequence[Flag] | None = None,
-    shown: Callable[[Any], None] | None = None,
+    shown: Callable[[Any], None] | None = None, planner: Planner | None = None,
 ) -> Callable[[Callable[..., Frozen | None]], click.Command]:
     """Make a command of a function that takes a config and returns what `--json` prints; its docstring is the help.
 
@@ -173,6 +201,7 @@ def config_command(
         common: the flags of the help's first group, as typed, separated by blanks.
         flags: the config's; None: every field.
         shown: prints the report on standard output where `--json` does not.
+        planner: what `--plan` does; None: the command has no such flag.
     """
     def decorate(function: Callable[..., Frozen | None]) -> click.Command:
         chosen = flags_of(model) if flags is None else flags
@@ -186,16 +215,20 @@ def config_command(
             if given["print_config"]:
                 click.echo(yaml_of(config), nl=False)
                 return
+            named = {str(each.name): given[str(each.name)] for each in own if each.name not in model.model_fields}
+            if planner is not None and planned(given):
+                planner(given, config, **named)
+                return
             with output_kept_for_json():
-                report = function(config, **{
-                    str(each.name): given[str(each.name)] for each in own if each.name not in model.model_fields})
+                report = function(config, **named)
             if given["as_json"] and report is not None:
                 emit(report)
             elif shown is not None:
                 shown(report)
 
         file = [] if any(isinstance(each, click.Argument) for each in own) else [_FILE]
-        parameters = [*file, *own, *(flag.option() for flag in chosen), SET, PRINT_CONFIG, _JSON]
+        plans = PLAN_OPTIONS if planner is not None else []
+        parameters = [*file, *own, *(flag.option() for flag in chosen), SET, PRINT_CONFIG, *plans, _JSON]
         return GroupedCommand(name, params=parameters, callback=callback, help=inspect.getdoc(function),
                               common=f"{common} --json --help".split())
 
@@ -207,6 +240,14 @@ SET = click.Option(["--set", "settings"], multiple=True, metavar="FIELD=VALUE", 
     "Set any field of the config by its dotted name, e.g. --set rollout.steps=16. May be repeated; flags go first."))
 PRINT_CONFIG = click.Option(["--print-config"], is_flag=True, help=(
     "Print the whole config as YAML, every default written out, and stop."))
+PLAN_OPTIONS: list[click.Parameter] = [
+    click.Option(["--plan"], is_flag=True, help=(
+        "Say what will be made, how long it will take and what it will cost, by a short measurement; nothing is made.")),
+    click.Option(["--rates"], metavar="FILE", help="With --plan: measure nothing, and take the rates of a file."),
+    click.Option(["--save-rates"], metavar="FILE", help="With --plan: write the rates that were measured, for --rates."),
+    click.Option(["--price"], type=float, metavar="NUMBER", help=(
+        "With --plan: what an hour of one GPU costs, or of one worker on CPUs.")),
+]
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object on standard output.")
 
 

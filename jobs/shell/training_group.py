@@ -7,7 +7,8 @@ same command resumes from there, also after SIGKILL. Ray starts the processes an
 import shlex
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from ray.train.torch import TorchTrainer, get_device
 from tsdfm.jobs.shell.cluster import cluster, gpus_at
 from tsdfm.jobs.shell.console import ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
+from tsdfm.jobs.shell.trackers import tracked
 from tsdfm.pipeline.models.folder import state_folder
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.trainer import Report, Watch
@@ -128,8 +130,12 @@ class Group:
 
         Raises InputError or WorkError (the last checkpoint is kept, the same command resumes).
         """
-        with cluster(self.config.address, self.config.workers * self.config.optim.threads + 1):
+        with self.cluster():
             return _fitted(self, line)
+
+    def cluster(self) -> AbstractContextManager[None]:
+        """The Ray cluster that it runs on, for what goes before it, too."""
+        return cluster(self.config.address, self.config.workers * self.config.optim.threads + 1)
 
 
 def _fitted(group: Group, line: Callable[[dict[str, float]], str]) -> dict[str, float]:
@@ -199,6 +205,20 @@ def _explained(error: BaseException) -> WorkError:
                      "the same command resumes")
 
 
+@contextmanager
+def _heard(group: Group, rank: int, desk: Any) -> Iterator[Report]:
+    """What tells the driver of scalars, and in the first process the tracker, too."""
+    with ExitStack() as held:
+        track = None if rank else held.enter_context(
+            tracked(group.config, group.label, group.out, state_folder(group.out)))
+
+        def report(step: int, scalars: dict[str, float]) -> bool:
+            if track is not None:
+                track(step, scalars)
+            return bool(ray.get(desk.post.remote(step, scalars)))
+        yield report
+
+
 def _process(settings: dict[str, Any]) -> None:
     """What every training process runs."""
     group, desk = settings["group"], settings["desk"]
@@ -206,11 +226,10 @@ def _process(settings: dict[str, Any]) -> None:
     torch.set_num_threads(group.config.optim.threads)
     place = Place(context.get_world_rank(), context.get_world_size(), get_device())
 
-    def report(step: int, scalars: dict[str, float]) -> bool:
-        return bool(ray.get(desk.post.remote(step, scalars)))
-
     try:
-        if not group.loop(place, group.config, group.out, report, watch=Watch(stop=Wish(desk))):
+        with _heard(group, place.rank, desk) as report:
+            whole = group.loop(place, group.config, group.out, report, watch=Watch(stop=Wish(desk)))
+        if not whole:
             ray.get(desk.leave.remote(None))
     except (InputError, WorkError) as error:  # no restart mends it
         ray.get(desk.leave.remote(error))

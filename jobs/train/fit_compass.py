@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import say
-from tsdfm.jobs.shell.flags import config_command, flags_of, required
+from tsdfm.jobs.shell.flags import Planner, config_command, flags_of, required
+from tsdfm.schemas.plan import Plan, PlanWish
 from tsdfm.schemas.reports import CausalReport, NceReport
 from tsdfm.schemas.train import CompassConfig
 from tsdfm.schemas.training_record import CausalRecord, NceRecord
@@ -16,8 +18,14 @@ from tsdfm.schemas.training_record import CausalRecord, NceRecord
 FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
 
 
-@config_command("fit-compass", CompassConfig, flags=flags_of(CompassConfig, FLAGS), common=(
-    "--out --teacher --corpus --text-field --clean --part --kind --updates --threads --workers --address --seed"))
+def _plan(config: CompassConfig, wish: PlanWish, out: Path | None, half: bool) -> Plan:
+    from tsdfm.jobs.train.plan import plan_fit_compass
+
+    return plan_fit_compass(config, wish, required(out, "--out", "give the folder of the compass"), half=half)
+
+
+@config_command("fit-compass", CompassConfig, planner=Planner(_plan, show_plan), flags=flags_of(CompassConfig, FLAGS), common=(
+    "--out --teacher --corpus --text-field --clean --part --kind --updates --threads --workers --address --seed --plan"))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the compass or judge.")
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> CausalReport | NceReport:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import say
-from tsdfm.jobs.shell.flags import config_command, flags_of, required
+from tsdfm.jobs.shell.flags import Planner, config_command, flags_of, required
+from tsdfm.schemas.plan import Plan, PlanWish
 from tsdfm.schemas.reports import TeacherReport
 from tsdfm.schemas.train import PretrainConfig
 from tsdfm.schemas.training_record import PretrainRecord
@@ -16,8 +18,14 @@ from tsdfm.schemas.training_record import PretrainRecord
 FLAGS = {"corpus.path": "--corpus", "optim.steps": "--updates"}
 
 
-@config_command("pretrain", PretrainConfig, flags=flags_of(PretrainConfig, FLAGS), common=(
-    "--out --corpus --text-field --clean --tokenizer --source --length --updates --threads --workers --address --seed"))
+def _plan(config: PretrainConfig, wish: PlanWish, out: Path | None, half: bool) -> Plan:
+    from tsdfm.jobs.train.plan import plan_pretrain
+
+    return plan_pretrain(config, wish, required(out, "--out", "give the folder of the teacher"), half=half)
+
+
+@config_command("pretrain", PretrainConfig, planner=Planner(_plan, show_plan), flags=flags_of(PretrainConfig, FLAGS), common=(
+    "--out --corpus --text-field --clean --tokenizer --source --length --updates --threads --workers --address --seed --plan"))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the teacher.")
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> TeacherReport:

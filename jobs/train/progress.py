@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tsdfm.jobs.shell.console import Stages
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
+from tsdfm.jobs.shell.trackers import Log
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress
 
@@ -16,12 +17,26 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def training_progress(label: str, optim: OptimConfig) -> Iterator[tuple["Report", Callable[[], bool], Progress]]:
-    """A `Report` that shows each line, whether the user interrupted, and the progress of what goes before the training."""
+def training_progress(
+    label: str, optim: OptimConfig, track: Log
+) -> Iterator[tuple["Report", Callable[[], bool], Progress]]:
+    """A `Report` that shows each line and hands it to `track`, whether the user interrupted, and the progress of what goes
+    before the training.
+
+    That progress raises Interrupted where the user did: before the first update there is no checkpoint to save.
+    """
     with interruptible("saving a checkpoint") as interrupted, Stages() as stages:
         def report(step: int, scalars: dict[str, float]) -> None:
+            track(step, scalars)
             stages(label, step, optim.steps, f"loss {scalars['loss']:.4f}  lr {scalars['lr']:.1e}")
-        yield report, lambda: bool(interrupted), stages
+
+        def preparing(stage: str, done: int, total: int, note: str = "") -> None:
+            if interrupted:
+                raise Interrupted(f"stopped before the training ({stage}); what is finished is kept; resume with: "
+                                  f"{shlex.join(resume_command())}")
+            stages(stage, done, total, note)
+
+        yield report, lambda: bool(interrupted), preparing
 
 
 def stopped(state: Path) -> Interrupted:

@@ -6,15 +6,21 @@ from typing import Any, TypeVar
 import torch
 
 from tsdfm.jobs.shell.console import say_corpus, say_left_out
+from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
 from tsdfm.jobs.train.progress import stopped, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
 from tsdfm.pipeline.training.data_parallel import Place
+from tsdfm.pipeline.training.text_trainer import corpus_of
 from tsdfm.pipeline.training.trainer import Watch
 from tsdfm.schemas.base import parse_json
+from tsdfm.schemas.corpus import BUILT_IN, HUB
 from tsdfm.schemas.regular import read_regular
-from tsdfm.schemas.train import CompassConfig, TextTraining
+from tsdfm.schemas.train import CompassConfig, PretrainConfig, TextTraining
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
 
+NO_FOLDERS = (BUILT_IN, HUB.rstrip(":"), "embedded")  # of corpora and teachers: what stands before a ':' in their names
+
+C = TypeVar("C", bound=PretrainConfig | CompassConfig)
 R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
 
 
@@ -30,10 +36,14 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
 
     Raises InputError (nothing was changed), WorkError (the last checkpoint is kept), or Interrupted.
     """
+    check_tracker(config.tracker)
     check_target(out)
     say_corpus(config.corpus)
     alone = config.workers == 1 and config.address == "local"
-    (_here if alone else _in_a_group)(label, loop, config, out)
+    if alone:
+        _here(label, loop, config, out)
+    else:
+        _in_a_group(label, loop, config, out)
     record = parse_json(kind, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
     if not alone:  # else it was told when the corpus had been read
         say_left_out(record.corpus)
@@ -42,20 +52,44 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
 
 def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
     torch.set_num_threads(config.optim.threads)
-    with training_progress(label, config.optim) as (report, stop, progress):
-        done = loop(Place.alone(), config, out, report, watch=Watch(stop, progress))
-    if not done:
-        raise stopped(state_folder(out))
+    state = state_folder(out)
+    with tracked(config, label, out, state) as track:
+        with training_progress(label, config.optim, track) as (report, stop, progress):
+            done = loop(Place.alone(), config, out, report, watch=Watch(stop, progress))
+        if not done:
+            raise stopped(state)
 
 
 def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
-    from tsdfm.jobs.shell.cluster import anchored
     from tsdfm.jobs.shell.training_group import Group
+    from tsdfm.jobs.train.spread import on_ray
+
+    anchored_config = with_anchored_paths(config)
+    group = Group(label, loop, anchored_config, out.absolute())
+    with group.cluster():
+        if _is_here(anchored_config):  # else the processes see to it, the first of each node for all of it
+            with training_progress(label, config.optim, untracked) as (_, _, progress):
+                corpus_of(anchored_config, progress, on_ray)
+        group.run(lambda scalars: f"loss {scalars['loss']:.4f}")
+
+
+def with_anchored_paths(config: C) -> C:
+    """The config with absolute local paths: training processes have another working directory."""
+    from tsdfm.jobs.shell.cluster import anchored
+    from tsdfm.pipeline.storage.hub_models import pinned
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})
     changes: dict[str, Any] = {"corpus": corpus}
     if isinstance(config, CompassConfig):
-        changes["teacher"] = anchored(config.teacher)
+        changes["teacher"] = anchored(pinned(config.teacher))
     elif config.tokenizer is not None:
         changes["tokenizer"] = anchored(config.tokenizer)
-    Group(label, loop, config.model_copy(update=changes), out.absolute()).run(lambda scalars: f"loss {scalars['loss']:.4f}")
+    found: C = config.model_copy(update=changes)  # type: ignore[assignment]  # mypy takes the bound's Self for the union
+    return found
+
+
+def _is_here(config: TextTraining) -> bool:
+    """Whether this machine has what the corpus's tokens are made from; nodes of a cluster may have what it has not."""
+    made_with = config.teacher if isinstance(config, CompassConfig) else config.tokenizer
+    files = [name for name in (config.corpus.path, made_with) if name and name.partition(":")[0] not in NO_FOLDERS]
+    return config.address == "local" or all(Path(name).exists() for name in files)

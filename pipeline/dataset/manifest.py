@@ -24,7 +24,7 @@ from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.base import Frozen, InputError, differences, first_line, parse_json, plain_json
+from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
 from tsdfm.schemas.manifest import FILES_A_FOLDER, DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 
@@ -73,6 +73,12 @@ def _canonical(data: object) -> str:
 
 def claim(store: Store, identity: Identity) -> None:
     """Mark a folder as this identity's run. Raises InputError if it holds another dataset's run, or something else."""
+    if not may_claim(store, identity):
+        store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
+
+
+def may_claim(store: Store, identity: Identity) -> bool:
+    """Whether a folder is marked as this identity's run already; False: it is empty. Raises InputError as `claim` does."""
     names = {name for name in store.names() if not name.startswith(LOCK_FILE)}
     for file in (MANIFEST_FILE, RUN_FILE):
         held = store.read(file)
@@ -83,14 +89,23 @@ def claim(store: Store, identity: Identity) -> None:
             old = found["identity"] if file == MANIFEST_FILE else found
         except (InputError, KeyError, TypeError):
             raise InputError(f"{store.uri}/{file}: not readable; restore it, or give another --out") from None
-        differing = differences(old, identity.model_dump(mode="json"))
+        differing = _differing(old, identity)
         if differing:
             raise InputError(f"{store.uri}: holds a dataset of another config; give another --out, or make these equal: "
                              + "; ".join(differing))
-        return
+        return True
     if names:
         raise InputError(f"{store.uri}: holds files and no dataset ({', '.join(sorted(names)[:3])}); give an empty --out")
-    store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
+    return False
+
+
+def _differing(old: object, identity: Identity) -> list[str]:
+    """The fields in which the identity in a file differs, with both values; what older files leave out has its default."""
+    try:
+        whole = Identity.model_validate(old).model_dump(mode="json", context=EVERY_FIELD)
+    except ValidationError:
+        return differences(old, identity.model_dump(mode="json"))
+    return differences(whole, identity.model_dump(mode="json", context=EVERY_FIELD))
 
 
 def is_claimed(store: Store, identity: Identity) -> bool:

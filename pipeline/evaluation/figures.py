@@ -1,11 +1,13 @@
 """Figures in words: how every table, page and card writes a number, so that one figure reads the same everywhere."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tsdfm.schemas.evaluate import Perplexity
 from tsdfm.schemas.words import count as count
 
+_COMMIT = re.compile(r"@([0-9a-f]{7})[0-9a-f]{33}$")
 NONE = "-"  # where there is no figure
 
 
@@ -35,7 +37,7 @@ def share(value: float | None) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """Names that fit a table: the last part of a path, where that is no other's."""
-    last = {name: Path(name).name or name for name in names}
+    """Names that fit a table: the last part of a path, where that is no other's; of a commit of the Hub, seven digits."""
+    last = {name: _COMMIT.sub(r"@\1", Path(name).name or name) for name in names}
     short = list(last.values())
     return {name: last[name] if short.count(last[name]) == 1 else name for name in names}

@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from tsdfm.kernels.linear_logprob import linear_logprob
+from tsdfm.pipeline.models.computing import at_once
 from tsdfm.schemas.base import InputError
 
-BATCH_TOKENS = 4096  # padded positions computed together
 WINDOW_TO_STRIDE = 2  # W over the stride of windows
 RESAMPLES = 1000
 
@@ -100,7 +100,7 @@ class Judge:
         long = {row for row, length in enumerate(lengths) if self.longest is not None and length > self.longest}
         for rows in (set(range(len(arrays))) - long, long):  # apart: texts that fit are computed as if there were no others
             windows = [(row, window) for row in sorted(rows) for window in self._windows(arrays[row])]
-            for batch in _batches([len(window.inputs) for _, window in windows]):
+            for batch in _batches([len(window.inputs) for _, window in windows], at_once(self.weight.device).judge_tokens):
                 np.add.at(nats, [windows[index][0] for index in batch], self._nats([windows[index][1] for index in batch]))
         return Likelihood(nats, np.array(lengths, dtype=np.float64), self.longest)
 
@@ -138,10 +138,10 @@ class _Window:
     targets: Tensor
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows that have tokens, longest first, in batches of about BATCH_TOKENS positions."""
+def _batches(lengths: Sequence[int], positions: int) -> Iterator[list[int]]:
+    """Rows that have tokens, longest first, in batches of about so many positions."""
     order = sorted((row for row, length in enumerate(lengths) if length), key=lambda row: -lengths[row])
     while order:
-        size = max(1, BATCH_TOKENS // lengths[order[0]])
+        size = max(1, positions // lengths[order[0]])
         yield order[:size]
         order = order[size:]

@@ -25,15 +25,13 @@ from tsdfm.pipeline.models.transformers import (
     quiet,
 )
 from tsdfm.pipeline.storage.atomic import sha256_file
-from tsdfm.pipeline.storage.hub_client import explained
+from tsdfm.pipeline.storage.hub_models import HUB, MODEL_FILES, located
 from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
 from tsdfm.schemas.base import InputError, first_line
 
-HUB = "hub:"
-FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]  # what is read of a folder: weights, config, tokenizer
 TRIED = 1024  # positions up to which a judge must show that it has them: tables of positions are seldom longer
 PROBES = ["The quick brown fox.", "123 abc", "é 日本語 Привет"]  # texts of which a tokenizer must know something
 
@@ -51,16 +49,21 @@ def open_judge(name: str, device: torch.device, models: Sequence[Vocabulary] = (
     Raises InputError: no such judge, not a causal LM, one whose tokenizer is not its own or none, or the compass.
     """
     if name.startswith(HUB):
-        judge = _transformers(name, _download(name), None, device, models)
+        judge = _opened(name, located(name), device, models)
     elif name.endswith(".gguf"):
         if not Path(name).is_file():
             raise InputError(f"judge {name}: no such file; give the path of a .gguf file")
         judge = _transformers(name, Path(name).parent, Path(name).name, device, models)
-    elif is_transformers_folder(Path(name)):
-        judge = _transformers(name, Path(name), None, device, models)
     else:
-        judge = _ours(name, embedded("judge") if name == EMBEDDED else Path(name), device, models)
+        judge = _opened(name, embedded("judge") if name == EMBEDDED else Path(name), device, models)
     return judge
+
+
+def _opened(name: str, folder: Path, device: torch.device, models: Sequence[Vocabulary]) -> Judge:
+    """The judge in a folder, of transformers or of this project."""
+    if is_transformers_folder(folder):
+        return _transformers(name, folder, None, device, models)
+    return _ours(name, folder, device, models)
 
 
 def _ours(name: str, folder: Path, device: torch.device, models: Sequence[Vocabulary]) -> Judge:
@@ -81,15 +84,6 @@ def _ours(name: str, folder: Path, device: torch.device, models: Sequence[Vocabu
 def _shared(tokenizer: Tokenizer, models: Sequence[Vocabulary]) -> frozenset[str]:
     """Fingerprints of the vocabularies that do as a judge's tokenizer, [MASK] aside."""
     return frozenset(each.fingerprint for each in models if difference(each.tokenizer, tokenizer) is None)
-
-
-def _download(name: str) -> Path:
-    """The local snapshot of a Hub repository: its weights, config and tokenizer."""
-    from huggingface_hub import snapshot_download
-
-    repository, _, revision = name.removeprefix(HUB).partition("@")
-    with explained(f"judge {name}"):
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=FILES))
 
 
 def _transformers(name: str, folder: Path, gguf: str | None, device: torch.device, models: Sequence[Vocabulary]) -> Judge:
@@ -182,5 +176,5 @@ def _fingerprint(folder: Path, gguf: str | None) -> str:
     """sha256 over the files that the judge is read from."""
     if gguf:
         return sha256_file(folder / gguf)
-    found = sorted({path for pattern in FILES for path in folder.glob(pattern)})
+    found = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
     return hashlib.sha256("".join(f"{path.name}:{sha256_file(path)}\n" for path in found).encode()).hexdigest()

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +24,11 @@ from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
 from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
-from tsdfm.pipeline.text.corpus import held_out, windows_of
-from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.storage.hub_models import pinned
+from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.corpus import BUILT_IN, HUB
@@ -60,8 +61,10 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     Raises InputError (a model, judge or corpus that is not fit for it; found before anything is sampled) or WorkError.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = config.model_copy(update={  # so that the results name the commits
+        "model": tuple(map(pinned, config.model)), "evaluator": tuple(map(pinned, config.evaluator))})
     with _folder(config.out) as folder:
-        subjects = [_open(name, device) for name in config.model]
+        subjects = [_open(name, config, device) for name in config.model]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
         run = _Run(config, SampleCache(folder), judges, short_names([*config.model, *config.evaluator]), progress)
@@ -105,7 +108,8 @@ class _Run:
 
         labels = {"model": subject.name, "steps": steps, "temperature": temperature, "seed": config.seed}
         identity = {**identity_of_texts(config, opened.fingerprint, steps, temperature), **_of_method(METHOD)}
-        rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size)
+        rollout = RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
+                                dtype=config.dtype, compile=config.compile)
         samples = self.cache.samples(identity, labels, lambda: sample_texts(
             opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
         found = {}
@@ -121,10 +125,9 @@ class _Run:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
         kinds = {(each.opened.vocabulary.fingerprint, each.opened.network.config.length): each.opened for each in subjects}
         corpus, rows = self.config.corpus, []
-        documents = cache(self._held_out)
         for (vocabulary, length), opened in kinds.items():
             def make(opened: ModelFolder[Denoiser] = opened, length: int = length) -> Samples:
-                stream = torch.from_numpy(opened.vocabulary.stream(documents()))
+                stream = held_out_stream(corpus, opened.vocabulary, self.progress)
                 return of_tokens(windows_of(stream, length, self.config.samples).numpy(), opened.vocabulary)
 
             identity = {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
@@ -141,9 +144,6 @@ class _Run:
             rows.append(_row_of(summarise(samples, found), model=corpus.path, fingerprint=key_of(identity),
                                 vocabulary=vocabulary, steps=None, temperature=None))
         return rows
-
-    def _held_out(self) -> list[str]:
-        return held_out(load_documents(self.config.corpus, Reading(self.progress)))
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
@@ -177,9 +177,18 @@ def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[
         for name, judge in results.judges.items()}
 
 
+def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float) -> bool:
+    """Whether the folder of an evaluation has the texts of a model, by fingerprint, at a step count and temperature."""
+    identity = {**identity_of_texts(config, model, steps, temperature), **_of_method(METHOD)}
+    return config.out is not None and SampleCache(Path(config.out)).has_samples(identity)
+
+
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method."""
-    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples}
+    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile))
+                if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
+    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
+            **computed}
 
 
 def _identity_of_scores(identity: Identity, judge: str, method: int) -> Identity:
@@ -211,8 +220,9 @@ def _folder(out: str | None) -> Iterator[Path]:
     yield folder
 
 
-def _open(name: str, device: torch.device) -> Subject:
+def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     opened = load_model(name)
+    prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)
     return Subject(name, opened)
 

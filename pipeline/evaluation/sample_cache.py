@@ -62,6 +62,10 @@ class SampleCache:
         self._write(path, identity, pa.table(columns, SAMPLES), {"seconds": made.seconds, "vocabulary": made.vocabulary})
         return made
 
+    def has_samples(self, identity: Identity) -> bool:
+        """Whether the texts of an identity are there, whole."""
+        return _read(self._path("samples", identity), identity, SAMPLES)[0] is not None
+
     def likelihood(self, identity: Identity, make: Callable[[], Likelihood]) -> Likelihood:
         """The scores of an identity, made if they are not there."""
         path = self._path("scores", identity)

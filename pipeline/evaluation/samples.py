@@ -16,7 +16,9 @@ import torch
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.flow.rollout import roll_out_blind
+from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_model
 from tsdfm.pipeline.text.metrics import BLEU_ORDER, character_bits, distinct_n, self_bleu, unigram_entropy
@@ -55,7 +57,8 @@ def sample_texts(
     Args:
         model: a denoiser in eval mode: a teacher, or a student, which is told the step size.
         vocabulary: the model's.
-        rollout: steps, temperature, seed; the solver is `euler`, whose steps take one forward pass.
+        rollout: steps, temperature, seed; the solver is `euler`, whose steps take one forward pass. `dtype` and `compile` are
+            the caller's business: the model computes as it was prepared to.
         number: R >= 1.
         progress: called after each batch.
     """
@@ -81,6 +84,8 @@ def sample(config: SampleConfig) -> list[str]:
     rollout, longest = config.rollout, opened.network.config.length
     if rollout.length is not None and rollout.length > longest:
         raise InputError(f"length: {rollout.length} is longer than the model's {longest}; give a length up to that")
+    clocks_of(rollout, opened.network.config)
+    prepare(opened.network, rollout.dtype, rollout.compile)
     opened.network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     texts = []
     for start in range(0, config.number, rollout.batch_size):

@@ -4,7 +4,7 @@ All energies are in nats per token (divided by L), and score the same positions 
 compare like with like. They are rounded to 1/1024 nat before any choice: what is stored is exactly what was chosen by.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from tsdfm.kernels.linear_logprob import linear_logprob, summed_nll
 from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.computing import AtOnce, at_once
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.schemas.base import WorkError
 
 ENERGY_RESOLUTION = 2.0**-10  # nat; far below what tells candidates apart (about 0.1), and a third fewer bytes on disk
-SUFFIX_TOKENS = 1024  # tokens of one suffix batch of the `ar` compass: small batches waste less on rows that differ later
 PSEUDO_TIME = 0.5  # t at which the denoiser's pseudo-likelihood is taken
 
 
@@ -134,13 +134,13 @@ class CausalCompass:
         before = F.pad(nll.double().cumsum(-1), (1, 0))
         total = before[:, -1:].repeat(1, candidates)
         first = first_of_equals(texts)
-        row, candidate = torch.nonzero(first == torch.arange(candidates, device=texts.device), as_tuple=True)
-        row, candidate = row[candidate > 0], candidate[candidate > 0]
-        differs = (texts[row, candidate] != texts[row, 0]).int().argmax(-1)
-        order = differs.argsort(descending=True, stable=True)
-        while len(order):
-            start, order, chunk = self._chunk(order, differs, length)
-            rows, which = row[chunk], candidate[chunk]
+        numbers = torch.arange(candidates, device=texts.device)
+        # differs: [B, K], where a candidate first differs from candidate 0; -1 for those that equal an earlier one
+        differs = (texts != texts[:, :1]).int().argmax(-1).masked_fill((first != numbers) | (numbers == 0), -1)
+        order = differs.flatten().argsort(descending=True, stable=True)
+        starts = [start for start in differs.flatten()[order].tolist() if start >= 0]  # the one thing that is read here
+        for part in self._batches(starts, length, at_once(texts.device)):
+            rows, which, start = order[part] // candidates, order[part] % candidates, starts[part.stop - 1]
             tokens = texts[rows, which]
             inputs = self.network.inputs(tokens)[:, start:]
             past = cache.prefix(rows, start) if start else None
@@ -149,12 +149,14 @@ class CausalCompass:
         return (total.gather(1, first) / length).float()
 
     @staticmethod
-    def _chunk(order: Tensor, differs: Tensor, length: int) -> tuple[int, Tensor, Tensor]:
-        """Take rows of similar first difference off the front: (the least of them, the rest, the taken)."""
-        starts = differs[order]
-        tokens = (length - starts) * torch.arange(1, len(order) + 1, device=order.device)
-        count = max(1, int((tokens <= SUFFIX_TOKENS).sum()))
-        return int(starts[count - 1]), order[count:], order[:count]
+    def _batches(starts: list[int], length: int, limits: AtOnce) -> Iterator[slice]:
+        """Texts of `length` tokens, by the falling places that they are run from, in batches that are run from their least."""
+        begin = 0
+        for end in range(1, len(starts) + 1):
+            texts = end - begin + 1  # with the next
+            if end == len(starts) or (length - starts[end]) * texts > limits.suffix_tokens or texts > limits.suffix_texts:
+                yield slice(begin, end)
+                begin = end
 
     def _nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         flat = linear_logprob(hidden.flatten(0, 1), self.network.head_weight, None, targets.flatten())
@@ -179,16 +181,17 @@ class DenoiserCompass:
         batch, candidates, length = states.shape
         texts = complete(states, completion).flatten(0, 1)
         total = torch.zeros(batch * candidates, dtype=torch.float64, device=texts.device)
-        mask_id = self.network.config.mask_id
-        for parity in (0, 1) if mask_id is not None else (None,):
-            scored = torch.ones(length, dtype=torch.bool, device=texts.device)
-            if parity is not None:
-                scored = torch.arange(length, device=texts.device) % 2 == parity
-            for start in range(0, len(texts), SUFFIX_TOKENS // length + 1):
-                part = texts[start : start + SUFFIX_TOKENS // length + 1]
+        mask_id, step = self.network.config.mask_id, at_once(texts.device).suffix_tokens // length + 1
+        parts = (slice(0, None, 2), slice(1, None, 2)) if mask_id is not None else (slice(None),)
+        for positions in parts:
+            scored = torch.zeros(length, dtype=torch.bool, device=texts.device)
+            scored[positions] = True
+            count = len(range(length)[positions])
+            for start in range(0, len(texts), step):
+                part = texts[start : start + step]
                 seen = part if mask_id is None else part.masked_fill(scored, mask_id)
                 hidden = self.network.hidden(seen, torch.full((len(part),), PSEUDO_TIME, device=part.device))
-                weights = scored.float().expand(part.shape)
+                weights, head = scored.float().expand(part.shape), self.network.head
                 total[start : start + len(part)] += summed_nll(
-                    hidden, self.network.head.weight, self.network.head.bias, part, scored=weights).double()
+                    hidden, head.weight, head.bias, part, scored=weights, count=len(part) * count).double()
         return (total / length).view(batch, candidates).float()

@@ -31,6 +31,7 @@ from tsdfm.pipeline.dataset.manifest import (
     commit,
     existing_shard,
     folders,
+    may_claim,
     plan,
     read_manifest,
     receipt_path,
@@ -39,6 +40,7 @@ from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.folder import EMBEDDED
+from tsdfm.pipeline.storage.hub_models import pinned
 from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
@@ -47,6 +49,8 @@ from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.reports import GenerateReport
+
+NO_OUT = "out: no folder for the dataset; give --out OUT, or 'out' in the config"
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,9 @@ def generate_dataset(
         WorkError: the disk is full, say; finished shards are kept, and the same call goes on.
     """
     if config.out is None:
-        raise InputError("out: no folder for the dataset; give --out OUT, or 'out' in the config")
+        raise InputError(NO_OUT)
     started, store = time.monotonic(), open_store(config.out)
+    config = config.model_copy(update={"teacher": pinned(config.teacher), "compass": pinned(config.compass)})
     maker = maker or InThisProcess()
     models = open_models(config, torch.device("cpu"), compass)
     asked = identity_of(config, models, maker.device())
@@ -129,6 +134,8 @@ def generate_dataset(
         if former is None:
             remove_growth(store)  # one that was begun, and is not asked for any more
         kept, unsound = _kept(work, progress)
+        for path in unsound:
+            work.store.remove(receipt_path(path))
         if former is not None:
             kept |= _carried(work, store, former, kept, progress)
         there = _units_there(work, kept)
@@ -137,7 +144,7 @@ def generate_dataset(
         done = _all_files(work, kept, made)
         check()
         opened = models.teacher
-        teacher = config.teacher if config.teacher.partition(":")[0] == EMBEDDED else str(opened.path.absolute())
+        teacher = config.teacher if config.teacher.partition(":")[0] in (EMBEDDED, "hub") else str(opened.path.absolute())
         manifest = commit(work.store, identity, done, opened.vocabulary, teacher, history_of(store, former))
         finish_growth(store)
     totals = manifest.totals
@@ -145,6 +152,46 @@ def generate_dataset(
         out=config.out, rows=totals.rows, shards=len(work.items), made=len(made), kept=len(there), events=totals.events,
         tokens=totals.tokens, bytes=totals.bytes, unsound=unsound, seconds=round(time.monotonic() - started, 2),
         grown_from=former.identity.trajectories if former else None)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a dataset is: which of its shards are there, or will be taken over from a smaller one, and which are missing."""
+
+    models: Models
+    identity: Identity
+    items: list[ShardPlan]
+    kept: dict[int, Finished]  # files, by their place in the plan
+    carried: list[int]  # indices into `items`
+    units: set[int]  # indices into `items` of what is there, by itself or in a file
+
+    @property
+    def missing(self) -> list[int]:
+        """The indices of the shards that have to be made."""
+        there = {*self.units, *self.carried}
+        return [index for index in range(len(self.items)) if index not in there]
+
+
+def standing(config: GenerateConfig, device: torch.device, progress: Progress = unheard) -> Standing:
+    """How far the dataset of a config is. Raises InputError where `generate_dataset` would; nothing is written, or locked.
+
+    `device`: what its shards are made on. The models are left on the CPU.
+    """
+    if config.out is None:
+        raise InputError(NO_OUT)
+    store, models = open_store(config.out), open_models(config, torch.device("cpu"))
+    identity = with_layout(identity_of(config, models, device), store)
+    if store.read(f"{GROWING}/{MANIFEST_FILE}") is not None:  # complete, and not yet in its place
+        store = store.inside(GROWING)
+    former = former_dataset(store, identity)
+    work = _work(config, models, identity, store if former is None else store.inside(GROWING), lambda: None)
+    may_claim(work.store, identity)
+    kept, _ = _kept(work, progress)
+    units = _units_there(work, kept)
+    size, whole = identity.trajectories_per_file, 0 if former is None else former.identity.trajectories
+    carried = [index for index, item in enumerate(work.items)
+               if index not in units and min((item.start // size + 1) * size, identity.trajectories) <= whole]
+    return Standing(models, identity, work.items, kept, carried, units)
 
 
 def make_shard(models: Models, identity: Identity, store: Store, item: ShardPlan) -> Finished:
@@ -181,7 +228,6 @@ def _kept(work: Work, progress: Progress) -> tuple[dict[int, Finished], list[str
     for done, (index, shard) in enumerate(zip(present, shards_there, strict=True), 1):
         if shard is None:
             unsound.append(work.files[index].path)
-            work.store.remove(receipt_path(work.files[index].path))
         else:
             found[index] = shard
         progress("checking what is there", done, len(present), f"{len(unsound)} to be made again" if unsound else "")

@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     RING = 1
     TOKEN = 2
     CHOICE = 3
+    SPACING = 4
 
 
 class Use(IntEnum):
@@ -41,7 +42,7 @@ class Noise:
         self.seed = torch.tensor(seed, device=ids.device)
 
     def _uniform(self, rows: Tensor, position: Tensor, candidate: Tensor, step: Tensor, purpose: int) -> Tensor:
-        tag = torch.tensor(purpose + _USE_STRIDE * self.use, device=self.device)
+        tag = torch.full((), purpose + _USE_STRIDE * self.use, device=self.device)  # filled there; a tensor of data is copied
         return uniform((self.seed, self.ids[rows]), (position, candidate, step, tag))
 
     def _zero(self) -> Tensor:
@@ -57,6 +58,11 @@ class Noise:
         """Uniforms for the clocks of batch rows [A] at their steps [A]: [A, L] float64."""
         position = torch.arange(length, device=self.device)
         return self._uniform(rows[:, None], position, self._zero(), steps[:, None], Purpose.RING + _STAGE_STRIDE * stage)
+
+    def spacing(self, count: int) -> Tensor:
+        """The first `count` uniforms of each trajectory for clocks that are drawn together: [B, count] float64."""
+        rows = torch.arange(len(self.ids), device=self.device)[:, None]
+        return self._uniform(rows, torch.arange(count, device=self.device), self._zero(), self._zero(), Purpose.SPACING)
 
     def tokens(self, rows: Tensor, steps: Tensor, positions: Tensor, candidates: int, stage: int = 0) -> Tensor:
         """Uniforms for the candidates of R ringing positions (rows, steps, positions [R]): [R, K] float64."""

@@ -15,17 +15,21 @@ from tsdfm.pipeline.flow.compass import (
     NceCompass,
     name_of,
 )
+from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.computing import compute_in, prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_denoiser, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
+from tsdfm.pipeline.storage.hub_models import located
 from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
 from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.terms import Dtype
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Models:
     teacher: ModelFolder[Denoiser]
     compass: Compass | None
     compass_facts: CompassFacts | None
+
+    def compass_in(self, dtype: Dtype) -> None:
+        """Have the compass compute in a dtype (see `models.computing`)."""
+        if isinstance(self.compass, CausalCompass | NceCompass):
+            compute_in(self.compass.network, dtype)
+        elif isinstance(self.compass, TransformersCompass):
+            self.compass.opened.model.to(getattr(torch, dtype))
 
     def to(self, device: torch.device) -> None:
         """Move both; somebody's own compass is left where it is."""
@@ -48,9 +59,11 @@ class Models:
 def open_models(
     config: GenerateConfig, device: torch.device, compass: Compass | EnergyFunction | None = None
 ) -> Models:
-    """Load teacher and compass onto a device. Raises InputError if either is missing or they don't fit together.
+    """Load teacher and compass onto a device, to compute as `config.rollout` says: its `dtype`, and compiled where it asks.
 
-    `compass`, if given, is taken in place of the config's: an object of the protocol, or a function.
+    `compass`, if given, is taken in place of the config's: an object of the protocol, or a function. It computes as it does.
+
+    Raises InputError if either is missing, or they don't fit together, or nothing can be compiled here.
     """
     folder = teacher_folder(config.teacher, config.source)
     opened = load_denoiser(folder)
@@ -58,18 +71,23 @@ def open_models(
     if config.source is not None and teacher.config.source != config.source:
         raise InputError(f"teacher {folder}: was trained on the {teacher.config.source} source, not {config.source}; "
                          "leave out --source or give another teacher")
+    clocks_of(config.rollout, teacher.config)
     length = config.rollout.length
     if length is not None and length > teacher.config.length:
         raise InputError(f"rollout.length: {length} is longer than the teacher's {teacher.config.length}; "
                          "give a length up to that")
     if config.rollout.top_k > teacher.config.vocab_size - (teacher.config.mask_id is not None):
         raise InputError(f"rollout.top_k: {config.rollout.top_k} is more than the teacher's vocabulary; lower it")
-    teacher.to(device)
     length = length or teacher.config.length
     if compass is not None:
         _check_custom(compass, opened, length)
-        return Models(opened, compass if isinstance(compass, Compass) else FunctionCompass(compass), _facts_of(compass))
-    return Models(opened, *open_compass(config.compass, opened, length, device))
+        models = Models(opened, compass if isinstance(compass, Compass) else FunctionCompass(compass), _facts_of(compass))
+    else:
+        models = Models(opened, *open_compass(config.compass, opened, length, device))
+        models.compass_in(config.rollout.dtype)
+    prepare(teacher, config.rollout.dtype, config.rollout.compile)
+    teacher.to(device)
+    return models
 
 
 def _check_custom(compass: Compass | EnergyFunction, teacher: ModelFolder[Denoiser], length: int) -> None:
@@ -97,7 +115,7 @@ def _facts_of(compass: Compass | EnergyFunction) -> CompassFacts:
 def open_compass(
     name: str, teacher: ModelFolder[Denoiser], length: int, device: torch.device
 ) -> tuple[Compass | None, CompassFacts | None]:
-    """The compass of a name: 'none', 'denoiser', 'embedded', or a folder of ours or of transformers.
+    """The compass of a name: 'none', 'denoiser', 'embedded', a folder of ours or of transformers, also on the Hub.
 
     Raises InputError: no such compass, or it does not fit the teacher's vocabulary and source, or texts of `length` tokens.
     """
@@ -105,7 +123,7 @@ def open_compass(
         return None, None
     if name == "denoiser":
         return DenoiserCompass(teacher.network), CompassFacts(kind="denoiser", fingerprint=teacher.fingerprint)
-    folder = embedded("compass") if name == EMBEDDED else Path(name)
+    folder = embedded("compass") if name == EMBEDDED else located(name)
     if is_transformers_folder(folder):
         external = TransformersCompass.open(folder, teacher.vocabulary, length, device)
         return external, CompassFacts(kind="ar", fingerprint=external.fingerprint)
@@ -146,7 +164,8 @@ def identity_of(config: GenerateConfig, models: Models, device: torch.device) ->
     teacher = opened.network.config
     return Identity(
         trajectories=config.trajectories, arm=config.arm, shard_size=config.shard_size,
-        rollout=config.rollout.model_copy(update={"length": config.rollout.length or teacher.length}),
+        rollout=config.rollout.model_copy(update={
+            "length": config.rollout.length or teacher.length, "clocks": clocks_of(config.rollout, teacher)}),
         shaping=config.shaping,
         teacher=TeacherFacts(
             fingerprint=opened.fingerprint, source=teacher.source, vocab_size=teacher.vocab_size,

@@ -22,6 +22,8 @@ from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.flow.compass import Compass, quantise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise, Use
+from tsdfm.pipeline.flow.rings.clocks import clocks_of, draw_rings
+from tsdfm.pipeline.flow.rings.visits import rounds
 from tsdfm.pipeline.flow.shaping import Jump, Shaper, StepState
 from tsdfm.pipeline.flow.solvers import SOLVERS
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -30,27 +32,6 @@ from tsdfm.schemas.terms import Arm
 
 HALF_LOWEST = float(np.finfo(np.float16).min)
 TOPK_RESOLUTION = 2.0**-7  # nat, of the stored top-k: about what float16 holds at -8, and a twentieth fewer bytes
-RING_BLOCK = 1 << 17  # ring uniforms drawn at once; small enough to stay in cache, which is 3-15x faster at long grids
-
-
-def draw_rings(path: MixturePath, noise: Noise, times: Sequence[float], length: int) -> Tensor:
-    """Rings [B, N, L] bool of the clocks at each step of a grid of N + 1 times; mask source: a position's first counts."""
-    steps, grid = len(times) - 1, torch.tensor(times, dtype=torch.float64, device=noise.device)
-    probability = path.ring_probability(grid[:-1], grid[1:])
-    batch = len(noise.ids)
-    rings = torch.empty(batch, steps, length, dtype=torch.bool, device=noise.device)
-    rung = torch.zeros(batch, length, dtype=torch.bool, device=noise.device)
-    block = max(1, RING_BLOCK // (batch * length))
-    for start in range(0, steps, block):
-        step = torch.arange(start, min(start + block, steps), device=noise.device)
-        row = torch.arange(batch, device=noise.device).repeat_interleave(len(step))
-        uniforms = noise.rings(row, step.repeat(batch), length).view(batch, len(step), length)
-        part = uniforms < probability[step][:, None]
-        if path.mask_id is not None:
-            part &= ~rung[:, None] & (part.cumsum(1) == 1)
-            rung |= part.any(1)
-        rings[:, start : start + block] = part
-    return rings
 
 
 def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
@@ -86,7 +67,7 @@ def roll_out(
     """Roll out the trajectories `ids` of a dataset together.
 
     Args:
-        teacher: a denoiser in eval mode; its device is used.
+        teacher: a denoiser in eval mode; its device is used, and it computes in the dtype that it is in (`compute_in`).
         compass: scores candidates on the shaped arm, and final states on both; None: `final_energy` is None.
         rollout: steps, length (None: the teacher's), temperature, solver, seed.
         shaping: candidates, tau, selection; not used on the blind arm.
@@ -120,19 +101,18 @@ def _rolled_out(
     path, length, steps = MixturePath.of(teacher.config), rollout.length or teacher.config.length, rollout.steps
     shaper = Shaper(teacher, compass if arm == "shaped" else None, rollout, shaping, noise)
     batch, grid = len(ids), torch.tensor(rollout.times, dtype=torch.float64, device=device)
-    shaped = torch.zeros(steps, dtype=torch.bool, device=device)
-    if shaper.candidates > 1:
-        shaped[list(shaping.steps_of(rollout))] = True
+    shaped_steps = shaping.steps_of(rollout) if shaper.candidates > 1 else ()
+    shaped = torch.tensor(np.isin(np.arange(steps), shaped_steps), device=device)
     source = draw_source(path, noise, length)
-    rings = draw_rings(path, noise, rollout.times, length)
+    rings = draw_rings(path, noise, rollout.times, length, clocks_of(rollout, teacher.config))
     state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool)
     recorder = _Recorder([], torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
                          torch.zeros(batch, steps, dtype=torch.long, device=device), shaped)
-    for row, step in _visits(rings.any(-1)):
-        now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], shaped[step], 1 / steps)
-        ringing = rings[row, step]
-        jump = shaper.jump(now, ringing, SOLVERS[rollout.solver](teacher, now, shaper.advance))
-        state[row], untouched[row] = jump.next_state, now.untouched & ~ringing
+    for each in rounds(rings, shaped_steps):
+        row, step = each.rows, each.steps
+        now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], shaped[step], 1 / steps, each.shaped)
+        jump = shaper.jump(now, each.clocks, SOLVERS[rollout.solver](teacher, now, shaper.advance))
+        state[row], untouched[row] = jump.next_state, now.untouched & ~each.clocks.rings
         recorder.record(now, jump)
     final = None
     if compass is not None:
@@ -141,14 +121,6 @@ def _rolled_out(
         final = quantise(energy[:, 0])
     shaper.check_finite()
     return _split(recorder, ids, arm, None if path.mask_id is not None else source, state, final)
-
-
-def _visits(active: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """active [B, N]: the j-th entry holds every row with more than j active steps, and its j-th active step."""
-    rows, steps = active.nonzero(as_tuple=True)
-    rank = active.cumsum(1)[rows, steps] - 1
-    rounds = int(active.sum(1).max()) if len(rows) else 0
-    return [(rows[rank == j], steps[rank == j]) for j in range(rounds)]
 
 
 def _halved(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
@@ -164,7 +136,9 @@ def _split(
     order = np.lexsort((position, step, row))
     row, step, position, token, candidates, topk_ids, topk_logprobs = (column[order] for column in columns)
     bounds = np.searchsorted(row, np.arange(len(ids) + 1))
-    energy, choice = (kept[:, recorder.shaped].cpu().numpy() for kept in (recorder.energy, recorder.choice))
+    kept = recorder.shaped.cpu().numpy()
+    energy, choice = (recorded.cpu().numpy()[:, kept] for recorded in (recorder.energy, recorder.choice))
+    finals = None if final is None else final.tolist()
     tokens = state.cpu().numpy().astype(np.int32)
     sources = None if source is None else source.cpu().numpy().astype(np.int32)
     logs = []
@@ -177,6 +151,6 @@ def _split(
             event_topk_ids=topk_ids[part].astype(np.int32),
             event_topk_logprobs=_halved(topk_logprobs[part]),
             step_energy=energy[index].astype(np.float32), step_choice=choice[index].astype(np.int8),
-            final_energy=None if final is None else float(final[index]),
+            final_energy=None if finals is None else finals[index],
         ))
     return logs

@@ -9,6 +9,7 @@ from tsdfm.kernels.sample_rows import argmax_rows, sample_rows
 from tsdfm.pipeline.flow.compass import Compass, quantise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.flow.rings.visits import Ringing, places
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
@@ -19,7 +20,8 @@ class StepState:
     """Where A trajectories of the batch stand: each at its own step, about to jump.
 
     rows [A]: indices into the batch; steps [A] int64; t, t_next [A] float64: the jump's start and end; state [A, L] int64;
-    untouched [A, L] bool: positions that still hold their source token; shaped [A] bool; dt: 1/N, what a student is told.
+    untouched [A, L] bool: positions that still hold their source token; shaped [A] bool; dt: 1/N, what a student is told;
+    some_shaped: whether any is shaped, which nobody need ask the device.
     """
 
     rows: Tensor
@@ -30,6 +32,7 @@ class StepState:
     untouched: Tensor
     shaped: Tensor
     dt: float
+    some_shaped: bool
 
     @property
     def hidden_time(self) -> tuple[Tensor, Tensor]:
@@ -60,8 +63,7 @@ class Jump:
 class _Candidates:
     """What the A trajectories of a step may become: K states each, which differ at the R ringing positions only."""
 
-    rings: Tensor  # [A, L] bool
-    owner: Tensor  # [R], index into the step state
+    clocks: Ringing
     tokens: Tensor  # [R, K] int64
     logprobs: Tensor  # [R, K] under the teacher
     states: Tensor  # [A, K, L] int64
@@ -92,19 +94,19 @@ class Shaper:
         rings = self.noise.rings(now.rows, now.steps, now.state.shape[1], stage) < probability[:, None]
         if self.path.mask_id is not None:
             rings &= now.untouched
-        state = self.jump(replace(now, t_next=until), rings, hidden, stage).next_state
+        state = self.jump(replace(now, t_next=until), Ringing.of(rings), hidden, stage).next_state
         return replace(now, t=until, state=state, untouched=now.untouched & ~rings)
 
-    def jump(self, now: StepState, rings: Tensor, hidden: Tensor, stage: int = 0) -> Jump:
+    def jump(self, now: StepState, clocks: Ringing, hidden: Tensor, stage: int = 0) -> Jump:
         """Redraw the ringing positions from the posterior of `hidden`.
 
         Args:
             now: A trajectories.
-            rings: [A, L] bool.
+            clocks: those that ring.
             hidden: [A, L, D], whose head gives the posterior.
             stage: the solver's stage within the step; 0 for the step itself.
         """
-        owner, positions = rings.nonzero(as_tuple=True)
+        owner, positions = clocks.owner, clocks.positions
         head, mask_id = self.teacher.head, self.teacher.config.mask_id
         uniforms = self.noise.tokens(now.rows[owner], now.steps[owner], positions, self.candidates, stage)
         drawn = sample_rows(
@@ -117,7 +119,7 @@ class Shaper:
         # states: [A, K, L]
         states = now.state[:, None].repeat(1, self.candidates, 1)
         states[owner, :, positions] = candidates
-        energy = self._energy(now, hidden, _Candidates(rings, owner, candidates, drawn.logprobs, states))
+        energy = self._energy(now, hidden, _Candidates(clocks, candidates, drawn.logprobs, states))
         choice = self._choose(now, energy, stage)
         picked = torch.arange(len(choice), device=choice.device)
         return Jump(
@@ -127,14 +129,21 @@ class Shaper:
 
     def _energy(self, now: StepState, hidden: Tensor, drawn: _Candidates) -> Tensor:
         """[A, K] energies, NaN for trajectories that aren't shaped here or whose candidates all agree."""
-        states, owner = drawn.states, drawn.owner
+        states, owner = drawn.states, drawn.clocks.owner
         energy = states.new_full(states.shape[:2], torch.nan, dtype=torch.float32)
-        agree = (drawn.tokens == drawn.tokens[:, :1]).all(1)
-        disagreeing = torch.zeros_like(now.shaped).index_put((owner[~agree],), torch.tensor(True, device=owner.device))
-        scored = (disagreeing & now.shaped).nonzero()[:, 0]
-        if self.compass is None or not len(scored):
+        if self.compass is None or not now.some_shaped:
             return energy
-        completion = self._completion(now, drawn.rings, hidden, scored) if self.compass.needs_completion else None
+        disagree = (drawn.tokens != drawn.tokens[:, :1]).any(1)
+        scored = (torch.zeros(len(states), dtype=torch.int32, device=owner.device).index_add_(0, owner, disagree.int()) > 0)
+        scored &= now.shaped
+        unresolved = now.untouched & ~drawn.clocks.rings & scored[:, None]
+        count, open_positions = torch.stack([scored.sum(), unresolved.sum()]).tolist()  # all that is read in a step
+        if not count:
+            return energy
+        scored = places(scored, count)[:, 0]
+        completion = None
+        if self.compass.needs_completion:
+            completion = self._completion(hidden, places(unresolved, open_positions))[scored]
         values = self.compass.energy(states[scored], now.t_next[scored], completion)
         if self.shaping.residual and self.compass.proposal_weight:
             proposal = torch.zeros(energy.shape, dtype=torch.float64, device=energy.device)
@@ -158,13 +167,13 @@ class Shaper:
                                 f"{len(finite)} trajectories; check the model's weights, or raise the temperature; nothing was "
                                 "written for them")
 
-    def _completion(self, now: StepState, rings: Tensor, hidden: Tensor, scored: Tensor) -> Tensor:
-        """The teacher's argmax at positions unresolved in all candidates, -1 elsewhere: [len(scored), L]."""
-        unresolved = (now.untouched & ~rings)[scored]
+    def _completion(self, hidden: Tensor, unresolved: Tensor) -> Tensor:
+        """The teacher's argmax at U unresolved places, [U, 2] indices into [A, L], and -1 elsewhere: [A, L]."""
+        row, position = unresolved.unbind(1)
         head = self.teacher.head
-        completion = torch.full_like(now.state[scored], -1)
-        completion[unresolved] = argmax_rows(
-            hidden[scored][unresolved], head.weight, head.bias, excluded=self.teacher.config.mask_id)
+        completion = torch.full(hidden.shape[:2], -1, device=hidden.device)
+        completion[row, position] = argmax_rows(
+            hidden[row, position], head.weight, head.bias, excluded=self.teacher.config.mask_id)
         return completion
 
     def _choose(self, now: StepState, energy: Tensor, stage: int) -> Tensor:

@@ -33,7 +33,7 @@ def rk4(teacher: Denoiser, now: StepState, advance: Advance) -> Tensor:
     k2 = euler(teacher, advance(now, middle, k1, 1))
     k3 = euler(teacher, advance(now, middle, k2, 2))
     k4 = euler(teacher, advance(now, now.t_next, k3, 3))
-    return (k1 + 2 * k2 + 2 * k3 + k4) / 6
+    return _average(k1, k2, k3, k4)
 
 
 def rk4_chained(teacher: Denoiser, now: StepState, advance: Advance) -> Tensor:
@@ -47,7 +47,12 @@ def rk4_chained(teacher: Denoiser, now: StepState, advance: Advance) -> Tensor:
     second = replace(advance(first, middle + half, k2, 2), t=middle)
     k3 = euler(teacher, second)
     k4 = euler(teacher, advance(second, middle + half, k3, 3))
-    return (k1 + 2 * k2 + 2 * k3 + k4) / 6
+    return _average(k1, k2, k3, k4)
+
+
+def _average(k1: Tensor, k2: Tensor, k3: Tensor, k4: Tensor) -> Tensor:
+    """The weighted average of four hidden states, summed in float32 and given in their own dtype."""
+    return ((k1.float() + 2 * k2.float() + 2 * k3.float() + k4.float()) / 6).to(k1.dtype)
 
 
 SOLVERS: dict[Solver, Posterior] = {"euler": euler, "rk4": rk4, "rk4_chained": rk4_chained}

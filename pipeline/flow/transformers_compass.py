@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tsdfm.kernels.linear_logprob import linear_logprob
 from tsdfm.pipeline.flow.compass import complete, first_of_equals
+from tsdfm.pipeline.models.computing import at_once
 from tsdfm.pipeline.models.transformers import CausalModel, open_causal
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.text.same_tokenizer import difference
@@ -16,8 +17,6 @@ from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-
-TOKENS_PER_BATCH = 8192
 
 
 class TransformersCompass:
@@ -59,7 +58,7 @@ class TransformersCompass:
         first = first_of_equals(texts)
         row, which = torch.nonzero(first == torch.arange(candidates, device=texts.device), as_tuple=True)
         total = torch.zeros(batch, candidates, dtype=torch.float64, device=texts.device)
-        step = max(1, TOKENS_PER_BATCH // length)
+        step = max(1, at_once(texts.device).compass_tokens // length)
         for start in range(0, len(row), step):
             part = slice(start, start + step)
             tokens = texts[row[part], which[part]]

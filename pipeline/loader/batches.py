@@ -29,7 +29,7 @@ from tsdfm.schemas.base import InputError, WorkError, differences
 from tsdfm.schemas.distill import KL_OBJECTIVES, DataConfig
 from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.paths import redacted
-from tsdfm.schemas.terms import Objective
+from tsdfm.schemas.terms import Clocks, Objective
 from tsdfm.schemas.training_record import DataFacts, DatasetFacts
 
 LARGEST_BUDGET = 64  # of those trained when none are named
@@ -77,6 +77,12 @@ class Reader:
     def manifests(self) -> list[DatasetManifest]:
         """The manifests of the datasets, in the order of `data.paths`."""
         return [source.manifest for source in self.sources]
+
+    @cached_property
+    def clocks(self) -> Clocks:
+        """The clocks of all trajectories; 'independent' where the datasets' differ."""
+        found = {manifest.identity.rollout.clocks for manifest in self.manifests}
+        return found.pop() or "independent" if len(found) == 1 else "independent"
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -5,17 +5,27 @@ The architecture is that of Peebles & Xie (2023, arXiv 2212.09748) as used for t
 compute logits for the rows they need, never for all of [B, L, V].
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tsdfm.pipeline.models.layers import MLP, LayerNorm, Linear, Recomputable, merge_heads, rotary, rotate, split_heads
+from tsdfm.kernels.linear import linear
+from tsdfm.pipeline.models.layers import (
+    FREQUENCIES,
+    MLP,
+    LayerNorm,
+    Linear,
+    Recomputable,
+    StepEmbedding,
+    merge_heads,
+    rotary,
+    rotate,
+    sinusoids,
+    split_heads,
+)
+from tsdfm.pipeline.models.masked import MaskedTrunk
 from tsdfm.schemas.model import DenoiserConfig
 
-FREQUENCIES = 256  # width of the sinusoidal time features
-MAX_PERIOD = 10_000.0
 SIGMA_EPSILON = 1e-3  # of MDLM's log-linear schedule: the share of tokens unmasked at its noisiest
 
 
@@ -24,20 +34,23 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
-def sinusoids(values: Tensor) -> Tensor:
-    """Cosines and sines of values [B] at geometrically falling frequencies: [B, FREQUENCIES]."""
-    half = FREQUENCIES // 2
-    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=values.device).float() / half)
-    angles = values[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], -1)
+def at_places(x: Tensor, at: Tensor) -> Tensor:
+    """Those of the features x [B, L, D] at places at [R] int64 in [0, B L): [R, D]."""
+    return x.flatten(0, 1).index_select(0, at)
+
+
+def of_rows(values: Tensor, at: Tensor, length: int) -> Tensor:
+    """What each row of [B, length] has, values [B, D], for places at [R] int64 in it: [R, D]."""
+    return values.index_select(0, at // length)
 
 
 def sigma(t: Tensor, kappa_exponent: float) -> Tensor:
-    """MDLM's noise level at our time t, [B] in [0, 1] -> [B] float32.
+    """The noise level of MDLM and Duo at our time t, [B] in [0, 1] -> [B] float32.
 
     MDLM (Sahoo et al. 2024, arXiv 2406.07524) masks a token with probability 1 - exp(-sigma), the path with 1 - kappa_t: the
     same state has sigma = -log kappa_t = -n log t, whichever schedule sigma was trained with. Its log-linear schedule,
-    sigma(s) = -log(1 - (1 - eps) s) for s from 0 to 1, stops at sigma = -log eps, and so do we: kappa is at least eps.
+    sigma(s) = -log(1 - (1 - eps) s) for s from 0 to 1, stops at sigma = -log eps, and so do we: kappa is at least eps. Duo
+    (arXiv 2506.10892) has the same schedule, and makes a token noise with the same probability.
     """
     return -(t.float() ** kappa_exponent).clamp_min(SIGMA_EPSILON).log()
 
@@ -52,22 +65,6 @@ class TimeEmbedding(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Features of the times t [B] -> [B, cond_dim]."""
         out: Tensor = self.mlp(sinusoids(t.float()))
-        return out
-
-
-class StepEmbedding(nn.Module):
-    """Sinusoidal features of a step size dt, by log2(1/dt), through a two-layer MLP whose output starts at zero."""
-
-    def __init__(self, cond_dim: int) -> None:
-        super().__init__()
-        first, last = nn.Linear(FREQUENCIES, cond_dim), nn.Linear(cond_dim, cond_dim)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.mlp = nn.Sequential(first, nn.SiLU(), last)
-
-    def forward(self, dt: Tensor) -> Tensor:
-        """Features of the step sizes dt [B], in (0, 1] -> [B, cond_dim]."""
-        out: Tensor = self.mlp(sinusoids(-dt.float().log2()))
         return out
 
 
@@ -104,16 +101,35 @@ class Block(Recomputable):
         self.mlp = MLP(dim, config.mlp_ratio)
         self.modulation = modulation(config, 6 * dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, c: Tensor) -> Tensor:
-        """x [B, L, D], cos and sin [L, d], c [B, cond_dim] (fused: twice as wide) -> [B, L, D]."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
-        qkv = self.qkv(modulate(self.norm1(x), shift1, scale1))
-        q, k, v = (split_heads(part, self.n_heads) for part in qkv.chunk(3, -1))
-        attended = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        x = x + gate1 * F.dropout(self.attn_out(merge_heads(attended)), self.dropout, self.training)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, c: Tensor, at: Tensor | None = None) -> Tensor:
+        """x [B, L, D], cos and sin [L, d], c [B, cond_dim] (fused: twice as wide) -> [B, L, D].
+
+        With `at` [R] int64, places in [0, B L): the features of these places alone, [R, D]. Only keys and values are computed
+        at the others.
+        """
+        modulation = self.modulation(c)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, None].chunk(6, -1)
+        normed = modulate(self.norm1(x), shift1, scale1)
+        qkv = self.qkv(normed).chunk(3, -1) if at is None else self._qkv_at(normed, at)
+        q, k, v = (split_heads(part, self.n_heads) for part in qkv)
+        attended = merge_heads(F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v))
+        if at is not None:
+            # [R, D] each from here on
+            _, _, gate1, shift2, scale2, gate2 = of_rows(modulation, at, x.shape[1]).chunk(6, -1)
+            x, attended = at_places(x, at), at_places(attended, at)
+        x = x + gate1 * F.dropout(self.attn_out(attended), self.dropout, self.training)
         hidden = self.mlp(modulate(self.norm2(x), shift2, scale2))
         out: Tensor = x + gate2 * F.dropout(hidden, self.dropout, self.training)
         return out
+
+    def _qkv_at(self, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of the places `at`, zeros at the others, and all keys and values: [B, L, D] each."""
+        dim = x.shape[-1]
+        of_queries, of_others = self.qkv.weight.split([dim, 2 * dim])
+        queries = linear(at_places(x, at), of_queries)
+        k, v = linear(x, of_others).chunk(2, -1)
+        q = queries.new_zeros(x.shape).flatten(0, 1).index_copy(0, at, queries).view_as(x)
+        return q, k, v
 
 
 class Trunk(nn.Module):
@@ -144,15 +160,27 @@ class Trunk(nn.Module):
             c = c + self.step_embedding(dt)
         return F.silu(c)
 
-    def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
-        """x_t [B, L] int64, t [B] in [0, 1], dt [B] in (0, 1] -> hidden [B, L, D]; None: no step is named."""
-        c = self.condition(t, dt)
+    def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """x_t [B, L] int64, t [B] in [0, 1], dt [B] in (0, 1] -> hidden [B, L, D]; None: no step is named.
+
+        With `at` [R] int64, places in [0, B L): hidden [R, D] of these places, which is all that the last block computes.
+        """
+        c = self.condition(t, dt).to(self.vocab_embed.weight.dtype)
         x = self.vocab_embed(x_t)
         cos, sin = rotary(x_t.shape[1], self.head_dim, x_t.device)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, cos, sin, c)
-        shift, scale = self.modulation(c)[:, None].chunk(2, -1)
+        x = self.blocks[-1](x, cos, sin, c) if at is None else self.blocks[-1](x, cos, sin, c, at)
+        modulation = self.modulation(c)
+        # shift, scale: [B, 1, D], with `at` [R, D]
+        spread = modulation[:, None] if at is None else of_rows(modulation, at, x_t.shape[1])
+        shift, scale = spread.chunk(2, -1)
         return modulate(self.norm_final(x), shift, scale)
+
+
+def trunk_of(config: DenoiserConfig) -> Trunk | MaskedTrunk:
+    """The trunk of a config: our own, or that of a masked language model."""
+    return Trunk(config) if config.masked_lm is None else MaskedTrunk(config, config.masked_lm)
 
 
 class Denoiser(nn.Module):
@@ -161,7 +189,7 @@ class Denoiser(nn.Module):
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config)
+        self.trunk = trunk_of(config)
         self.head = Linear(config.hidden_size, config.vocab_size)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -172,6 +200,18 @@ class Denoiser(nn.Module):
         dt [B]: the size of the jump that is about to be made; only a model with a step embedding looks at it.
         """
         out: Tensor = self.trunk(x_t, t, dt)
+        return out
+
+    def hidden_where(self, wanted: Tensor, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:
+        """`hidden` at the R positions where wanted [B, L] bool is true, in row-major order: [R, D].
+
+        The values and gradients of `hidden(x_t, t, dt)[wanted]` up to floating-point error, with less work: the last block
+        gives the other positions their keys and values alone. With dropout in training the two agree in law only.
+        """
+        at = wanted.flatten().nonzero()[:, 0]
+        if len(at) == wanted.numel():  # nothing to leave out
+            return self.hidden(x_t, t, dt).flatten(0, 1)
+        out: Tensor = self.trunk(x_t, t, dt, at)
         return out
 
     def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None) -> Tensor:

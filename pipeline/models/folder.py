@@ -24,6 +24,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
 from tsdfm.pipeline.models.weights import stored_shapes, undrawn
+from tsdfm.pipeline.storage.hub_models import located
 from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
@@ -61,17 +62,18 @@ def embedded(name: str) -> Path:
 
 
 def teacher_folder(name: str, source: Source | None = None) -> Path:
-    """The folder of a denoiser by name: 'embedded', 'embedded:mask', 'embedded:uniform', or a folder.
+    """The folder of a denoiser by name: 'embedded', 'embedded:mask', 'embedded:uniform', hub:USER/NAME[@REVISION], or a folder.
 
     Args:
         name: as typed.
         source: which embedded one 'embedded' is; None: the mask source's.
 
-    Raises InputError for another 'embedded:...', or one whose source is not `source`.
+    Raises InputError for another 'embedded:...', or one whose source is not `source`. InputError or
+    WorkError if the Hub does not give it.
     """
     kind, colon, named = name.partition(":")
     if kind != EMBEDDED:
-        return Path(name)
+        return located(name)
     if colon and named not in get_args(Source):
         raise InputError(f"model {name}: no such embedded model; give 'embedded:mask', 'embedded:uniform' or a folder")
     if colon and source not in (None, named):
@@ -86,14 +88,14 @@ def state_folder(out: Path) -> Path:
 
 def check_target(out: Path) -> None:
     """Refuse a folder that `save` would refuse, and make the state folder: before anything expensive. Raises InputError."""
-    _refuse_others(out)
+    refuse_others(out)
     try:
         state_folder(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); give a folder you can write to") from None
 
 
-def _refuse_others(folder: Path) -> None:
+def refuse_others(folder: Path) -> None:
     """Raises InputError for whatever a model folder must not replace."""
     if folder.is_symlink():
         raise InputError(f"{folder}: is a symbolic link, which a finished model can't replace; give the folder itself as --out")
@@ -117,7 +119,7 @@ def save(
         half: store float16 weights.
         card: its README.md, if it has one.
     """
-    _refuse_others(folder)
+    refuse_others(folder)
     with explained("write there", str(folder)):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
@@ -207,6 +209,9 @@ def load(folder: Path) -> ModelFolder[Network]:
     if not file.is_file():
         raise _missing(folder, WEIGHTS_FILE)
     network = _built(config, stored_shapes(file), str(file))
+    if any(buffer.is_meta for buffer in network.buffers()):  # what is computed of sizes is in no file
+        with undrawn():
+            network = build(config)
     weight_bytes = _read(folder, WEIGHTS_FILE)
     _fill(network, weight_bytes, str(file))
     digest = hashlib.sha256(b"\0".join([config_bytes, weight_bytes, vocabulary.to_json().encode()])).hexdigest()
@@ -215,7 +220,9 @@ def load(folder: Path) -> ModelFolder[Network]:
 
 
 def load_model(name: str) -> ModelFolder[Denoiser]:
-    """Open a teacher or student by name: 'embedded', 'embedded:uniform', or a folder. Raises InputError.
+    """Open a teacher or student by name: 'embedded', 'embedded:uniform', hub:USER/NAME[@REVISION], or a folder.
+
+    Raises InputError, or WorkError where the Hub can't be reached.
 
     It is in float32, in eval mode, without gradients, on the CPU; move `network` where you want it.
     """

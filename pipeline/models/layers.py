@@ -1,5 +1,6 @@
 """Transformer parts that the denoiser and the causal models share."""
 
+import math
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from tsdfm.kernels.linear import linear, linear_gelu
 
 ROTARY_BASE = 10_000.0
+FREQUENCIES = 256  # width of the sinusoidal time features
+MAX_PERIOD = 10_000.0
 
 
 class Recomputable(nn.Module):
@@ -34,11 +37,14 @@ def recompute_blocks(network: nn.Module) -> None:
             block.recompute = True
 
 
-def compile_blocks(network: nn.Module) -> None:
-    """Have every block of a network compiled by torch at its first call, which takes a while; its last bits may change."""
+def compile_blocks(network: nn.Module, dynamic: bool | None = None) -> None:
+    """Have every block of a network compiled by torch at its first call, which takes a while; its last bits may change.
+
+    `dynamic`: whether for inputs of any size, rather than for each anew; None: torch finds out.
+    """
     for block in network.modules():
         if isinstance(block, Recomputable):
-            block.compile()
+            block.compile(dynamic=dynamic)
 
 
 class LayerNorm(nn.Module):
@@ -51,6 +57,30 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalised features, in the dtype of x: [..., D] -> [..., D]."""
         return F.layer_norm(x.float(), x.shape[-1:], self.weight.float()).to(x.dtype)
+
+
+def sinusoids(values: Tensor) -> Tensor:
+    """Cosines and sines of values [B] at geometrically falling frequencies: [B, FREQUENCIES]."""
+    half = FREQUENCIES // 2
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=values.device).float() / half)
+    angles = values[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+class StepEmbedding(nn.Module):
+    """Sinusoidal features of a step size dt, by log2(1/dt), through a two-layer MLP whose output starts at zero."""
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        first, last = nn.Linear(FREQUENCIES, cond_dim), nn.Linear(cond_dim, cond_dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), last)
+
+    def forward(self, dt: Tensor) -> Tensor:
+        """Features of the step sizes dt [B], in (0, 1] -> [B, cond_dim]."""
+        out: Tensor = self.mlp(sinusoids(-dt.float().log2()))
+        return out
 
 
 def rotary(length: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

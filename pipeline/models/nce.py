@@ -6,7 +6,7 @@ log p_data,t(x) - log p_teacher,t(x)  (noise-contrastive estimation, Gutmann & H
 
 from torch import Tensor, nn
 
-from tsdfm.pipeline.models.denoiser import Trunk
+from tsdfm.pipeline.models.denoiser import trunk_of
 from tsdfm.schemas.model import NceConfig
 
 
@@ -16,12 +16,12 @@ class NceEncoder(nn.Module):
     def __init__(self, config: NceConfig) -> None:
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config.trunk)
+        self.trunk = trunk_of(config.trunk)
         self.head = nn.Linear(config.trunk.hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
         """x_t [B, L] int64, t [B] -> logits [B]."""
-        out: Tensor = self.head(self.trunk(x_t, t).mean(1))[:, 0]
+        out: Tensor = self.head(self.trunk(x_t, t).float().mean(1))[:, 0]  # float32, in whatever dtype the trunk computes
         return out

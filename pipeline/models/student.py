@@ -9,16 +9,18 @@ import re
 import numpy as np
 
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.schemas.terms import Clocks
 
 _BLOCK = re.compile(r"trunk\.blocks\.(\d+)\.(.+)")
 
 
-def student_of(teacher: Denoiser) -> Denoiser:
+def student_of(teacher: Denoiser, clocks: Clocks = "independent") -> Denoiser:
     """A copy of `teacher` with a step embedding whose output is zero: at first, exactly the teacher.
 
-    A model that already has one (a student of an earlier round) is copied as it is.
+    A model that already has one (a student of an earlier round) is copied as it is, but for its clocks: those it will be
+    trained for, with which it then writes.
     """
-    student = Denoiser(teacher.config.model_copy(update={"step_size": True}))
+    student = Denoiser(teacher.config.model_copy(update={"step_size": True, "clocks": clocks}))
     own = student.state_dict()
     student.load_state_dict(own | teacher.state_dict())
     return student.to(teacher.head.weight.device)

@@ -104,7 +104,7 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
     transformers = library(what)
     try:
         with quiet():
-            _check_files(what, folder, gguf)
+            check_files(what, folder, transformers.AutoModelForCausalLM, gguf)
             model, told = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, output_loading_info=True, **open_options(gguf),
                 **({} if gguf else {"use_safetensors": True}))
@@ -133,12 +133,13 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
     return opened
 
 
-def _check_files(what: str, folder: Path, gguf: str | None) -> None:
+def check_files(what: str, folder: Path, kind: Any, gguf: str | None = None) -> None:
     """Raises InputError for files that are not regular, and for a config that wants more weights than there are.
 
-    A model is built by its config, and what its files lack would be allocated and drawn at random.
+    A model is built by its config, and what its files lack would be allocated and drawn at random. `kind`: the library's class
+    that builds it, AutoModelForCausalLM say.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     for path in [folder / gguf] if gguf else sorted(folder.iterdir()):
         if not path.is_dir():
@@ -158,7 +159,7 @@ def _check_files(what: str, folder: Path, gguf: str | None) -> None:
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if layers <= len(sizes):  # building even empty layers takes time
         with torch.device("meta"), undrawn():
-            built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            built = kind.from_config(config, trust_remote_code=False)
         if sum(each.numel() for each in built.parameters()) <= room:
             return
     raise InputError(f"{what}: its config is of a larger model than its files hold ({len(sizes)} tensors, {numbers:,} "

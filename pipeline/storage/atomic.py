@@ -3,17 +3,27 @@
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from tsdfm.schemas.regular import open_regular
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`; a crash leaves the old file or none. The parent folder must exist."""
+    with writing_atomic(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to be written piece by piece: it is at `path`, and whole, once the block ends without an error."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -3,15 +3,21 @@
 They lie in $XDG_CACHE_HOME/tsdfm-pipeline, or ~/.cache/tsdfm-pipeline, and may be deleted at any time.
 """
 
+import atexit
 import contextlib
 import hashlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.schemas.base import InputError
 from tsdfm.schemas.regular import read_regular
 
+CORPORA = "TSDFM_CORPORA"  # the environment variable that says where corpora are kept
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -39,6 +45,33 @@ def kept(key: str, make: Callable[[], bytes]) -> bytes:
     data = make()
     _write(key, hashlib.sha256(data).digest() + data)
     return data
+
+
+def corpora_folder() -> Path:
+    """Where corpora are kept: $TSDFM_CORPORA, or `corpora` in the cache. If that can't be written, a folder that goes with this
+    process. Raises InputError if $TSDFM_CORPORA can't.
+    """
+    given = os.environ.get(CORPORA)
+    if given:
+        try:
+            Path(given).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{CORPORA}={given}: cannot write there ({error.strerror}); name a folder that you can write"
+                             ) from None
+        return Path(given)
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or a read-only one
+        folder = _folder() / "corpora"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    return _of_this_process()
+
+
+@cache
+def _of_this_process() -> Path:
+    folder = tempfile.mkdtemp(prefix="tsdfm-corpora-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def _folder() -> Path:

@@ -1,20 +1,28 @@
 """One run at a time owns a dataset on an object store, where there are no locks: by a lease, a small object that is renewed.
 
-    OUT/.lock-TOKEN      one for every run that owns the dataset, or asks for it
+    OUT/.lock            the lease, where the store writes on a condition (`object_store.Conditional`)
+    OUT/.lock-TOKEN      one for every run that owns the dataset, or asks for it, where it does not
 
-Every run writes an object of its own, under a name that nobody else uses, and then lists what is there. A run that sees itself
-alone owns the dataset. Of two that come together, the one that lists last sees the other, for stores list what was written
-(S3, GCS and Azure do); so they can't both be alone. Whoever is not alone takes its object away and tries again, or gives up.
-That needs no conditional writes, which not all stores have and pyarrow does not offer, and nobody ever overwrites or deletes
-what is another's, with one exception: who finds a lease dead says so in its own object (`over`) and then deletes the dead one.
-An owner that wakes up late finds its lease gone, or itself named, and stops.
+**On a condition.** `.lock` is written only if there is none. It is renewed, and a dead one taken over, only if it is still
+what was read last. So the store itself sees to it that there is one owner. It is tried out each time whether the store does
+refuse.
 
-A lease is dead if it was not renewed for LEASE_SECONDS. Clocks of two machines are never compared: its age is the difference of
-two times that the store gave, or, where the store gives none, how long it was seen not to change.
+**By order.** Where a store has no such writes, or can't be asked for them, every run writes an object of its own, under a
+name that nobody else uses, and then lists what is there. A run that sees itself alone owns the dataset. Of two that come
+together, the one that lists last sees the other, for stores list what was written (S3, GCS and Azure do); so they can't both
+be alone. Whoever is not alone takes its object away and tries again, or gives up. Nobody ever overwrites or deletes what is
+another's, with one exception: who finds a lease dead says so in its own object (`over`) and then deletes the dead one. An
+owner that wakes up late finds its lease gone, or itself named, and stops.
+
+Both kinds list after they have written, so they see each other, too.
+
+A lease is dead if it was not renewed for LEASE_SECONDS. Clocks of two machines are never compared: its age is the difference
+of two times that the store gave, or, where the store gives none, how long it was seen not to change.
 """
 
 import contextlib
 import json
+import logging
 import random
 import threading
 import time
@@ -23,13 +31,17 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from tsdfm.pipeline.storage.locks import LOCK_FILE, fields_of, owner_of, this_process
+from tsdfm.pipeline.storage.object_store import Conditional
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.progress import Progress
+
+log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 180.0  # a lease this old is dead: six renewals were missed
 RENEW_SECONDS = 30.0
 RETRY_SECONDS = 1.0  # after a renewal that failed; twice as long after each that follows
 WATCH_SECONDS = 1.0
+TRIAL = f"{LOCK_FILE}-trial-"  # what a run writes to try out conditions, and to read the store's clock
 ATTEMPTS = 10  # of runs that come at the same time, and see each other
 JITTER_SECONDS = 0.2
 
@@ -56,14 +68,19 @@ class Files(Protocol):
 
 
 @contextlib.contextmanager
-def lease(files: Files, progress: Progress) -> Iterator[Callable[[], None]]:
+def lease(files: Files, progress: Progress, conditional: Callable[[], Conditional] | None = None
+          ) -> Iterator[Callable[[], None]]:
     """Hold a dataset on a store without locks, and renew the lease meanwhile.
+
+    Args:
+        files: the dataset's folder.
+        progress: hears what is waited for.
+        conditional: opens what writes on a condition there; None: there is no such thing.
 
     Yields a check, which raises WorkError once the lease is lost: whoever holds it must ask before it commits anything.
     Raises InputError, naming the owner, if another run holds the dataset.
     """
-    held = _Lease(files, progress)
-    held.acquire()
+    held = _acquired(files, progress, conditional)
     thread = threading.Thread(target=held.keep, daemon=True)
     thread.start()
     try:
@@ -72,11 +89,40 @@ def lease(files: Files, progress: Progress) -> Iterator[Callable[[], None]]:
         held.leaving.set()
         thread.join()
         with contextlib.suppress(Exception):  # a lease that can't be deleted dies by itself
-            files.remove(held.name)
+            held.leave()
+
+
+def _acquired(files: Files, progress: Progress, conditional: Callable[[], Conditional] | None) -> "_Lease":
+    if conditional is not None:
+        held = _conditional_lease(files, progress, conditional)
+        if held is not None:
+            held.acquire()
+            return held
+    ordered = _Lease(files, progress)
+    ordered.acquire()
+    return ordered
+
+
+def _conditional_lease(files: Files, progress: Progress, opener: Callable[[], Conditional]) -> "_ConditionalLease | None":
+    """A lease that the store keeps, not acquired yet; None, and a line that says why, where it can't be had."""
+    trial = f"{TRIAL}{uuid.uuid4().hex}"
+    files.names()  # tells in the store's own words if it can't be reached at all
+    try:
+        conditional = opener()
+        if conditional.is_honoured(trial, b"{}"):
+            return _ConditionalLease(files, progress, conditional, trial)
+        why = "the store overwrites where it is asked not to"
+    except Exception as error:  # of a client that knows other credentials than pyarrow does, say
+        why = first_line(error)
+    with contextlib.suppress(Exception):
+        files.remove(trial)
+    log.warning("%s: no writes on a condition there (%s), so the order of listed objects decides who owns it; it must "
+                "list what was just written", files.uri, why)
+    return None
 
 
 class _Lease:
-    """One run's lease, or its wish for one."""
+    """One run's lease, or its wish for one, by order."""
 
     def __init__(self, files: Files, progress: Progress) -> None:
         self.files, self.progress = files, progress
@@ -158,6 +204,10 @@ class _Lease:
         return (f"{self.files.uri}: another run is writing there ({owner}); wait for it, stop it, or give another --out; if it "
                 f"is gone, the same command takes over in {rest:.0f} s, or at once if you delete {self.files.uri}/{name}")
 
+    def leave(self) -> None:
+        """Give the lease up."""
+        self.files.remove(self.name)
+
     def keep(self) -> None:
         """Renew until the run leaves, or the lease is lost."""
         while not self._lost and not self.leaving.wait(RENEW_SECONDS):
@@ -195,3 +245,85 @@ class _Lease:
         if self._lost:
             raise WorkError(f"{self.files.uri}: this run does not own the dataset any more: {self._lost}; finished shards are "
                             "kept, and once nobody writes there the same command goes on")
+
+
+class _ConditionalLease(_Lease):
+    """One run's lease, which the store itself keeps single."""
+
+    def __init__(self, files: Files, progress: Progress, conditional: Conditional, trial: str) -> None:
+        super().__init__(files, progress)
+        self.conditional, self.trial = conditional, trial
+        self.token = self.name
+        self.name = LOCK_FILE
+        self._tag: str | None = None  # of the lease as this run wrote it last
+
+    def acquire(self) -> None:
+        """See `lease`."""
+        try:
+            for _ in range(ATTEMPTS):
+                there = self.conditional.get(LOCK_FILE)
+                if there is not None:
+                    self._check_dead(LOCK_FILE)
+                if self._put(None if there is None else there[1]):
+                    break
+            else:
+                raise InputError(self._busy(LOCK_FILE, None))
+            for name in self._others():
+                if name != self.trial:
+                    self._check_gone(name)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self.leave()
+            raise
+        finally:
+            with contextlib.suppress(Exception):
+                self.files.remove(self.trial)
+
+    def _age(self, name: str) -> float | None:
+        """Seconds since a lease was renewed, by the store's clock, which the trial has just been stamped by."""
+        mine, theirs = self.files.modified(self.trial), self.files.modified(name)
+        return None if mine is None or theirs is None else mine - theirs
+
+    def _check_dead(self, name: str) -> None:
+        """Raises InputError if a lease lives."""
+        age = self._age(name)
+        if age is not None and age < LEASE_SECONDS:
+            raise InputError(self._busy(name, age))
+
+    def _check_gone(self, name: str) -> None:
+        """Delete what a run by order, or a trial, has left behind. Raises InputError if that run lives."""
+        age = self._age(name)
+        if age is None or age >= LEASE_SECONDS:
+            self.files.remove(name)
+        elif not name.startswith(TRIAL):
+            raise InputError(self._busy(name, age))
+
+    def _put(self, tag: str | None) -> bool:
+        """Write the lease if it is still the one of that tag, or (None) if there is none. Returns whether this run has it.
+
+        A write that was made, but whose answer was lost, is tried again and refused: so look whose it is.
+        """
+        began = time.monotonic()
+        self._renewals += 1
+        fields = {**this_process(), "owns": True, "token": self.token, "renewals": self._renewals}
+        found = self.conditional.put(LOCK_FILE, json.dumps(fields).encode(), tag)
+        if found is None:
+            there = self.conditional.get(LOCK_FILE)
+            if there is None or fields_of(there[0]).get("token") != self.token:
+                return False
+            found = there[1]
+        self._tag, self._renewed = found, began
+        return True
+
+    def _renewed_or_why(self) -> str:
+        if self._put(self._tag):
+            return ""
+        held = self.files.read(LOCK_FILE)
+        if held is None:
+            return "its lease was taken away by hand"
+        return f"its lease was taken over ({owner_of(held)})"
+
+    def leave(self) -> None:
+        """Delete the lease while it surely is this run's: nobody takes it over as long as it lives."""
+        if self._tag is not None and not self._lost and time.monotonic() - self._renewed < LEASE_SECONDS / 2:
+            self.conditional.remove(LOCK_FILE)

@@ -10,7 +10,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,7 +17,8 @@ import pyarrow.fs as pafs
 from tsdfm.pipeline.storage.atomic import sync_folder, write_atomic
 from tsdfm.pipeline.storage.lease import lease
 from tsdfm.pipeline.storage.locks import flock
-from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.pipeline.storage.object_store import OBJECT_STORES, conditional_of, filesystem_of
+from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.regular import open_regular, read_regular
@@ -195,7 +195,7 @@ class UriStore(Store):
 
     def __init__(self, address: str) -> None:
         self.address, self.uri = address, redacted(address)
-        self.filesystem, self.root, self._fsspec = _filesystem(address)
+        self.filesystem, self.root, self._fsspec = filesystem_of(address)
 
     def _full(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
@@ -232,13 +232,17 @@ class UriStore(Store):
     def write(self, path: str, data: bytes) -> None:
         """See `Store.write`."""
         with explained("write there", f"{self.uri}/{path}"):
-            self.filesystem.create_dir(self._full(path).rpartition("/")[0], recursive=True)
+            self._make_folder_of(path)
             with self.filesystem.open_output_stream(self._full(path)) as stream:
                 stream.write(data)
 
+    def _make_folder_of(self, path: str) -> None:
+        if self.filesystem.type_name not in OBJECT_STORES:
+            self.filesystem.create_dir(self._full(path).rpartition("/")[0], recursive=True)
+
     def remove(self, path: str) -> None:
         """See `Store.remove`."""
-        with contextlib.suppress(FileNotFoundError):
+        with explained("delete it", f"{self.uri}/{path}"), contextlib.suppress(FileNotFoundError):
             self.filesystem.delete_file(self._full(path))
 
     def names(self, folder: str = "") -> list[str]:
@@ -273,7 +277,7 @@ class UriStore(Store):
     def move(self, source: str, target: str) -> None:
         """See `Store.move`."""
         with explained("write there", f"{self.uri}/{target}"):
-            self.filesystem.create_dir(self._full(target).rpartition("/")[0], recursive=True)
+            self._make_folder_of(target)
             self.filesystem.move(self._full(source), self._full(target))
 
     def inside(self, folder: str) -> "UriStore":
@@ -283,26 +287,8 @@ class UriStore(Store):
 
     def owned(self, progress: Progress = unheard) -> AbstractContextManager[Callable[[], None]]:
         """See `Store.owned`."""
-        return lease(self, progress)
+        return lease(self, progress, conditional_of(self.address, self.filesystem, self.root))
 
 
 def _still_owned() -> None:
     """The check of a lock, which can't be lost."""
-
-
-def _filesystem(uri: str) -> tuple[pafs.FileSystem, str, Any]:
-    """The filesystem of a URI, the folder's path in it, and what fsspec calls it, if it is one of fsspec's."""
-    try:
-        filesystem, root = pafs.FileSystem.from_uri(uri)
-        return filesystem, str(root), None
-    except Exception as native:  # pyarrow raises several kinds for a scheme it does not know
-        import fsspec
-
-        try:
-            inner, root = fsspec.core.url_to_fs(uri)
-        except Exception as error:
-            told = redacted(uri)
-            why = first_line(error) if "Unrecognized filesystem type" in str(native) else first_line(native)
-            raise InputError(f"{told}: no such filesystem ({why.replace(uri, told)}); give a path or a URI that pyarrow or "
-                             "fsspec knows") from None
-        return pafs.PyFileSystem(pafs.FSSpecHandler(inner)), root, inner

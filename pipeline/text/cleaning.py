@@ -7,7 +7,7 @@ takes one form (NFC). All else is asked for: `Prose` has the rules of the built-
 import hashlib
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tsdfm.schemas.terms import Cleaning
@@ -36,16 +36,13 @@ def counted(number: int, what: str) -> str:
 def clean(texts: Iterable[str | None], rules: Cleaning, left_out: LeftOut) -> Iterator[str]:
     """The documents that texts become, in their order; what is left out is counted in `left_out`."""
     change: Callable[[str, LeftOut], str] = Prose() if rules == "prose" else as_given
-    seen: set[bytes] = set()
+    seen = Seen(16)
     for text in texts:
         document = _counted(text, change, left_out)
-        if document:
-            digest = hashlib.blake2b(document.encode(), digest_size=16).digest()
-            if digest in seen:
-                left_out[DUPLICATE] += 1
-            else:
-                seen.add(digest)
-                yield document
+        if document and seen.is_new(document):
+            yield document
+        elif document:
+            left_out[DUPLICATE] += 1
 
 
 def _counted(text: str | None, change: Callable[[str, LeftOut], str], left_out: LeftOut) -> str:
@@ -77,7 +74,7 @@ class Prose:
     """Blanks folded, lines that occurred before dropped, then documents that are too short: for text scraped of labels."""
 
     def __init__(self) -> None:
-        self._seen: set[bytes] = set()
+        self._seen = Seen(8)
 
     def __call__(self, text: str, left_out: LeftOut) -> str:
         """The document of the next text; '' if none is left."""
@@ -92,7 +89,25 @@ class Prose:
         return ""
 
     def _is_new(self, line: str) -> bool:
-        digest = hashlib.blake2b(" ".join(line.lower().split()).encode(), digest_size=8).digest()
-        new = digest not in self._seen
-        self._seen.add(digest)
-        return new
+        return self._seen.is_new(" ".join(line.lower().split()))
+
+
+class Seen:
+    """Which texts occurred before, told by digests of `size` bytes: a set of them would take six times the memory.
+
+    The first two bytes of a digest say which of 65,536 runs of bytes holds the others.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._rests = size, defaultdict[bytes, bytearray](bytearray)
+
+    def is_new(self, text: str) -> bool:
+        """Whether a text occurs for the first time; from now on it has occurred."""
+        digest = hashlib.blake2b(text.encode(), digest_size=self._size).digest()
+        rest, found = digest[2:], self._rests[digest[:2]]
+        at = found.find(rest)
+        while at % len(rest) and at >= 0:  # the end of one digest and the beginning of the next
+            at = found.find(rest, at + 1)
+        if at < 0:
+            found += rest
+        return at < 0

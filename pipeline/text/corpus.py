@@ -1,96 +1,121 @@
-"""The documents of a corpus, their split, and their tokens.
+"""The tokens of a corpus, and what it was: all that a training or an evaluation asks of a text.
 
-Documents are split by content hash, so the split depends neither on order nor on what else is in the corpus: 2 % is held
-out, and the rest falls into two halves, `first` and `second`, so that a compass and its judge never share a document.
+Neither the text nor its tokens are held in memory: documents are read once into this user's cache (`stored_text`), tokens made
+once into files that are mapped (`token_file`).
 """
 
-import hashlib
 import platform
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
+import tokenizers
 import torch
 
-from tsdfm.pipeline.text.documents import Reading, load_documents
-from tsdfm.pipeline.text.sources.built_in import SEPARATOR, python_distributions
+from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.pipeline.text.sources.built_in import python_distributions
+from tsdfm.pipeline.text.split import splits_of
+from tsdfm.pipeline.text.stored_text import Damaged, StoredText, kept_on_disk, stored_text
+from tsdfm.pipeline.text.token_file import Spread, Tokens, one_by_one, token_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
-from tsdfm.schemas.terms import CorpusPart
 from tsdfm.schemas.training_record import CorpusFacts
 
-HELD_OUT_PERCENT = 2
 EVAL_WINDOWS = 512  # of the held-out text, that a trained network is measured on
-
-
-def _bucket(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-
-
-def split_of(text: str) -> str:
-    """'held_out', 'first' or 'second': a function of the text alone."""
-    bucket = _bucket(text)
-    if bucket % 100 < HELD_OUT_PERCENT:
-        return "held_out"
-    return "first" if bucket // 100 % 2 else "second"
-
-
-def select(documents: list[str], part: CorpusPart) -> list[str]:
-    """The training documents of `part`; `all` is both halves. Held-out documents are never among them."""
-    wanted = {"first", "second"} if part == "all" else {part}
-    return [text for text in documents if split_of(text) in wanted]
-
-
-def held_out(documents: list[str]) -> list[str]:
-    """The held-out documents."""
-    return [text for text in documents if split_of(text) == "held_out"]
+STAGE, DOCUMENTS_AT_ONCE = "training a tokenizer", 1000
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A tokenised corpus: the training stream of the chosen part, held-out windows, and what it was."""
+    """A tokenised corpus: the training stream of the chosen part, the held-out stream, and what it was."""
 
     vocabulary: Vocabulary
-    train: torch.Tensor
-    held_out: torch.Tensor
+    train: Tokens
+    held_out: Tokens
     facts: CorpusFacts
 
 
 def prepare(
     config: CorpusConfig, vocabulary: Vocabulary | None, vocab_size: int, progress: Progress = unheard,
+    spread: Spread = one_by_one,
 ) -> Corpus:
     """Load, split and encode a corpus; a missing vocabulary is trained on all its training documents.
 
-    Raises InputError: no such corpus, no text in it, or text that the vocabulary can't encode.
+    Args:
+        config: which text.
+        vocabulary: to encode it with, or None.
+        vocab_size: of a vocabulary that is trained.
+        progress: may raise to stop the work; what is finished is kept.
+        spread: who tokenises.
+
+    Raises InputError: no such corpus, no text in it, or text that the vocabulary can't encode; WorkError: the Hub can't be
+    reached, the files changed while they were read, or the disk of the cache is full.
     """
-    reading = Reading(progress)
-    documents = load_documents(config, reading)
-    vocabulary = vocabulary or Vocabulary.train(select(documents, "all"), vocab_size)
-    chosen = select(documents, config.part)
-    train = torch.from_numpy(vocabulary.stream(chosen))
-    test = torch.from_numpy(vocabulary.stream(held_out(documents)))
-    python = config.path == BUILT_IN
-    facts = CorpusFacts(
-        documents=len(documents), training_documents=len(chosen), training_tokens=len(train), held_out_tokens=len(test),
-        sha256=_digest(documents), python=platform.python_version() if python else None,
+    def made(text: StoredText) -> Corpus:
+        words = vocabulary or _trained(text, vocab_size, progress)
+        train = token_stream(text, words, config.part, progress, spread)
+        held_out = token_stream(text, words, "held_out", progress, spread)
+        return Corpus(words, train, held_out, _facts(config, text, len(train), len(held_out)))
+
+    return _from_text(config, progress, made)
+
+
+def held_out_stream(config: CorpusConfig, vocabulary: Vocabulary, progress: Progress = unheard) -> Tokens:
+    """The tokens of the held-out documents of a corpus. Raises as `prepare`."""
+    return _from_text(config, progress, lambda text: token_stream(text, vocabulary, "held_out", progress))
+
+
+def _from_text(config: CorpusConfig, progress: Progress, make: Callable[[StoredText], T]) -> T:
+    """What is made from the stored text of a corpus, which is read anew where it is damaged."""
+    text = stored_text(config, progress)
+    try:
+        return make(text)
+    except Damaged:
+        text.forget()
+        return make(stored_text(config, progress))
+
+
+def _trained(text: StoredText, size: int, progress: Progress) -> Vocabulary:
+    """The vocabulary that is trained on all training documents of a corpus, now or before."""
+    file = text.folder / f"tokenizer-{size}-{tokenizers.__version__}-{text.facts.sha256[:16]}.json"
+    try:
+        return Vocabulary.load(file)
+    except InputError:  # not there, or damaged
+        pass
+    total = sum(number for split, number in text.facts.splits.items() if split in splits_of("all"))
+
+    def watched() -> Iterator[str]:
+        for number, document in enumerate(text.documents("all")):
+            if number % DOCUMENTS_AT_ONCE == 0:
+                progress(STAGE, number, total, "documents")
+            yield document
+
+    vocabulary = Vocabulary.train(watched(), size)
+    progress(STAGE, total, total, "documents")
+    with kept_on_disk():
+        write_atomic(file, vocabulary.to_json().encode())
+    return vocabulary
+
+
+def _facts(config: CorpusConfig, text: StoredText, training_tokens: int, held_out_tokens: int) -> CorpusFacts:
+    known, python = text.facts, config.path == BUILT_IN
+    training_documents = sum(known.splits.get(each, 0) for each in splits_of(config.part))
+    return CorpusFacts(
+        documents=sum(known.splits.values()), training_documents=training_documents, training_tokens=training_tokens,
+        held_out_tokens=held_out_tokens, sha256=known.sha256,
+        python=platform.python_version() if python else None,
         distributions=[f"{d.name}=={d.version}" for d in python_distributions()] if python else None,
-        commit=reading.commit, left_out=dict(+reading.left_out) or None)
-    return Corpus(vocabulary, train, test, facts)
+        commit=known.commit, left_out=known.left_out or None)
 
 
-def _digest(documents: list[str]) -> str:
-    """sha256 of all documents, a zero byte between any two."""
-    found = hashlib.sha256()
-    for number, text in enumerate(documents):
-        found.update(f"{SEPARATOR if number else ''}{text}".encode())
-    return found.hexdigest()
-
-
-def windows_of(stream: torch.Tensor, length: int, limit: int) -> torch.Tensor:
+def windows_of(stream: Tokens, length: int, limit: int) -> torch.Tensor:
     """Up to `limit` windows [n, L] int64 evenly spaced over a stream. Raises InputError if there is none."""
-    count = len(stream) // length
-    if not count:
+    windows = len(stream) // length
+    if not windows:
         raise InputError(f"the held-out text has {len(stream)} tokens, fewer than one window of {length}; give more text, in "
                          "more documents: 2 % of them are held out (in a .txt, blank lines separate documents)")
-    picks = torch.linspace(0, count - 1, min(limit, count)).long()
-    return stream[: count * length].view(count, length)[picks].long()
+    picks = torch.linspace(0, windows - 1, min(limit, windows)).long().clamp(max=windows - 1)  # of many, float32 may exceed it
+    return torch.stack([stream[pick * length : (pick + 1) * length].long() for pick in picks.tolist()])

@@ -1,20 +1,25 @@
-"""The documents of a corpus, wherever it lies: the built-in one, a file, a folder, or a dataset of the Hub."""
+"""The documents of a corpus, wherever it lies: the built-in one, a file, a folder, or a dataset of the Hub.
 
-from collections.abc import Iterator
+They come one after another, always in the same order, and none is kept here: what is remembered of a document is a digest.
+"""
+
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsdfm.pipeline.text.cleaning import LeftOut, clean, told
-from tsdfm.pipeline.text.sources.built_in import built_in_documents
+from tsdfm.pipeline.text.sources.built_in import built_in_documents, built_in_stamp
 from tsdfm.pipeline.text.sources.folders import files_of
-from tsdfm.pipeline.text.sources.formats import file_texts
+from tsdfm.pipeline.text.sources.formats import LONGEST, file_texts
 from tsdfm.pipeline.text.sources.hub import HubText
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.words import count
 
-STAGE, TEXTS_AT_ONCE = "reading the corpus", 1000
+STAGE, TEXTS_AT_ONCE, CHARACTERS_AT_ONCE = "reading the corpus", 1000, 1 << 22  # between two words of progress
+SETTLED_NS = 50_000_000  # times of files go in steps, of a few milliseconds: a change within one can't be told by them
 
 
 @dataclass
@@ -25,46 +30,99 @@ class Reading:
     left_out: LeftOut = field(default_factory=LeftOut)
     commit: str | None = None
 
+    def finished(self, path: str, documents: int) -> None:
+        """Tell what was read. Raises InputError if it holds no document."""
+        left_out = told(self.left_out)
+        if not documents:
+            raise InputError(f"corpus {path}: holds no document" + (f" (left out: {left_out})" if left_out else "") +
+                             "; give more text")
+        self.progress(STAGE, 1, 1, count(documents, "document") + (f"; left out: {left_out}" if left_out else ""))
 
-def load_documents(config: CorpusConfig, reading: Reading | None = None) -> list[str]:
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus that was found, and not yet read.
+
+    `stamp`: plain JSON that is another whenever the texts are others: names, sizes and times of files, or a commit.
+    `left_out`: what was passed over already. `documents`: reads it; asked for the left out and the progress.
+    """
+
+    stamp: list[object]
+    commit: str | None
+    left_out: LeftOut
+    documents: Callable[[Reading], Iterator[str]]
+
+
+def find_source(config: CorpusConfig) -> Source:
+    """Find a corpus. Raises InputError if there is none; WorkError if the Hub can't be reached."""
+    if config.path == BUILT_IN:
+        return Source([built_in_stamp()], None, LeftOut(), lambda reading: iter(built_in_documents(reading.progress)))
+    if config.path.startswith(HUB):
+        found = HubText.find(config.path)
+        stamp: list[object] = [found.repo, found.commit, found.config, found.split]
+        return Source(stamp, found.commit, LeftOut(), lambda reading: _cleaned(config, found.texts(config.text_field), reading))
+    left_out = LeftOut()
+    files = _files(config, left_out)
+
+    def texts() -> Iterator[str | None]:
+        return (text for file in files for text in file_texts(file, config.text_field))
+
+    return Source([dict(left_out), *_settled(files)], None, left_out, lambda reading: _cleaned(config, texts(), reading))
+
+
+def read_documents(config: CorpusConfig, reading: Reading | None = None) -> Iterator[str]:
     """All documents of a corpus, in its order, cleaned as the config says; `reading` is told what there is to tell.
 
     Raises InputError if there is no such corpus, it can't be read, or holds no document; WorkError if the Hub can't be reached.
     """
-    reading = reading or Reading()
-    if config.path == BUILT_IN:
-        documents = built_in_documents(reading.progress)
-    else:
-        documents = list(clean(_texts(config, reading), config.clean, reading.left_out))
-    left_out = told(reading.left_out)
-    if not documents:
-        raise InputError(f"corpus {config.path}: holds no document" + (f" (left out: {left_out})" if left_out else "") +
-                         "; give more text")
-    reading.progress(STAGE, 1, 1, count(len(documents), "document") + (f"; left out: {left_out}" if left_out else ""))
-    return documents
+    reading, number = reading or Reading(), 0
+    source = find_source(config)
+    reading.commit = source.commit
+    reading.left_out.update(source.left_out)
+    for document in source.documents(reading):
+        yield document
+        number += 1
+    reading.finished(config.path, number)
 
 
-def _texts(config: CorpusConfig, reading: Reading) -> Iterator[str | None]:
-    """The texts of a corpus as they are, in order, with a word of progress now and then."""
-    for number, text in enumerate(_of_hub(config, reading) if config.path.startswith(HUB) else _of_files(config, reading)):
-        if number % TEXTS_AT_ONCE == 0:
-            reading.progress(STAGE, 0, 1, f"{number:,} texts")
+def _cleaned(config: CorpusConfig, texts: Iterator[str | None], reading: Reading) -> Iterator[str]:
+    return clean(_watched(config.path, texts, reading.progress), config.clean, reading.left_out)
+
+
+def _watched(path: str, texts: Iterator[str | None], progress: Progress) -> Iterator[str | None]:
+    """The texts as they are, with a word of progress now and then. Raises InputError where one is too long."""
+    started, characters, told_of = time.monotonic(), 0, -CHARACTERS_AT_ONCE
+    for number, text in enumerate(texts):
+        if text is not None and len(text) > LONGEST:
+            raise InputError(f"corpus {path}: text {number} has {len(text):,} characters, more than the {LONGEST:,} that one "
+                             "document may have; cut it into several")
+        if number % TEXTS_AT_ONCE == 0 or characters - told_of >= CHARACTERS_AT_ONCE:
+            rate = characters / max(1e-9, time.monotonic() - started)
+            progress(STAGE, 0, 1, f"{number:,} texts, {characters / 1e6:,.0f} million characters, {rate / 1e6:.1f} million/s")
+            told_of = characters
+        characters += len(text or "")
         yield text
 
 
-def _of_hub(config: CorpusConfig, reading: Reading) -> Iterator[str | None]:
-    found = HubText.find(config.path)
-    reading.commit = found.commit
-    return found.texts(config.text_field)
-
-
-def _of_files(config: CorpusConfig, reading: Reading) -> Iterator[str | None]:
+def _files(config: CorpusConfig, left_out: LeftOut) -> list[Path]:
     path = Path(config.path)
     if path.is_dir():
-        files = files_of(path, reading.left_out)
-    elif path.is_file():
-        files = [path]
-    else:
-        found = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
-        raise InputError(f"corpus {path}: {found}; give a path, '{BUILT_IN}' or '{HUB}NAME'")
-    return (text for file in files for text in file_texts(file, config.text_field))
+        return files_of(path, left_out)
+    if path.is_file():
+        return [path]
+    found = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
+    raise InputError(f"corpus {path}: {found}; give a path, '{BUILT_IN}' or '{HUB}NAME'")
+
+
+def _settled(files: list[Path]) -> list[list[object]]:
+    """Names, sizes and times of files, once the times are old enough that a later change would give others."""
+    while True:
+        try:
+            stats = [(file, file.stat()) for file in files]
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check the file") from None
+        newest = max((max(stat.st_mtime_ns, stat.st_ctime_ns) for _, stat in stats), default=0)
+        if not 0 <= time.time_ns() - newest < SETTLED_NS:
+            return [[str(file.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+                    for file, stat in stats]
+        time.sleep(SETTLED_NS / 1e9)

@@ -81,23 +81,34 @@ class Vocabulary:
         return cls(*_read(path))
 
     @classmethod
-    def adopt(cls, path: Path, end: str | None = None) -> "Vocabulary":
+    def of_json(cls, text: str, where: str) -> "Vocabulary":
+        """One that `to_json` gave; `where`: how messages name it."""
+        return cls(Tokenizer.from_str(text), where)
+
+    @classmethod
+    def adopt(cls, path: Path, end: str | None = None, added: Sequence[str] = ()) -> "Vocabulary":
         """Open a tokenizer of another project for a model of ours. Raises InputError.
 
         Args:
             path: as of `load`.
             end: the token that ends a text; None: as the tokenizer says. The choice is kept in tokenizer.json, as a
                 post-processor that appends the token; ids and encoding are untouched.
+            added: special tokens that the model has rows for and the file lacks; they get the next ids.
 
         One without a decoder whose pieces are letters gets one that joins them: the library would set blanks between them.
         """
-        tokenizer, where = _read(path)
+        return cls.of(*_read(path), end, added)
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, where: str, end: str | None = None, added: Sequence[str] = ()) -> "Vocabulary":
+        """As `adopt`, of a tokenizer that is open; `where`: how messages name it."""
         if end is not None:
             number = tokenizer.token_to_id(end)
             if number is None:
                 raise InputError(f"--eos {end}: {where} has no such token; give one that it has")
             tokenizer.post_processor = processors.TemplateProcessing(
                 single=["$A", "end"], special_tokens=[{"id": "end", "ids": [number], "tokens": [end]}])
+        tokenizer.add_special_tokens([name for name in added if tokenizer.token_to_id(name) is None])
         if tokenizer.decoder is None and _spells(tokenizer):
             tokenizer.decoder = decoders.Fuse()
         return cls(tokenizer, where)
@@ -155,12 +166,16 @@ class Vocabulary:
 
     def stream(self, documents: Iterable[str]) -> npt.NDArray[np.int32]:
         """One int32 array: every document followed by [EOS]. Raises InputError if the tokenizer can't encode them."""
-        tokens = array("i")
+        return np.concatenate([np.empty(0, np.int32), *self.streams(documents)])
+
+    def streams(self, documents: Iterable[str]) -> Iterator[npt.NDArray[np.int32]]:
+        """`stream` in pieces, of which one is held at a time."""
         for some in _portions(documents):
+            tokens = array("i")
             for ids in self.encode(some):
                 tokens.extend(ids)
                 tokens.append(self.eos_id)
-        return np.asarray(tokens, dtype=np.int32)
+            yield np.asarray(tokens, dtype=np.int32)
 
 
 def _portions(documents: Iterable[str]) -> Iterator[list[str]]:

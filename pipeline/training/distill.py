@@ -22,6 +22,7 @@ from tsdfm.pipeline.models.folder import (
     save,
     teacher_folder,
 )
+from tsdfm.pipeline.storage.hub_models import pinned
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.pipeline.training.student_trainer import Start, train_student
@@ -35,7 +36,7 @@ from tsdfm.schemas.training_record import StudentRecord
 
 # What may differ between a run and its resumption: where things lie, and how the work is divided.
 MOVABLE: dict[str, Any] = {"data": {"paths", "loader_workers"}, "init": True, "workers": True, "address": True,
-                           "compile": True, "recompute": True}
+                           "compile": True, "recompute": True, "tracker": True}
 LIBRARIES = ("tsdfm-pipeline", "torch", "ray")
 
 
@@ -71,11 +72,17 @@ def distill(config: DistillConfig, out: Path | str, report: Report = lambda step
 
 
 def check(config: DistillConfig, out: Path) -> Start:
-    """Open all that a distillation needs, and refuse what could not end well. Raises InputError."""
+    """Open all that a distillation needs, refuse what could not end well, and make its state folder. Raises InputError."""
+    start = opened(config, out)
+    check_target(out)
+    return start
+
+
+def opened(config: DistillConfig, out: Path) -> Start:
+    """Open all that a distillation into `out` needs; nothing is written. Raises InputError."""
     start = open_start(config)
     if out.resolve() == start.weights.path.resolve():
         raise InputError(f"{out}: holds the weights to start from, which the student would replace; give another --out")
-    check_target(out)
     return start
 
 
@@ -95,6 +102,8 @@ def train_at(place: Place, config: DistillConfig, out: Path, report: Report, *, 
 
 def open_start(config: DistillConfig) -> Start:
     """Open a config's datasets and the weights to start from. Raises InputError if they don't fit together."""
+    if config.init is not None:
+        config = config.model_copy(update={"init": pinned(config.init)})
     reader = open_reader(config)
     weights = open_init(config, reader.manifests[0])
     return Start(config, reader, weights, identity_of(config, reader, weights))
@@ -125,6 +134,8 @@ def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[D
         if found != wanted:
             raise InputError(f"--init {folder}: its {name} ({found!s:.16}) is not the dataset's ({wanted!s:.16}); "
                              "give the dataset's teacher, or a student of it")
+    if config.init_blocks is not None and mine.masked_lm is not None:
+        raise InputError(f"init_blocks: {folder} is a masked language model, all of whose blocks are needed; leave it out")
     if config.init_blocks is not None and config.init_blocks > mine.n_blocks:
         raise InputError(f"init_blocks: {config.init_blocks} is more than the {mine.n_blocks} blocks of {folder}; "
                          "give at most that")
@@ -137,9 +148,9 @@ def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[D
 def _teacher_of(manifest: DatasetManifest) -> ModelFolder[Denoiser]:
     wanted = manifest.identity.teacher
     named = manifest.teacher
-    for folder in [teacher_folder(name, wanted.source) for name in dict.fromkeys([EMBEDDED, named or EMBEDDED])]:
+    for name in dict.fromkeys([EMBEDDED, named or EMBEDDED]):
         with suppress(InputError):  # what else may lie there by now is not asked for
-            opened = load_denoiser(folder)
+            opened = load_denoiser(teacher_folder(name, wanted.source))
             if opened.fingerprint == wanted.fingerprint:
                 return opened
     raise InputError(f"--init: the dataset's teacher ({named or 'unnamed'}, fingerprint {wanted.fingerprint[:12]}) is not on "

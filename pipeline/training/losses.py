@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs
 from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
+from tsdfm.pipeline.flow.rings.clocks import noised_states
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
@@ -69,14 +70,14 @@ class CrossEntropy(TextLoss):
     Mask source: the masked positions. Uniform source: every position (which ones are noise is not visible).
     """
 
-    def __init__(self, model: Denoiser) -> None:
+    def __init__(self, model: Denoiser, spaced: float = 0.0) -> None:
         super().__init__()
-        self.model, self.path = model, MixturePath.of(model.config)
+        self.model, self.path, self.spaced = model, MixturePath.of(model.config), spaced
 
     def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
         """States at times t, one drawn from each of B equal parts of [0, 1)."""
         t = stratified_times(len(x_1), generator)
-        return TextRows(x_1, self.path.sample(x_1, t, generator), t)
+        return TextRows(x_1, noised_states(self.path, x_1, t, generator, self.spaced), t)
 
     def count(self, rows: TextRows) -> int:
         """Positions that carry noise."""
@@ -87,7 +88,7 @@ class CrossEntropy(TextLoss):
         x_t, t = rows.noised()
         noised = self._noised(x_t)
         head = self.model.head
-        return -linear_logprob(self.model.hidden(x_t, t)[noised], head.weight, head.bias, rows.tokens[noised])
+        return -linear_logprob(self.model.hidden_where(noised, x_t, t), head.weight, head.bias, rows.tokens[noised])
 
     def _noised(self, x_t: Tensor) -> Tensor:
         return torch.ones_like(x_t, dtype=torch.bool) if self.path.mask_id is None else x_t == self.path.mask_id
@@ -101,14 +102,14 @@ class GeneralizedKL(TextLoss):
     keeps its token with probability one, so only masked positions cost anything.
     """
 
-    def __init__(self, model: Denoiser) -> None:
+    def __init__(self, model: Denoiser, spaced: float = 0.0) -> None:
         super().__init__()
-        self.model, self.path = model, MixturePath.of(model.config)
+        self.model, self.path, self.spaced = model, MixturePath.of(model.config), spaced
 
     def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
         """States at times t, one drawn from each of B equal parts of [0, 1 - TIME_MARGIN)."""
         t = stratified_times(len(x_1), generator) * (1 - TIME_MARGIN)
-        return TextRows(x_1, self.path.sample(x_1, t, generator), t)
+        return TextRows(x_1, noised_states(self.path, x_1, t, generator, self.spaced), t)
 
     def count(self, rows: TextRows) -> int:
         """All positions."""

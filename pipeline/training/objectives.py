@@ -35,7 +35,7 @@ class StudentLoss(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Nats of every target position, 0 at the others: [B, L] float32."""
         has_target = batch.target >= 0
-        hidden = self.student.hidden(batch.x_t, batch.t, batch.dt)[has_target]
+        hidden = self.student.hidden_where(has_target, batch.x_t, batch.t, batch.dt)
         head, mask_id = self.student.head, self.student.config.mask_id
         bias: Tensor = head.bias
         if mask_id is not None:  # [MASK] is never written, so it has no mass

@@ -7,11 +7,11 @@ import torch
 
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import save
-from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, prepare, windows_of
+from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_loss
-from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows
+from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows, corpus_of
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.optim import DIVISION
@@ -72,8 +72,7 @@ def pretrain(
     InputError: no such corpus or tokenizer, too little text, or a `folder` that holds a run of another config; WorkError: the
     loss is not finite.
     """
-    given = Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
-    corpus = prepare(config.corpus, given, config.vocab_size, watch.progress)
+    corpus = corpus_of(config, watch.progress)
     words, mask = corpus.vocabulary, config.source == "mask"
     model_config = DenoiserConfig(
         **config.shape.model_dump(), vocab_size=words.size if mask else words.size_without_mask, length=config.length,
@@ -85,7 +84,7 @@ def pretrain(
         model = Denoiser(model_config)
     windows = TokenWindows(corpus.train, config.length, config.optim.batch_size, config.optim.seed)
     identity = {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus.facts.sha256}
-    loss = CrossEntropy(model) if config.objective == "cross_entropy" else GeneralizedKL(model)
+    loss = (CrossEntropy if config.objective == "cross_entropy" else GeneralizedKL)(model, config.spaced)
     trainer = TextTrainer(model, loss, windows, config, place or Place.alone())
     if not trainer.run(folder, identity, report, watch.stop):
         return None

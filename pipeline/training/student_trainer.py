@@ -65,7 +65,7 @@ def train_student(start: Start, folder: Path, place: Place, report: Report, stop
         with seeded(config.optim.seed):  # which draws weights that are then replaced
             teacher = with_blocks(teacher, config.init_blocks)
     with seeded(config.optim.seed):  # weights that only a student has
-        student = student_of(teacher).to(place.device)
+        student = student_of(teacher, reader.clocks).to(place.device)
     real = None if start.real is None else _RealText(start, start.real, place)
     identity = dict(start.identity)
     if real is not None:

@@ -6,15 +6,32 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tsdfm.pipeline.models.folder import teacher_folder
 from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
+from tsdfm.pipeline.text.corpus import Corpus, prepare
+from tsdfm.pipeline.text.token_file import Spread, Tokens, one_by_one
+from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.losses import TextLoss
 from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, generator_of, never
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.optim import OptimConfig
-from tsdfm.schemas.train import TextTraining
+from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.train import PretrainConfig, TextTraining
 
 EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
+
+
+def corpus_of(config: TextTraining, progress: Progress = unheard, spread: Spread = one_by_one) -> Corpus:
+    """The corpus of a training, with its tokenizer: the one that is given, the teacher's, or one that is trained on it.
+
+    Raises as `prepare`; InputError, too, if there is no such tokenizer or teacher.
+    """
+    if isinstance(config, PretrainConfig):
+        given = Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
+        return prepare(config.corpus, given, config.vocab_size, progress, spread)
+    words = Vocabulary.load(teacher_folder(config.teacher))
+    return prepare(config.corpus, words, words.size, progress, spread)
 
 
 class TokenWindows:
@@ -23,12 +40,14 @@ class TokenWindows:
     Every epoch shifts the windows by a random offset and shuffles them.
     """
 
-    def __init__(self, stream: Tensor, length: int, batch_size: int, seed: int) -> None:
+    def __init__(self, stream: Tokens, length: int, batch_size: int, seed: int) -> None:
         if len(stream) < 2 * length:
             raise InputError(f"the corpus has {len(stream)} tokens, fewer than two windows of {length}; give more text")
         self.stream, self.length, self.batch_size, self.seed = stream, length, batch_size, seed
         self.windows = len(stream) // length - 1
-        self._epoch, self._offset, self._order = -1, 0, torch.empty(0, dtype=torch.long)
+        # Half the memory where it will do; the order is the same.
+        self._counts = torch.int32 if self.windows < 1 << 31 else torch.int64
+        self._epoch, self._offset, self._order = -1, 0, torch.empty(0, dtype=self._counts)
 
     def batch(self, step: int) -> Tensor:
         """The windows of tokens of update `step`, [batch_size, L] int64."""
@@ -40,7 +59,7 @@ class TokenWindows:
         if epoch != self._epoch:
             generator = generator_of(self.seed, EPOCH_STREAM + epoch)
             self._offset = int(torch.randint(self.length, (), generator=generator))
-            self._order = torch.randperm(self.windows, generator=generator)
+            self._order = torch.randperm(self.windows, generator=generator, dtype=self._counts)
             self._epoch = epoch
         start = int(self._order[index]) * self.length + self._offset
         return self.stream[start : start + self.length].long()

@@ -2,8 +2,9 @@
 
 Each side of a comparison lives in a fresh process with a fixed thread count, so that neither memory peaks nor
 allocator state mix. Sides run in turn, A B A B, and only ratios within one round are compared, by wall clock
-and by CPU time. On a busy machine give one thread: CPU time then hardly notices the neighbours, whereas two
-threads spin while they wait for each other. Peaks are resident bytes above a side's resting memory (its
+and by CPU time. On a busy machine CPU time hardly notices the neighbours, but with two threads it leaves out
+how long they wait for each other: there only wall clock counts, on a machine that is idle or beside processes
+that the benchmark itself starts. Peaks are resident bytes above a side's resting memory (its
 models, its libraries already paged in), from the kernel's own high-water mark. Linux only.
 
 The benchmarks beside this file import it; they are run as `python tests/benchmarks/NAME.py`.
@@ -14,15 +15,19 @@ import gc
 import json
 import os
 import platform
+import re
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as every command has it; read where torch is loaded, of each side too
 
 import torch
 
@@ -130,6 +135,16 @@ def _serve(pipe: Connection, build: Builder, warm_up: Builder, threads: int) -> 
             pipe.send(Sample(seconds, cpu_seconds, max(0, peak_bytes() - resting), counts))
 
 
+@contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """So many processes beside, each of which computes all the time."""
+    with ExitStack() as stack:
+        for _ in range(processes):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+            stack.callback(process.kill)
+        yield
+
+
 def interleave(
     builders: Mapping[str, tuple[Builder, Builder]], rounds: int, threads: int
 ) -> dict[str, list[Sample]]:
@@ -196,5 +211,12 @@ def machine(threads: int) -> dict[str, object]:
     """What the numbers depend on: cores, load, threads, versions."""
     return {
         "cores": os.cpu_count(), "load_average": os.getloadavg()[0], "threads": threads,
-        "torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine(),
+        "torch": torch.__version__, "python": platform.python_version(), "processor": _processor(),
     }
+
+
+def _processor() -> str:
+    """Its name and, since a virtual one may have little of a name, family and model."""
+    facts = dict(re.findall(r"^(model name|cpu family|model)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    named = [f"{name} {facts[field]}" for name, field in (("family", "cpu family"), ("model", "model")) if field in facts]
+    return ", ".join([facts.get("model name", platform.machine()), *named])

@@ -29,8 +29,7 @@ from tsdfm.pipeline.evaluation.samples import Samples, measure, of_tokens
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import embedded, load
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.pipeline.text.corpus import held_out, windows_of
-from tsdfm.pipeline.text.documents import load_documents
+from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.generate import GenerateConfig
 
@@ -66,7 +65,7 @@ def real_text(pairs: int) -> Samples:
     """Windows of held-out documents, as many as there are pairs (or fewer, if the text ends)."""
     opened = load(embedded("judge"))
     assert isinstance(opened.network, CausalLM)
-    stream = torch.from_numpy(opened.vocabulary.stream(held_out(load_documents(CorpusConfig()))))
+    stream = held_out_stream(CorpusConfig(), opened.vocabulary)
     return of_tokens(windows_of(stream, opened.network.config.length, pairs).numpy(), opened.vocabulary)
 
 

@@ -12,7 +12,9 @@ import torch
 
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
-from tsdfm.pipeline.flow.rollout import draw_rings, draw_source, roll_out
+from tsdfm.pipeline.flow.rings.clocks import draw_rings
+from tsdfm.pipeline.flow.rings.visits import Clocks
+from tsdfm.pipeline.flow.rollout import draw_source, roll_out
 from tsdfm.pipeline.flow.shaping import Shaper, StepState
 from tsdfm.pipeline.flow.solvers import euler
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -33,8 +35,9 @@ def every_step(model: Denoiser, steps: int, texts: int) -> torch.Tensor:
     rows, untouched = torch.arange(texts), torch.ones(texts, length, dtype=torch.bool)
     for step in range(steps):
         now = torch.full((texts,), step)
-        moment = StepState(rows, now, grid[now], grid[now + 1], state, untouched, torch.zeros(texts, dtype=torch.bool), 1 / steps)
-        state = shaper.jump(moment, rings[:, step], euler(model, moment)).next_state
+        moment = StepState(rows, now, grid[now], grid[now + 1], state, untouched, torch.zeros(texts, dtype=torch.bool), 1 / steps,
+                           False)
+        state = shaper.jump(moment, Clocks.of(rings[:, step]), euler(model, moment)).next_state
         untouched &= ~rings[:, step]
     return state
 

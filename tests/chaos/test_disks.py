@@ -126,7 +126,7 @@ def writers(root: Path, models: TinyModels, out: Path) -> dict[str, list[object]
         "pretrain": ["pretrain", "--corpus", corpus, "--tokenizer", mask, *few, "--out", out],
         "fit-compass": ["fit-compass", "--corpus", corpus, "--teacher", mask, *few[len(TINY):], "--out", out],
         "evaluate": ["evaluate", "--model", mask, "--evaluator", models.ar, "--corpus", corpus, "-n", 4, "--steps", 2, "--out", out],
-        "import-teacher": ["import-teacher", root / "hub" / "model.safetensors", "--heads", 2, "--out", out],
+        "import-teacher": ["import-teacher", root / "hub" / "model.safetensors", "--heads", 2, "--layout", "mdlm", "--out", out],
         "inspect": ["inspect", data, "--html", f"{out}.html"],
         "distill": ["distill", "--data", data, "--init", mask, "--budgets", "1,4", "--updates", 2, "--out", out],
         "ablate": ["ablate", root / "sweep.yaml", "--data", data, "--out", out],
@@ -172,7 +172,7 @@ def test_no_space_is_told_by_every_command(cli, monkeypatch, tmp_path, tiny_mode
         raise OSError(errno.EIO, os.strerror(errno.EIO), "weights")
 
     write_checkpoint(tmp_path / "hub", tiny_models)
-    words = ("import-teacher", tmp_path / "hub" / "model.safetensors", "--heads", 2, "--out", tmp_path / "out")
+    words = ("import-teacher", tmp_path / "hub" / "model.safetensors", "--heads", 2, "--layout", "mdlm", "--out", tmp_path / "out")
     monkeypatch.setattr(folder, "save_safetensors", full)
     assert_refused(cli(*words), str(tmp_path / "out"), "disk is full", code=1)
     monkeypatch.setattr(importer, "read_weights", gone)

@@ -47,7 +47,7 @@ class Stand:
             "evaluate": ["evaluate", "--model", mask, "--evaluator", self.models.ar, "--corpus", corpus, "-n", 200, "--out", out],
             "pretrain": ["pretrain", "--corpus", corpus, "--tokenizer", mask, *TINY, *ENDLESS, "--out", out],
             "fit-compass": ["fit-compass", "--corpus", corpus, "--teacher", mask, *ENDLESS, "--out", out],
-            "import-teacher": ["import-teacher", self.root / "hub" / "model.safetensors", "--heads", 2, "--out", out],
+            "import-teacher": ["import-teacher", self.root / "hub" / "model.safetensors", "--heads", 2, "--layout", "mdlm", "--out", out],
             "publish": ["publish", self.root / "small", "--repo", f"team/{out.name}"],
             "generate": ["generate", "--teacher", mask, "--compass", self.models.ar, "--trajectories", 4000, "--shard-size", 4, "--steps", 64,
                          "--batch-size", 4, "--workers", 1, "--out", out],

@@ -355,7 +355,8 @@ def _spoil_foreign(folder: Path, rng: random.Random) -> None:
 def _import(folder: Path, rng: random.Random, models: TinyModels) -> Run:
     file = folder / (folder / "spoiled").read_text()
     heads = () if file.name == "hub" and rng.random() < 0.7 else ("--heads", 2)
-    return command("import-teacher", file, "--tokenizer", folder / "tokenizer.json", *heads, "--out", folder / "teacher")
+    layout = () if file.name == "hub" else ("--layout", "mdlm")
+    return command("import-teacher", file, "--tokenizer", folder / "tokenizer.json", *heads, *layout, "--out", folder / "teacher")
 
 
 # What an evaluation keeps

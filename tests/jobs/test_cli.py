@@ -92,3 +92,21 @@ def test_samples_are_a_function_of_the_seed(cli, tiny_models):
     one, same, other = (cli("sample", "--model", tiny_models.mask, "--steps", 4, "-n", 3, "--seed", s, "--json").stdout for s in (1, 1, 2))
     assert one == same != other
     assert len(json.loads(one)["texts"]) == 3
+
+
+def test_samples_in_bfloat16_are_others_and_slow_on_a_cpu(cli, tiny_models):
+    arguments = ["sample", "--model", tiny_models.uniform, "--steps", 4, "-n", 8, "--json"]
+    wide, narrow = cli(*arguments), cli(*arguments, "--dtype", "bfloat16")
+    assert wide.code == narrow.code == 0
+    assert wide.stdout != narrow.stdout
+    assert narrow.stderr.strip() == "dtype: bfloat16 is for GPUs; on a CPU it works, and can be hundreds of times slower than float32"
+    assert wide.stderr == ""
+
+
+def test_nothing_is_begun_where_nothing_can_be_compiled(cli, tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/compiler")
+    assert_refused(cli("sample", "--model", tiny_models.mask, "--compile"), "/nowhere/compiler", "leave out --compile")
+    assert_refused(cli("evaluate", "--model", tiny_models.mask, "--compile"), "/nowhere/compiler", "leave out --compile")
+    assert_refused(cli("generate", "--teacher", tiny_models.mask, "--compass", "none", "--arm", "blind", "--out", tmp_path / "out",
+                       "--compile"), "/nowhere/compiler", "leave out --compile")
+    assert not (tmp_path / "out").exists()

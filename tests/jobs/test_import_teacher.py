@@ -1,10 +1,11 @@
 """`import-teacher` as a user meets it: a folder that `sample` opens, JSON, and every wrong input in one line."""
 
 import json
+import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from tests.foreign import gpt2_like, random_weights
 from tests.support import assert_refused, tree
@@ -69,3 +70,49 @@ def test_a_folder_that_is_no_model_is_kept(source, tmp_path, cli):
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     assert_refused(cli("import-teacher", source, "--out", tmp_path / "mine"), "not a model folder")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+
+
+def test_a_checkpoint_of_the_hub_is_imported_by_name(hub, tmp_path, cli):
+    """Duo as it is published: config.json, weights and no tokenizer; the commit is recorded, and nothing else is fetched."""
+    words = tmp_path / "gpt2.json"
+    words.write_text(gpt2_like(30).to_str())
+    repo = hub.add("model", "somebody/duo")
+    facts = {"model_type": "duo", "n_heads": 2, "model_length": 24, "vocab_size": IDS + 1}
+    repo.refs["v1"] = repo.commit({"config.json": json.dumps(facts).encode(), "modeling.py": b"raise SystemExit", "big.bin": b"?",
+                                   "model.safetensors": save({f"backbone.{name}": each for name, each in random_weights("mdlm", IDS + 1).items()})})
+    outcome = cli("import-teacher", "hub:somebody/duo@v1", "--tokenizer", words, "--out", tmp_path / "teacher", "--json")
+    assert outcome.code == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert (report["layout"], report["commit"], report["config"]["source"]) == ("duo", repo.head, "uniform")
+    assert json.loads((tmp_path / "teacher" / "training.json").read_text())["imported"]["commit"] == repo.head
+    assert "assumed: the last of 288 rows is the [PAD]" in outcome.stderr
+    assert not any(call.endswith(("modeling.py", "big.bin")) for call in hub.calls)
+    assert cli("sample", "--model", tmp_path / "teacher", "--steps", 2, "-n", 1).code == 0
+
+
+def test_of_several_files_one_must_be_named(hub, source, tmp_path, cli):
+    file = (source / "checkpoint.pth").read_bytes()
+    words = (source / FILE).read_bytes()
+    hub.add("model", "somebody/fs").commit({"DFM_checkpoint.pth": file, "FSDFM_checkpoint.pth": file, FILE: words})
+    hub.add("model", "somebody/card").commit({"README.md": b"soon"})
+    hub.add("model", "somebody/gated", gated=True).commit({"model.safetensors": b""})
+    hub.add("model", "somebody/pickled").commit({"pytorch_model.bin": pickle.dumps(print), FILE: words})
+    out = ("--out", tmp_path / "out")
+    for name, said in (("somebody/fs", "name one with --file"), ("somebody/card", "no file of weights"), ("somebody/gated", "gated"),
+                       ("somebody/none", "no such repository"), ("somebody/fs@v3", "no such revision"), ("somebody/fs/x", "hub:USER/NAME"),
+                       ("somebody/pickled", "nothing is unpickled")):
+        assert_refused(cli("import-teacher", f"hub:{name}", *out), said)
+    assert_refused(cli("import-teacher", "hub:somebody/fs", "--file", "none.pth", *out), "--file none.pth", "DFM_checkpoint.pth")
+    assert_refused(cli("import-teacher", source / "checkpoint.pth", "--file", "checkpoint.pth", *out), "leave out --file")
+    assert not (tmp_path / "out").exists()
+    assert cli("import-teacher", "hub:somebody/fs", "--file", "DFM_checkpoint.pth", *out).code == 0
+    hub.stop()
+    assert_refused(cli("import-teacher", "hub:somebody/other", *out), "can't be reached", code=1)
+
+
+def test_a_layout_that_nothing_tells_is_asked_for(source, tmp_path, cli):
+    (source / "checkpoint.pth").unlink()
+    save_file(random_weights("mdlm", IDS + 1), source / "model.safetensors")
+    assert_refused(cli("import-teacher", source, "--out", tmp_path / "out"), "--layout mdlm or sdtt (mask source), or duo (uniform source)")
+    assert_refused(cli("import-teacher", source, "--out", tmp_path / "out", "--layout", "duo", "--source", "mask"), "uniform source")
+    assert_refused(cli("import-teacher", source, "--out", tmp_path / "out", "--layout", "duo", "--time-conditioning"), "always told")

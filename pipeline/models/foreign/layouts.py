@@ -1,6 +1,6 @@
-"""The two layouts that `import-teacher` knows, tensor by tensor, as our Denoiser.
+"""The layouts of diffusion models that `import-teacher` knows, tensor by tensor, as our Denoiser.
 
-Both are the DiT of SEDD, as our trunk is: LayerNorms with a gain and no bias, rotary halves over the whole head, q, k and v
+All are the DiT of SEDD, as our trunk is: LayerNorms with a gain and no bias, rotary halves over the whole head, q, k and v
 without biases, GELU in its tanh form, adaLN with (shift, scale, gate) for attention and then for the MLP. So every tensor is
 taken over as it stands; FS-DFM's separate q, k and v are stacked.
 
@@ -9,6 +9,15 @@ fs-dfm  Discrete flow matching teachers and few-step students (arXiv 2509.20624)
 mdlm    Masked diffusion language models (arXiv 2406.07524), subs parameterisation: told sigma (`conditioning: sigma`), or, as
         published, always sigma = 0. That is a constant, which goes into the bias of the time embedding's first layer, whose
         weights become 0: exact, and a student distilled from it may still learn to look at t.
+sdtt    Their students by self-distillation through time (arXiv 2410.21035), and that project's teachers: MDLM's network, and no
+        step size is told.
+duo     Uniform-state diffusion (The Diffusion Duality, arXiv 2506.10892), also distilled: MDLM's tensors, another meaning. A
+        text starts from random tokens, and the network is always told sigma. There q(x_t | x_1) = alpha [x_t = x_1] +
+        (1 - alpha)/V with sigma = -log alpha; on our path it is kappa_t [x_t = x_1] + (1 - kappa_t)/V: the same state has
+        alpha = kappa_t, so sigma = -log kappa_t whatever schedule it was trained with, down to alpha = 1e-3, where its own
+        ends. Its code adds [PAD] to a tokenizer that has none (GPT-2's), and draws noise from all V ids, [PAD] among them.
+
+The last three name their tensors alike, so what tells them apart stands in config.json, or is asked for.
 """
 
 import re
@@ -18,8 +27,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tsdfm.pipeline.models.denoiser import FREQUENCIES, Denoiser, sinusoids
+from tsdfm.pipeline.models.denoiser import Denoiser, Trunk
 from tsdfm.pipeline.models.foreign.weights import Weights
+from tsdfm.pipeline.models.layers import FREQUENCIES, sinusoids
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.model import DenoiserConfig, TransformerShape
 from tsdfm.schemas.terms import Layout
@@ -41,7 +51,7 @@ _RENAMES = (
 
 @dataclass(frozen=True)
 class Names:
-    """The names of tensors that the two layouts call differently."""
+    """The names of tensors that layouts call differently."""
 
     embedding: str
     time: str
@@ -58,19 +68,20 @@ class Names:
         return tuple(bare.replace(".qkv.", f".{part}.") for part in self.qkv) if QKV.match(ours) else (bare,)
 
 
+_SIGMA = Names("vocab_embed.embedding", "sigma_map", ("attn_qkv",))
 LAYOUTS: dict[Layout, Names] = {
-    "fs-dfm": Names("vocab_embed.weight", "time_embedding", ("qw", "kw", "vw")),
-    "mdlm": Names("vocab_embed.embedding", "sigma_map", ("attn_qkv",)),
+    "fs-dfm": Names("vocab_embed.weight", "time_embedding", ("qw", "kw", "vw")), "mdlm": _SIGMA, "sdtt": _SIGMA, "duo": _SIGMA,
 }
 
 
-def layout_of(weights: Weights, where: str) -> Layout:
-    """The layout whose embedding and time features the weights have. Raises InputError if there is none."""
-    for layout, names in LAYOUTS.items():
-        if names.embedding in weights and f"{names.time}.mlp.0.weight" in weights:
-            return layout
-    raise InputError(f"{where}: of no known layout (it has {', '.join(sorted(weights)[:6])}, ...); import-teacher opens "
-                     f"{' and '.join(LAYOUTS)}")
+def layouts_of(weights: Weights, where: str) -> list[Layout]:
+    """The layouts whose embedding and time features the weights have. Raises InputError if there is none."""
+    found = [layout for layout, names in LAYOUTS.items()
+             if names.embedding in weights and f"{names.time}.mlp.0.weight" in weights]
+    if not found:
+        raise InputError(f"{where}: of no known layout (it has {', '.join(sorted(weights)[:6])}, ...); import-teacher opens "
+                         f"{', '.join(LAYOUTS)}")
+    return found
 
 
 def shape_of(weights: Weights, layout: Layout, heads: int | None, where: str) -> tuple[TransformerShape, int, int]:
@@ -131,7 +142,7 @@ def without_padding(weights: Weights, layout: Layout, rows: int) -> Weights:
 
 def without_time(network: Denoiser) -> None:
     """Fix what the network is told of time at sigma = 0, in place (module docstring)."""
-    first = cast(nn.Linear, network.trunk.time_embedding.mlp[0])
+    first = cast(nn.Linear, cast(Trunk, network.trunk).time_embedding.mlp[0])
     constant = first.weight.double() @ sinusoids(torch.zeros(1))[0].double() + first.bias.double()
     with torch.no_grad():
         first.bias.copy_(constant)

@@ -1,7 +1,9 @@
-"""Open checkpoints of other projects: tensors by name, from safetensors or torch files. Nothing is ever unpickled.
+"""Open checkpoints of other projects: tensors by name, from safetensors or torch files. No object of a file is ever built.
 
 A torch file is read with `weights_only=True`: tensors, numbers, strings and containers of them; anything else is refused before
-it is built. Training states hold several sets of weights (teacher, student, EMA); each is found where it is nested.
+it is built. One exception: Lightning keeps a run's config and tokenizer beside its weights. Where a file names classes of the
+libraries in PASSED_OVER, torch's restricted reader puts an empty object of ours in their place, and none of their code runs.
+Training states hold several sets of weights (teacher, student, EMA); each is found where it is nested.
 """
 
 import pickle
@@ -17,26 +19,16 @@ from torch import Tensor
 
 from tsdfm.schemas.base import InputError, first_line
 
-FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth", "checkpoints/checkpoint.pth")  # looked for in a folder
 # Of several sets in one file, the first of these is taken: students before teachers, averaged before raw weights.
+PASSED_OVER = ("omegaconf.", "lightning.", "pytorch_lightning.", "lightning_fabric.", "transformers.", "tokenizers.", "typing.",
+               "collections.", "pathlib.", "datetime.")
+PLAIN = {f"builtins.{kind.__name__}": kind for kind in (dict, list, tuple, set, str, int, float, bool)}
 ORDER = ("student_ema_model", "student_model", "ema", "model", "state_dict", "teacher_model")
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")  # of DDP, torch.compile, MDLM's wrapper, Lightning
-EMBEDDING = re.compile(r"(^|\.)vocab_embed\.(weight|embedding)$")  # what both layouts have
-DEPTH = 3  # how deep a set may be nested
+EMBEDDING = re.compile(r"(^|\.)vocab_embed\.(weight|embedding)$")  # what all layouts have
+DEPTH = 4  # how deep a set may be nested
 
 Weights = dict[str, Tensor]
-
-
-def weights_file(path: Path) -> Path:
-    """The file of weights at `path`, which is one or a folder with one. Raises InputError."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise InputError(f"{path}: no such checkpoint; give a .safetensors or torch file, or a folder with one")
-    for name in FILES:
-        if (path / name).is_file():
-            return path / name
-    raise InputError(f"{path}: holds none of {', '.join(FILES)}; name the file of weights itself")
 
 
 def read_weights(file: Path) -> dict[str, Weights]:
@@ -48,7 +40,8 @@ def read_weights(file: Path) -> dict[str, Weights]:
     found = _sets(data, "", DEPTH)
     if not found:
         names = ", ".join(sorted(map(str, data))[:6]) if isinstance(data, dict) else type(data).__name__
-        raise InputError(f"{file}: no weights of a known layout in it (found {names}); give a checkpoint of FS-DFM or MDLM")
+        raise InputError(f"{file}: no weights of a known layout in it (found {names}); give a checkpoint of FS-DFM, MDLM, "
+                         "Duo or SDTT, or a masked language model of transformers with its config.json")
     return {name: _plain(weights, file) for name, weights in found.items()}
 
 
@@ -57,7 +50,14 @@ def choose(sets: dict[str, Weights], wanted: str | None, file: Path) -> str:
     if wanted is not None and wanted not in sets:
         held = ", ".join(sorted(name for name in sets if name)) or "one set, without a name"
         raise InputError(f"--weights {wanted}: {file} has {held}; give one of those, or leave it out")
-    return wanted or min(sets, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+    return wanted or min(sets, key=lambda name: (_rank(name), name))
+
+
+def _rank(name: str) -> int:
+    """A set's place in ORDER; whatever callback keeps an average of the weights, it is one."""
+    averaged = re.search(r"(^|[._])ema([._]|$)", name, re.IGNORECASE)
+    known = name if name in ORDER else "ema" if averaged else ""
+    return ORDER.index(known) if known else len(ORDER)
 
 
 def _read_safetensors(file: Path) -> Weights:
@@ -70,15 +70,40 @@ def _read_safetensors(file: Path) -> Weights:
 
 def _read_torch(file: Path) -> Any:
     try:
-        # A mapped file costs no memory for the optimiser's states; only the zip format can be mapped.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        with torch.serialization.safe_globals(_passed_over(file)):
+            # A mapped file costs no memory for the optimiser's states; only the zip format can be mapped.
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)|Unsupported \w+ (\S+)", str(error))
         what = f" ({named[1] or named[2]})" if named else ""
         raise InputError(f"{file}: holds pickled objects{what} or is no torch file, and nothing is unpickled here; "
-                         "save the state dict alone, best as safetensors") from None
+                         "where you trust it, save its state dict alone, best as safetensors") from None
     except Exception as error:  # of bytes that were made to break a reader, torch raises whatever comes
         raise InputError(f"{file}: not a torch file ({first_line(error, 160)}); make or copy it anew") from None
+
+
+class _Nothing:
+    """What stands for an object whose class is not built: it takes whatever the file says, and keeps none of it."""
+
+    def __new__(cls, *arguments: object, **named: object) -> "_Nothing":
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: object, **named: object) -> None:
+        """Forget it all."""
+
+    def __setstate__(self, state: object) -> None:
+        """Forget it all."""
+
+
+def _passed_over(file: Path) -> list[Any]:
+    """What torch's restricted reader puts in place of the classes of a file that may be passed over: (stand-in, name)."""
+    if not zipfile.is_zipfile(file):
+        return []
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # of bytes that were made to break a reader; reading it tells
+        return []
+    return [(PLAIN.get(name, _Nothing), name) for name in names if name in PLAIN or name.startswith(PASSED_OVER)]
 
 
 def _sets(data: object, where: str, depth: int) -> dict[str, Weights]:

@@ -97,6 +97,11 @@ def built_in_documents(progress: Progress = unheard) -> list[str]:
     return [document for document in joined.split(SEPARATOR) if document]
 
 
+def built_in_stamp() -> str:
+    """A digest that is another whenever the documents may be others."""
+    return _key(list(_python_sources()))
+
+
 def _key(sources: Sequence[Path]) -> str:
     """A digest of all that the documents are made from: the rules, Python, and name, size and time of every source."""
     found = hashlib.sha256(platform.python_version().encode())

@@ -18,7 +18,9 @@ from tsdfm.schemas.base import InputError, first_line
 from tsdfm.schemas.regular import open_regular
 
 SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard", ".zstd": "Zstandard"}
-ZSTD_READ, ZSTD_WINDOW = 1 << 17, 1 << 31  # bytes read at once; the longest window of the format, for --long archives
+# Bytes read at once: few, for what they become is held, and may be thirty thousand times as much; and the longest window of the
+# format, for --long archives.
+ZSTD_READ, ZSTD_WINDOW = 1 << 12, 1 << 31
 FAULTS = (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError)  # of files, and of compressed data
 CUT = "ends in the middle of its compressed data; download or copy it anew"
 _BEGINNINGS = {  # of files; the longest is 10 bytes
@@ -65,7 +67,7 @@ class _Zstd(io.RawIOBase):
     """The plain bytes of a Zstandard file of any number of frames. Raises EOFError where it ends in the middle of one."""
 
     def __init__(self, raw: IO[bytes]) -> None:
-        self._raw, self._ready = raw, b""
+        self._raw, self._ready = raw, memoryview(b"")
         self._frame: zstandard.ZstdDecompressionObj | None = None
 
     def readable(self) -> bool:
@@ -83,7 +85,7 @@ class _Zstd(io.RawIOBase):
                 return 0
             if self._frame is None or self._frame.eof:
                 self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
-            self._ready = self._frame.decompress(data)
+            self._ready = memoryview(self._frame.decompress(data))
         count = min(len(buffer), len(self._ready))
         buffer[:count], self._ready = self._ready[:count], self._ready[count:]
         return count

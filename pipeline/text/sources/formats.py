@@ -13,7 +13,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tsdfm.pipeline.text.sources.compression import SUFFIXES, bare_name, plain_bytes
+from tsdfm.pipeline.text.sources.json_array import array_items, not_json
 from tsdfm.schemas.base import InputError, first_line
 from tsdfm.schemas.regular import check_regular
 
@@ -28,7 +29,9 @@ PROSE, RECORDS, TABLES = (".txt", ".text", ".md", ".markdown", ".rst"), (".jsonl
 COLUMNS = (".parquet", ".arrow")
 KNOWN = (*PROSE, *RECORDS, *TABLES, *COLUMNS)
 CURE = "name the right one with --text-field (corpus.text_field)"
-ROWS_AT_ONCE, LONGEST_FIELD = 256, 2**31 - 1  # characters
+ROWS_AT_ONCE = 256
+LONGEST = 1 << 26  # characters of a document, and of a line: it is held as a whole, and its tokens take many times that
+BYTES_AT_ONCE = 1 << 20  # of a column, or characters of a line, read to see what they are
 NAMES_SHOWN = 12
 END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream, which the library does not miss
 
@@ -92,24 +95,41 @@ def _kind(value: object) -> str:
     return {dict: "record", list: "list", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
 
 
-def _lines(stream: IO[bytes]) -> io.TextIOWrapper:
-    return io.TextIOWrapper(stream, "utf-8-sig")  # a mark of byte order at the beginning is no text
+def _opened(stream: IO[bytes], newline: str | None = None) -> io.TextIOWrapper:
+    return io.TextIOWrapper(stream, "utf-8-sig", newline=newline)  # a mark of byte order at the beginning is no text
+
+
+def _lines(path: Path, text: IO[str], number: int = 1) -> Iterator[str]:
+    """The lines of a text, of which the first is line `number` of the file. Raises InputError where one is too long."""
+    for at in count(number):
+        line = text.readline(LONGEST + 1)
+        if not line:
+            return
+        if len(line) > LONGEST:
+            raise InputError(f"{path}:{at}: a line of more than {LONGEST:,} characters; cut its text into several documents, "
+                             "of which each is a record of a .jsonl, or stands between blank lines of a .txt")
+        yield line
 
 
 def _prose(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
         document: list[str] = []
         first = True
-        for line in _lines(stream):
+        characters = 0
+        for number, line in enumerate(_lines(path, _opened(stream)), 1):
             if first and line.strip():
                 first = False
                 _check_no_record(path, line, field)
             if line.isspace():
                 if document:
                     yield "".join(document).strip("\n")
-                document = []
+                document, characters = [], 0
             else:
                 document.append(line)
+                characters += len(line)
+                if characters > LONGEST:
+                    raise InputError(f"{path}:{number}: a document of more than {LONGEST:,} characters ends here or later; "
+                                     "separate its parts by blank lines")
         if document:
             yield "".join(document).strip("\n")
 
@@ -126,16 +146,41 @@ def _check_no_record(path: Path, line: str, field: str) -> None:
 
 def _records(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
-        lines = _lines(stream)
-        start, first = next(((n, line) for n, line in enumerate(lines, 1) if line.strip()), (1, ""))
-        if first.lstrip().startswith("[") or (suffix_of(path) == ".json" and not _is_whole(first)):
-            whole = _parsed(chain("\n" * (start - 1), [first], lines), path)
-            for index, record in enumerate(whole if isinstance(whole, list) else [whole]):
+        text = _opened(stream)
+        begin, start = _beginning(text)
+        if begin.lstrip().startswith("["):
+            for index, record in enumerate(array_items(path, begin, text, start)):
                 yield record_text(record, field, f"{path}: record {index}")
+            return
+        lines = _lines(path, text, start + 1)
+        first = begin if begin.endswith("\n") else begin + next(_lines(path, text, start), "")
+        if suffix_of(path) == ".json" and not _is_whole(first):
+            yield record_text(_parsed(_held(path, chain("\n" * (start - 1), [first], lines)), path), field, f"{path}: record 0")
             return
         for number, line in enumerate(chain([first], lines), start):
             if line.strip():
                 yield record_text(_parsed([line], path, number), field, f"{path}:{number}")
+
+
+def _beginning(text: IO[str]) -> tuple[str, int]:
+    """The beginning of the first line that is not blank, and its number; ('', 1) if there is none."""
+    number = 1
+    while piece := text.readline(BYTES_AT_ONCE):
+        if piece.strip():
+            return piece, number
+        number += piece.endswith("\n")
+    return "", 1
+
+
+def _held(path: Path, lines: Iterable[str]) -> Iterator[str]:
+    """Lines that are parsed as one. Raises InputError if they are too many."""
+    characters = 0
+    for line in lines:
+        characters += len(line)
+        if characters > LONGEST:
+            raise InputError(f"{path}: one JSON document of more than {LONGEST:,} characters; write an array of records, or "
+                             ".jsonl, a record a line")
+        yield line
 
 
 def _is_whole(line: str) -> bool:
@@ -153,13 +198,12 @@ def _parsed(lines: Iterable[str], path: Path, number: int = 1) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UnicodeDecodeError):
             raise
-        at, reason = number + getattr(error, "lineno", 1) - 1, getattr(error, "msg", "nested too deeply")
-        raise InputError(f"{path}:{at}: not JSON ({reason}); mend or remove the line") from None
+        raise not_json(path, number, error) from None
 
 
 def _table(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
-        lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
+        lines = _lines(path, _opened(stream, newline=""))
         rows = csv.reader(lines, delimiter="\t" if suffix_of(path) == ".tsv" else ",", strict=True)
         names = next(iter(_rows(rows, path, 1)), [])
         if field not in names:
@@ -175,7 +219,7 @@ def _table(path: Path, field: str) -> Texts:
 
 def _rows(rows: Any, path: Path, number: int) -> list[list[str]]:
     """The next rows that are not blank, up to `number`, of any length. Raises InputError."""
-    limit = csv.field_size_limit(LONGEST_FIELD)  # of the process: set back before anything else happens
+    limit = csv.field_size_limit(LONGEST)  # of the process: set back before anything else happens
     try:
         return list(islice(filter(None, rows), number))
     except csv.Error as error:
@@ -186,7 +230,7 @@ def _rows(rows: Any, path: Path, number: int) -> list[list[str]]:
 
 def _parquet(path: Path, field: str) -> Texts:
     check_regular(path)
-    table = pq.ParquetFile(path)
+    table = pq.ParquetFile(path, buffer_size=BYTES_AT_ONCE)  # else a column of a row group is read as a whole
     _check_column(path, field, table.schema_arrow)
     for batch in table.iter_batches(ROWS_AT_ONCE, columns=[field]):
         yield from batch.column(0).to_pylist()
@@ -202,7 +246,9 @@ def _arrow(path: Path, field: str) -> Texts:
         batches = pa.ipc.open_stream(source)
         _check_column(path, field, batches.schema)
         for batch in batches:
-            yield from batch.column(field).to_pylist()
+            column = batch.column(field)
+            for start in range(0, len(column), ROWS_AT_ONCE):
+                yield from column.slice(start, ROWS_AT_ONCE).to_pylist()
 
 
 def _check_column(path: Path, field: str, schema: pa.Schema) -> None:

@@ -18,7 +18,7 @@ from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import load, save
-from tsdfm.pipeline.text.documents import load_documents
+from tsdfm.pipeline.text.corpus import held_out_stream
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 
 WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
@@ -53,13 +53,13 @@ def counts(monkeypatch):
         found["judged"] += 1
         return score(self, tokens, texts, vocabulary)
 
-    def loaded(config, reading):
+    def loaded(config, vocabulary, progress):
         found["corpora"] += 1
-        return load_documents(config, reading)
+        return held_out_stream(config, vocabulary, progress)
 
     monkeypatch.setattr(evaluation, "roll_out_blind", rolled)
     monkeypatch.setattr(Judge, "score", scored)
-    monkeypatch.setattr(module, "load_documents", loaded)
+    monkeypatch.setattr(module, "held_out_stream", loaded)
     return found
 
 
@@ -269,3 +269,19 @@ def test_an_unfit_judge_is_refused_before_anything_is_sampled(cli, arguments, tm
     outcome = cli(*arguments, "--evaluator", tmp_path / "judge")
     assert_refused(outcome, str(tmp_path / "judge"), "tokenizer")
     assert counts == {"rollouts": 0, "judged": 0, "corpora": 0}
+
+
+def test_texts_of_another_dtype_are_other_texts(cli, arguments, counts):
+    """Sampled anew in the same folder, and found again; on a CPU a line says what to expect. Judges stay as they are."""
+    few = [*arguments, "--steps", "2", "--no-reference"]
+    plain, quiet = run(cli, few)
+    narrow, outcome = run(cli, few, "--dtype", "bfloat16")
+    assert "bfloat16 is for GPUs" in outcome.stderr
+    assert "bfloat16" not in quiet.stderr
+    assert counts["rollouts"] == 2 * 2 * 3
+    again, _ = run(cli, few, "--dtype", "bfloat16")
+    assert counts["rollouts"] == 2 * 2 * 3
+    assert again["rows"] == narrow["rows"] != plain["rows"]
+    assert narrow["settings"]["dtype"] == "bfloat16"
+    assert not {"dtype", "compile"} & plain["settings"].keys()
+    assert EvaluateConfig.model_validate(plain["settings"]).dtype == "float32"

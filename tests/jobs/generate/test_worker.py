@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support import TinyModels, make_dataset, tiny_config
-from tsdfm.jobs.generate.run import _anchored
+from tsdfm.jobs.generate.run import anchored_models
 from tsdfm.jobs.generate.worker import Order, _opened
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.storage.open_store import open_store
@@ -44,5 +44,5 @@ def test_what_a_node_lacks_is_told(tmp_path, tiny_models):
 def test_relative_folders_are_anchored_for_workers_that_stand_elsewhere(tmp_path, tiny_models, monkeypatch):
     (tmp_path / "teacher").mkdir()
     monkeypatch.chdir(tmp_path)
-    config = _anchored(GenerateConfig(teacher="teacher", compass="none", arm="blind"))
+    config = anchored_models(GenerateConfig(teacher="teacher", compass="none", arm="blind"))
     assert (config.teacher, config.compass) == (str(tmp_path / "teacher"), "none")

@@ -81,6 +81,7 @@ def test_a_command_says_which_corpus_it_takes_and_what_it_left_out(cli, tmp_path
     assert "200 documents; left out: 1 duplicate document, 1 null text" in outcome.stderr
     record = json.loads((tmp_path / "teacher" / "training.json").read_text())
     assert record["corpus"]["left_out"] == {"duplicate documents": 1, "null texts": 1}
+    monkeypatch.setattr("tsdfm.pipeline.text.documents.built_in_stamp", lambda: "of the sentences")
     monkeypatch.setattr("tsdfm.pipeline.text.documents.built_in_documents", lambda progress: [f"A sentence of {i} words." for i in range(300)])
     outcome = cli("pretrain", "--vocab-size", 270, "--out", tmp_path / "other", *SMALL)
     assert outcome.code == 0, outcome.stderr

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import LENGTH, vocabulary
+from tests.support import LENGTH, at_once, vocabulary
 from tsdfm.kernels.linear import linear
-from tsdfm.pipeline.evaluation import judge as module
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.models.folder import load
@@ -50,7 +49,7 @@ def test_ragged_texts_come_back_in_order_whatever_the_batches(judge, direct, mon
     sequences = [rng.integers(299, size=length).tolist() for length in (3, 16, 0, 1, 7, 16, 2, 30)]
     expected = [direct(row) if row else 0.0 for row in sequences]
     for batch_tokens in (1, 20, 4096):
-        monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
+        at_once(monkeypatch, judge_tokens=batch_tokens)
         found = replace(judge, longest=None).score_tokens(sequences)
         np.testing.assert_allclose(found.nats, expected, rtol=1e-5)
         assert found.tokens.tolist() == [len(row) for row in sequences]
@@ -94,7 +93,7 @@ def strided(network, tokens, width):
 @pytest.mark.parametrize("batch_tokens", [1, 20, 4096])
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 16])
 def test_texts_beyond_the_judges_positions_are_scored_in_strided_windows(tiny_models, judge, width, batch_tokens, monkeypatch):
-    monkeypatch.setattr(module, "BATCH_TOKENS", batch_tokens)
+    at_once(monkeypatch, judge_tokens=batch_tokens)
     network = load(tiny_models.ar).network
     rng = np.random.default_rng(1)
     sequences = [rng.integers(299, size=length).tolist() for length in (3, 0, 16, 17, 1, 24, 40, 33)]

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from tests.loopback_hub import folder_files
 from tests.support import vocabulary
 from tsdfm.pipeline.evaluation import open_judge as module
 from tsdfm.pipeline.evaluation.open_judge import open_judge
@@ -358,26 +359,17 @@ def test_without_transformers_the_way_to_get_it_is_named(llama, monkeypatch):
     refused(llama, "needs transformers", "pip install")
 
 
-def test_the_hub_gives_a_snapshot_without_pickles_or_code(llama, monkeypatch):
-    asked: dict[str, Any] = {}
-
-    def download(repository, revision, allow_patterns):
-        asked.update(repository=repository, revision=revision, patterns=allow_patterns)
-        return str(llama)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+def test_the_hub_gives_a_snapshot_without_pickles_or_code(llama, hub):
+    repo = hub.add("model", "somebody/judge")
+    repo.refs["v2"] = repo.commit(folder_files(llama) | {"modeling.py": b"raise SystemExit", "pytorch_model.bin": b"\x80"})
     judge = open_judge("hub:somebody/judge@v2", CPU)
-    assert (asked["repository"], asked["revision"]) == ("somebody/judge", "v2")
-    assert not any(pattern.endswith((".py", ".bin", ".pt", "*")) for pattern in asked["patterns"])
+    assert not any(call.endswith((".py", ".bin")) for call in hub.calls)
     assert (judge.name, judge.fingerprint) == ("hub:somebody/judge@v2", open_judge(str(llama), CPU).fingerprint)
 
 
-def test_a_hub_name_that_cannot_be_had_is_refused(monkeypatch):
-    def download(*arguments, **options):
-        raise OSError("no route to host\nand more")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(WorkError, match=r"judge hub:somebody/judge: the Hub can't be reached .*network"):
+def test_a_hub_name_that_cannot_be_had_is_refused(hub):
+    hub.stop()
+    with pytest.raises(WorkError, match=r"hub:somebody/judge: the Hub can't be reached .*network"):
         open_judge("hub:somebody/judge", CPU)
 
 

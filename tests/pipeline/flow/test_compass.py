@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdfm.pipeline.flow import compass as module
+from tests.support import at_once
 from tsdfm.pipeline.flow.compass import (
     ENERGY_RESOLUTION,
     PSEUDO_TIME,
@@ -17,6 +17,7 @@ from tsdfm.pipeline.flow.compass import (
     quantise,
 )
 from tsdfm.pipeline.flow.noise import Noise
+from tsdfm.pipeline.flow.rings.visits import Ringing
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.flow.shaping import Shaper, StepState
 from tsdfm.pipeline.models.causal import CausalLM
@@ -109,7 +110,7 @@ CASES = {
 @pytest.mark.parametrize("suffix_tokens", [1, L, 2 * L + 1, 4096])
 @pytest.mark.parametrize("case", CASES)
 def test_causal_energy_is_the_mean_nll(monkeypatch, causal, case, suffix_tokens):
-    monkeypatch.setattr(module, "SUFFIX_TOKENS", suffix_tokens)
+    at_once(monkeypatch, suffix_tokens=suffix_tokens)
     states = CASES[case](random_states(5, 6))
     energy = CausalCompass(causal).energy(states, torch.zeros(len(states)), None)
     assert energy.shape == states.shape[:2]
@@ -156,7 +157,7 @@ def test_the_causal_compass_runs_only_what_differs(causal, tokens_run):
 
 
 def test_suffix_batches_respect_their_limit(causal, monkeypatch, tokens_run):
-    monkeypatch.setattr(module, "SUFFIX_TOKENS", 3 * L)
+    at_once(monkeypatch, suffix_tokens=3 * L)
     CausalCompass(causal).energy(random_states(6, 6, seed=3), torch.zeros(6), None)
     assert max(tokens_run[1:]) <= 3 * L
     assert len(tokens_run) < 20
@@ -263,9 +264,9 @@ def test_the_residual_form_adds_the_proposals_log_probability(masked):
     rings[0, [1, 4]] = rings[1, 2] = rings[2, [0, 8]] = True
     t = torch.full((3,), 0.25, dtype=torch.float64)
     shaped = torch.tensor([True, False, True])
-    moment = StepState(torch.arange(3), torch.tensor([2, 2, 2]), t, t + 0.25, state, state == V - 1, shaped, 0.25)
+    moment = StepState(torch.arange(3), torch.tensor([2, 2, 2]), t, t + 0.25, state, state == V - 1, shaped, 0.25, True)
     hidden = masked.hidden(state, t.float())
-    jump = shaper.jump(moment, rings, hidden)
+    jump = shaper.jump(moment, Ringing.of(rings), hidden)
     logits = masked.head(hidden) / 0.7
     logits[..., V - 1] = -torch.inf
     logprob = logits.double().log_softmax(-1)
@@ -320,7 +321,7 @@ def naive_pseudo_likelihood(network, states):
 @pytest.mark.parametrize("suffix_tokens", [1, 2 * L, 4096])
 @pytest.mark.parametrize("source", ["masked", "noisy"])
 def test_denoiser_energy_is_the_pseudo_likelihood(request, monkeypatch, source, suffix_tokens):
-    monkeypatch.setattr(module, "SUFFIX_TOKENS", suffix_tokens)
+    at_once(monkeypatch, suffix_tokens=suffix_tokens)
     network = request.getfixturevalue(source)
     states = random_states(3, 4)
     states[1] = states[1, :1]

@@ -16,7 +16,7 @@ ROWS, STEPS, POSITIONS = torch.tensor([2, 0, 2]), torch.tensor([5, 0, 65535]), t
 
 def streams(noise):
     """Everything a rollout may ask for, as one flat tensor per kind."""
-    out = {"source": noise.source(10).flatten()}
+    out = {"source": noise.source(10).flatten(), "spacing": noise.spacing(12).flatten()}
     for stage in range(4):
         out[f"rings {stage}"] = noise.rings(ROWS, STEPS, 10, stage).flatten()
         out[f"tokens {stage}"] = noise.tokens(ROWS, STEPS, POSITIONS, 6, stage).flatten()
@@ -52,7 +52,7 @@ def test_a_number_depends_on_its_own_coordinates_only():
 
 def test_purposes_leave_room_for_stages():
     assert max(Purpose) < 16
-    assert len(set(Purpose)) == 4
+    assert len(set(Purpose)) == 5
 
 
 def test_no_two_uses_or_purposes_share_an_address(monkeypatch):
@@ -68,7 +68,7 @@ def test_no_two_uses_or_purposes_share_an_address(monkeypatch):
     monkeypatch.setattr(module, "uniform", noted)
     for use in Use:
         noise = Noise(3, IDS, use)
-        asked: dict[str, Callable[[], torch.Tensor]] = {"source": partial(noise.source, 10)}
+        asked: dict[str, Callable[[], torch.Tensor]] = {"source": partial(noise.source, 10), "spacing": partial(noise.spacing, 12)}
         for stage in range(4):
             asked |= {f"rings {stage}": partial(noise.rings, ROWS, STEPS, 10, stage),
                       f"tokens {stage}": partial(noise.tokens, ROWS, STEPS, POSITIONS, 6, stage),

@@ -12,12 +12,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.support import present
+from tests.support import at_once, present
 from tsdfm.kernels import sample_rows
-from tsdfm.pipeline.flow import rollout as module
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
-from tsdfm.pipeline.flow.rollout import draw_rings, roll_out
+from tsdfm.pipeline.flow.rings.clocks import draw_rings
+from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
 SAMPLES, FEWER, BATCH = 100_000, 40_000, 5_000  # FEWER: for what is checked beside the plain cases
@@ -114,22 +114,29 @@ def jump(space, state, p, g, choice, cell):
             weight = g**size * (1 - g) ** (len(eligible) - size)
             if weight == 0:
                 continue
-            if not rung:
-                out[space.index(state)] += weight
-                continue
-            reached, chances = [], []
-            for tokens in itertools.product(space.tokens, repeat=size):
-                after = list(state)
-                probability = 1.0
-                for position, token in zip(rung, tokens, strict=True):
-                    after[position] = token
-                    probability *= p[position, token]
-                reached.append(space.index(after))
-                chances.append(probability)
-            indices, q = np.array(reached), np.array(chances)
-            if choice is not None:
-                q = chosen(indices, q, choice, cell, space.length)
-            np.add.at(out, indices, weight * q)
+            out += weight * redrawn(space, state, p, rung, choice, cell)
+    return out
+
+
+def redrawn(space, state, p, rung, choice, cell):
+    """What becomes of `state` when the positions `rung` are redrawn. A distribution over all states."""
+    out = np.zeros(space.vocab**space.length)
+    if not rung:
+        out[space.index(state)] = 1
+        return out
+    reached, chances = [], []
+    for tokens in itertools.product(space.tokens, repeat=len(rung)):
+        after = list(state)
+        probability = 1.0
+        for position, token in zip(rung, tokens, strict=True):
+            after[position] = token
+            probability *= p[position, token]
+        reached.append(space.index(after))
+        chances.append(probability)
+    indices, q = np.array(reached), np.array(chances)
+    if choice is not None:
+        q = chosen(indices, q, choice, cell, space.length)
+    np.add.at(out, indices, q)
     return out
 
 
@@ -181,6 +188,21 @@ def enumerate_chain(space, table, steps, choice=None, *, shaped=None, exponent=1
         joints.append(p[:, None] * kernel)
         p = joints[-1].sum(0)
     return np.stack(joints)
+
+
+def enumerate_patterns(space, table, patterns, choice=None, *, temperature=1.0):
+    """As `enumerate_chain`, of rings that are drawn together: `patterns` are pairs (weight, positions that ring at each step)."""
+    steps, count = len(patterns[0][1]), space.vocab**space.length
+    joints = np.zeros((steps, count, count))
+    for weight, rings in patterns:
+        p = weight * space.start()
+        for s, rung in enumerate(rings):
+            cell, cell_next = (round(t * (len(table) - 1)) for t in (s / steps, (s + 1) / steps))
+            kernel = np.stack([redrawn(space, state, posterior(table[cell, i], space, temperature), rung, choice, cell_next)
+                               if p[i] else np.zeros(count) for i, state in enumerate(space.states)])
+            joints[s] += p[:, None] * kernel
+            p = p @ kernel
+    return joints
 
 
 def sample(teacher, compass, space, rollout, shaping, arm, samples=SAMPLES):  # noqa: PLR0913
@@ -493,7 +515,7 @@ def test_seed_and_id_are_both_keys(build):
 @pytest.mark.parametrize("block", [1, 7, 3 * 5 * 4, 3 * 5 * 4 + 1, 1 << 22])
 def test_rings_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch, space, block):
     """Against one coin per (trajectory, step, position); with the mask source the first success of each position."""
-    monkeypatch.setattr(module, "RING_BLOCK", block)
+    at_once(monkeypatch, ring_numbers=block)
     path = MixturePath(2.0, space.vocab, space.mask)
     noise = Noise(3, torch.arange(5))
     rings = draw_rings(path, noise, RolloutConfig(steps=10).times, space.length).numpy()
@@ -504,6 +526,71 @@ def test_rings_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch, space, b
         wanted[b, s] = coins & ~wanted[b, :s].any(0) if space.mask is not None else coins
     np.testing.assert_array_equal(rings, wanted)
     assert rings.any(1).all()
+
+
+def phases(ends):
+    """The phases of three positions, with their probabilities, as far as they lie differently between `ends`. From the definition: van der
+    Corput's ranks of positions 0, 1, 2 (binary 00, 01, 10, read backwards 0, 2, 1) are 0, 2, 1, counted from any of the three on."""
+    cuts = sorted({0.0, 1.0, *(3 * end - r for end in ends for r in range(3) if 0 < 3 * end - r < 1)})
+    return [((high - low) / 3, [([0, 2, 1][(i + offset) % 3] + (low + high) / 2) / 3 for i in range(3)])
+            for offset in range(3) for low, high in itertools.pairwise(cuts)]
+
+
+def spaced_patterns(space, steps, exponent):
+    """All that spaced clocks of three positions may do, with its probability."""
+    if space.mask is not None:
+        ends = [((s + 1) / steps) ** exponent for s in range(steps)]
+        patterns = []
+        for weight, phase in phases(set(ends)):
+            when = [next(s for s, end in enumerate(ends) if x < end or s == steps - 1) for x in phase]
+            patterns.append((weight, [tuple(i for i in range(3) if when[i] == s) for s in range(steps)]))
+        return patterns
+    each = []
+    for s in range(steps):
+        g = ring(s / steps, (s + 1) / steps, exponent)
+        each.append([(weight, tuple(i for i in range(3) if phase[i] < g)) for weight, phase in phases({g})])
+    return [(np.prod([weight for weight, _ in chain]), [rung for _, rung in chain]) for chain in itertools.product(*each)]
+
+
+def even_patterns(steps, exponent):
+    """The same of `even` clocks: the sum of g passes each phase, and the phase plus 1, 2, ..."""
+    sums = np.cumsum([0.0] + [ring(s / steps, (s + 1) / steps, exponent) for s in range(steps)])
+    return [(weight, [*(tuple(i for i in range(3) if any(low <= phase[i] + n < high for n in range(5)))
+                        for low, high in itertools.pairwise(sums[:-1])), (0, 1, 2)]) for weight, phase in phases(set(sums % 1))]
+
+
+@pytest.mark.parametrize(("steps", "exponent"), [(1, 1.0), (2, 2.0), (4, 1.0), (4, 0.5)])
+@TWO_SPACES
+def test_spaced_clocks(build, space, steps, exponent):
+    """Blind rollouts follow the enumeration of every pattern of rings, and not that of independent clocks."""
+    teacher, _, table, _ = build(space, steps, exponent=exponent)
+    rollout = RolloutConfig(steps=steps, seed=15, clocks="spaced")
+    states = sample(teacher, None, space, rollout, ShapingConfig(), "blind")
+    patterns = spaced_patterns(space, steps, exponent)
+    assert sum(weight for weight, _ in patterns) == pytest.approx(1)
+    for s in range(steps):  # the law of one clock is the path's
+        share = [sum(weight for weight, rings in patterns if i in rings[s]) for i in range(3)]
+        wanted = ((s + 1) / steps) ** exponent - (s / steps) ** exponent if space.mask is not None else ring(s / steps, (s + 1) / steps, exponent)
+        np.testing.assert_allclose(share, wanted)
+    assert_all_steps_follow(states, enumerate_patterns(space, table, patterns))
+    if steps > 1:
+        with pytest.raises(AssertionError):
+            assert_all_steps_follow(states, enumerate_chain(space, table, steps, exponent=exponent))
+
+
+def test_even_clocks(build):
+    teacher, _, table, _ = build(UNIFORM, 4)
+    states = sample(teacher, None, UNIFORM, RolloutConfig(steps=4, seed=16, clocks="even"), ShapingConfig(), "blind")
+    assert_all_steps_follow(states, enumerate_patterns(UNIFORM, table, even_patterns(4, 1.0)))
+
+
+@TWO_SPACES
+def test_shaped_on_spaced_clocks(build, space):
+    teacher, compass, table, energy = build(space, 2)
+    shaping = ShapingConfig(candidates=3, select="resample", beta=2.0)
+    states = sample(teacher, compass, space, RolloutConfig(steps=2, seed=17, clocks="spaced"), shaping, "shaped")
+    choice = Choice(energy, 3, "resample", 2.0, 1.0)
+    assert_all_steps_follow(states, enumerate_patterns(space, table, spaced_patterns(space, 2, 1.0), choice))
 
 
 @SPACES

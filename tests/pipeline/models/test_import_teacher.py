@@ -4,13 +4,15 @@ import json
 import math
 import os
 import pickle
+import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.foreign import COND, fsdfm_logits, gpt2_like, mdlm_logits, random_weights
+from tests.foreign import COND, duo_log_probabilities, fsdfm_logits, gpt2_like, mdlm_logits, random_weights
 from tests.support import make_dataset
 from tsdfm.pipeline.flow.opening import open_models
 from tsdfm.pipeline.flow.rollout import roll_out
@@ -83,7 +85,7 @@ def test_fsdfm_students(bring):
 
 def test_mdlm_as_published_is_not_told_the_time(bring):
     weights = random_weights("mdlm", IDS + 1)
-    made = bring(weights)
+    made = bring(weights, layout="mdlm")
     assert made.network.config.conditioning == "t"
     assert_close(made.network(TOKENS, T), mdlm_logits(weights, TOKENS, torch.zeros(3)))
 
@@ -92,7 +94,7 @@ def test_mdlm_as_published_is_not_told_the_time(bring):
 def test_mdlm_told_sigma(bring, exponent):
     """P(masked) = 1 - exp(-sigma) there, 1 - t^n here; at t = 0 MDLM's own log-linear schedule ends."""
     weights = random_weights("mdlm", IDS + 1)
-    made = bring(weights, time_conditioning=True, kappa_exponent=exponent)
+    made = bring(weights, layout="mdlm", time_conditioning=True, kappa_exponent=exponent)
     sigma = torch.tensor([-math.log(max(t**exponent, SIGMA_EPSILON)) for t in T.tolist()])
     noisiest = -math.log1p(-(1 - 1e-3) * 1.0)
     assert float(sigma[0]) == pytest.approx(noisiest)
@@ -114,15 +116,15 @@ def test_config_json_beside_the_weights_is_read(tmp_path, words):
 def test_heads_must_be_known(bring):
     weights = random_weights("mdlm", IDS + 1)
     del weights["rotary_emb.inv_freq"]
-    assert "--heads" in refusal(bring, weights)
-    assert bring(weights, heads=2).network.config.n_heads == 2
-    assert "multiple of twice the heads" in refusal(bring, weights, heads=3)
+    assert "--heads" in refusal(bring, weights, layout="mdlm")
+    assert bring(weights, layout="mdlm", heads=2).network.config.n_heads == 2
+    assert "multiple of twice the heads" in refusal(bring, weights, layout="mdlm", heads=3)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "backbone.", "module._orig_mod.", "model.backbone."])
 def test_prefixes_of_wrappers(bring, prefix):
     weights = random_weights("mdlm", IDS + 1)
-    made = bring({"state_dict": {prefix + name: tensor for name, tensor in weights.items()}})
+    made = bring({"state_dict": {prefix + name: tensor for name, tensor in weights.items()}}, layout="mdlm")
     assert_close(made.network(TOKENS, T), mdlm_logits(weights, TOKENS, torch.zeros(3)))
 
 
@@ -150,7 +152,8 @@ def test_of_a_training_state_the_averaged_student_is_taken(bring):
 def test_a_list_of_averages_is_taken_in_order(bring):
     raw, average = random_weights("mdlm", IDS + 1), random_weights("mdlm", IDS + 1, seed=5)
     shadow = [tensor for name, tensor in average.items() if name != "rotary_emb.inv_freq"]
-    made = bring({"state_dict": {f"backbone.{n}": x for n, x in raw.items()}, "ema": {"decay": 0.9, "shadow_params": shadow}})
+    made = bring({"state_dict": {f"backbone.{n}": x for n, x in raw.items()}, "ema": {"decay": 0.9, "shadow_params": shadow}},
+                 layout="mdlm")
     assert made.record.imported.weights == "ema"
     assert_close(made.network(TOKENS, T), mdlm_logits(average, TOKENS, torch.zeros(3)))
 
@@ -221,7 +224,9 @@ def test_faulty_tensors_are_named(bring, change, words_of_refusal):
 
 @pytest.mark.parametrize(("layout", "rows", "options", "said"), [
     ("fs-dfm", IDS + 2, {}, f"vocabulary of {IDS + 2}"), ("fs-dfm", IDS - 1, {}, f"vocabulary of {IDS - 1}"),
-    ("mdlm", IDS, {}, f"vocabulary of {IDS}"), ("fs-dfm", IDS, {"source": "mask"}, "uniform source, not mask"),
+    ("mdlm", IDS, {"layout": "mdlm"}, f"vocabulary of {IDS}"), ("mdlm", IDS, {"layout": "fs-dfm"}, "not fs-dfm"),
+    ("mdlm", IDS + 1, {}, "--layout mdlm or sdtt (mask source), or duo (uniform source)"),
+    ("mdlm", IDS + 1, {"source": "mask"}, "--layout mdlm"), ("mdlm", IDS + 2, {"layout": "duo"}, f"vocabulary of {IDS + 2}"), ("fs-dfm", IDS, {"source": "mask"}, "uniform source, not mask"),
     ("fs-dfm", IDS, {"layout": "mdlm"}, "has the layout fs-dfm"), ("fs-dfm", IDS, {"time_conditioning": True}, "always told"),
     ("fs-dfm", IDS, {"tokenizer": None}, "--tokenizer"), ("fs-dfm", IDS, {"eos": "<none>"}, "no such token"),
 ])
@@ -234,13 +239,13 @@ def test_the_rows_of_a_padded_vocabulary_are_left_out(bring, layout, source, ids
     """The cure that the refusal names helps; a vocabulary that is another one is not taken for a padded one."""
     padded = -(-IDS // 64) * 64 + 64
     weights = random_weights(layout, padded)
-    assert "--source" in refusal(bring, weights)
-    made = bring(weights, source=source)
+    assert "--source" in refusal(bring, weights, layout=layout)
+    made = bring(weights, layout=layout, source=source)
     assert (made.network.config.source, made.network.config.vocab_size) == (source, ids)
     assert made.network.config.mask_id == (IDS if source == "mask" else None)
     name = {"fs-dfm": "vocab_embed.weight", "mdlm": "vocab_embed.embedding"}[layout]
     torch.testing.assert_close(made.network.state_dict()["trunk.vocab_embed.weight"], weights[name][:ids])
-    assert "vocabulary of" in refusal(bring, random_weights(layout, IDS + 2000), source=source)
+    assert "vocabulary of" in refusal(bring, random_weights(layout, IDS + 2000), layout=layout, source=source)
 
 
 def test_other_models_are_refused(bring):
@@ -249,24 +254,86 @@ def test_other_models_are_refused(bring):
     assert "of no known layout" in refusal(bring, {"vocab_embed.weight": torch.ones(3, 4)})
 
 
-def test_a_family_that_borrows_mdlms_names_is_refused(tmp_path, words):
-    """Duo's checkpoints have MDLM's tensors and another source: imported as MDLM's they would write nonsense."""
+@pytest.mark.parametrize(("named", "options", "source"), [
+    ({"model_type": "mdlm"}, {}, "mask"), ({"model_type": "duo"}, {}, "uniform"), ({"model_type": "DUO"}, {}, "uniform"),
+    ({"algo": {"name": "duo_base", "time_conditioning": True}}, {}, "uniform"), ({"algo": {"name": "mdlm"}}, {}, "mask"),
+    ({"config": {"algo": {"name": "distillation"}, "model": {"length": 48, "n_heads": 2}}}, {}, "uniform"),
+    ({"parameterization": {"name": "multi-round-sdtt", "num_distill_steps": 2}, "model": {"length": 48}}, {}, "mask"),
+    ({}, {"layout": "mdlm"}, "mask"), ({}, {"layout": "sdtt"}, "mask"), ({}, {"layout": "duo"}, "uniform"),
+    ({"model_type": "bd3lm"}, {}, "says 'bd3lm'"), ({"model_type": "bd3lm"}, {"layout": "mdlm"}, "says 'bd3lm'"),
+    ({"algo": {"name": "sedd"}}, {}, "says 'sedd'"), ({"model_type": "duo"}, {"layout": "mdlm"}, "says 'duo', not mdlm"),
+    ({"model_type": "mdlm"}, {"layout": "duo"}, "says 'mdlm', not duo"), ({"n_heads": 2}, {}, "--layout mdlm or sdtt"),
+    ({"model_type": "duo", "model_length": -4}, {}, "model_length"), ({"model_type": ["duo"]}, {}, "model_type"),
+])
+def test_families_that_name_their_tensors_alike_are_told_apart_or_refused(tmp_path, words, named, options, source):
+    """Duo's rows are V + [PAD], as many as MDLM's V + [MASK]: imported as MDLM's it would write nonsense."""
     torch.save(random_weights("mdlm", IDS + 1), tmp_path / "checkpoint.pth")
-    for named, fits in (("mdlm", True), ("duo", False)):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": named, "n_heads": 2}))
-        config = ImportConfig(checkpoint=str(tmp_path), tokenizer=str(words))
-        if fits:
-            assert import_teacher(config).network.config.source == "mask"
-        else:
-            with pytest.raises(InputError, match="model_type 'duo'"):
-                import_teacher(config)
+    if named:
+        (tmp_path / "config.json").write_text(json.dumps(named))
+    config = ImportConfig(checkpoint=str(tmp_path), tokenizer=str(words), **options)
+    if source in ("mask", "uniform"):
+        assert import_teacher(config).network.config.source == source
+    else:
+        with pytest.raises(InputError) as caught:
+            import_teacher(config)
+        assert source in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [IDS, IDS + 1])
+@pytest.mark.parametrize("exponent", [1.0, 2.0])
+def test_duo_is_told_how_much_of_the_text_is_written(bring, rows, exponent):
+    """alpha is our kappa; the last row of a tokenizer without [PAD] is [PAD]."""
+    weights = random_weights("mdlm", rows)
+    made = bring(weights, layout="duo", kappa_exponent=exponent)
+    config = made.network.config
+    assert (config.source, config.mask_id, config.vocab_size, config.conditioning) == ("uniform", None, rows, "sigma")
+    assert made.vocabulary.size_without_mask == rows
+    assert (made.vocabulary.tokenizer.token_to_id("[PAD]") == IDS) == (rows == IDS + 1) == any("[PAD]" in each for each in made.assumed)
+    alpha = (T**exponent).clamp_min(SIGMA_EPSILON)
+    assert_close(made.network(TOKENS, T).log_softmax(-1), duo_log_probabilities(weights, TOKENS, alpha))
+
+
+def test_what_is_assumed_is_told(bring):
+    assert [each.partition(" (")[0] for each in bring(random_weights("fs-dfm", IDS)).assumed] == [
+        "texts of 1024 tokens", "the schedule kappa_t = t"]
+    assert bring(random_weights("fs-dfm", IDS), length=16, kappa_exponent=1.0).assumed == []
+    assert "not told its noise level" in bring(random_weights("mdlm", IDS + 1), layout="sdtt", length=16).assumed[0]
+    assert bring(random_weights("mdlm", IDS + 1), layout="sdtt", length=16, time_conditioning=False).assumed == []
+
+
+class Settings:
+    """What stands for a library's config in a checkpoint of Lightning; it says when it is built."""
+
+    def __reduce__(self):
+        return Settings, (), {"algo": "mdlm"}
+
+
+@pytest.mark.parametrize("library", ["omegaconf.dictconfig", "lightning.fabric"])
+def test_weights_beside_a_config_of_lightning_are_read_and_the_config_is_not(tmp_path, words, library, monkeypatch):
+    raw, average = random_weights("mdlm", IDS + 1), random_weights("mdlm", IDS + 1, seed=5)
+    monkeypatch.setattr(Settings, "__module__", library)
+    for name in (library.partition(".")[0], library):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(Settings=Settings))
+    state = {"state_dict": {f"backbone.{name}": tensor for name, tensor in raw.items()}, "pytorch-lightning_version": "2.2",
+             "hyper_parameters": {"config": Settings(), "sizes": dict}, "callbacks": {"EMA": {"ema_state_dict": average}}}
+    file = tmp_path / "last.ckpt"
+    torch.save(state, file)
+    monkeypatch.setattr(Settings, "__reduce__", None)
+    monkeypatch.setitem(sys.modules, library, None)
+    config = ImportConfig(checkpoint=str(file), tokenizer=str(words), layout="mdlm")
+    made = import_teacher(config)
+    assert made.record.imported.weights == "callbacks.EMA.ema_state_dict"
+    assert_close(made.network(TOKENS, T), mdlm_logits(average, TOKENS, torch.zeros(3)))
+    plain = import_teacher(config.model_copy(update={"weights": "state_dict"}))
+    assert_close(plain.network(TOKENS, T), mdlm_logits(raw, TOKENS, torch.zeros(3)))
 
 
 def test_averages_of_other_parameters_are_refused(bring):
     """Silently taking the weights that were not averaged gives a worse teacher."""
     raw = random_weights("mdlm", IDS + 1)
     shadow = [value for name, value in raw.items() if not name.endswith("inv_freq")][:-1]
-    said = refusal(bring, {"state_dict": {f"backbone.{n}": x for n, x in raw.items()}, "ema": {"shadow_params": shadow}})
+    said = refusal(bring, {"state_dict": {f"backbone.{n}": x for n, x in raw.items()}, "ema": {"shadow_params": shadow}},
+                   layout="mdlm")
     assert f"holds {len(shadow)} tensors" in said
 
 
@@ -278,13 +345,14 @@ def test_folders_without_weights_are_refused(tmp_path):
 
 # ---- what is imported is a teacher like any other
 
-KINDS = {"uniform": ("fs-dfm", IDS, False), "student": ("fs-dfm", IDS, True), "mdlm": ("mdlm", IDS + 1, False)}
+KINDS = {"uniform": ("fs-dfm", IDS, False, "auto"), "student": ("fs-dfm", IDS, True, "auto"), "mdlm": ("mdlm", IDS + 1, False, "mdlm"),
+         "duo": ("mdlm", IDS, False, "duo")}
 
 
 @pytest.fixture(params=KINDS)
 def folder(request, bring, tmp_path):
-    layout, rows, student = KINDS[request.param]
-    made = bring(random_weights(layout, rows, student=student), length=16)
+    tensors, rows, student, layout = KINDS[request.param]
+    made = bring(random_weights(tensors, rows, student=student), layout=layout, length=16)
     checkpoint.save(tmp_path / "teacher", made.network, made.vocabulary, made.record)
     return tmp_path / "teacher"
 

@@ -6,7 +6,7 @@ import torch
 from tests.support import present
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser, TimeEmbedding
-from tsdfm.pipeline.models.layers import LayerNorm, merge_heads, rotary, rotate, split_heads
+from tsdfm.pipeline.models.layers import LayerNorm, merge_heads, recompute_blocks, rotary, rotate, split_heads
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
 
@@ -55,6 +55,39 @@ def test_denoiser_shapes(denoiser, tokens, times):
     assert denoiser.hidden(tokens[:, :1], times).shape == (B, 1, 24)
     assert denoiser.head.weight.shape == (V, 24)
     close(denoiser(tokens, times), denoiser.head(denoiser.hidden(tokens, times)))
+
+
+WANTED = {"some": [[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]], "one": [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]],
+          "none": [[0] * 4] * 3, "all": [[1] * 4] * 3}
+
+
+def with_gradients(network, hidden):
+    """Values, and the gradients of their weighted sum in all parameters."""
+    weights = torch.linspace(-1, 2, hidden.numel()).view_as(hidden)
+    found = torch.autograd.grad((hidden.float() * weights).sum(), list(network.trunk.parameters()), allow_unused=True)
+    return [hidden, *(torch.zeros(()) if gradient is None else gradient for gradient in found)]
+
+
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("how", ["plain", "recompute", "bfloat16", "fused", "sigma", "one block"])
+def test_hidden_at_some_positions_is_the_hidden_there(wanted, how, tokens, times):
+    """Values and gradients, however blocks are run; the step is told where the model takes one."""
+    config = DENOISER.model_copy(update={"conditioning": how if how in ("fused", "sigma") else DENOISER.conditioning,
+                                         "step_size": how != "sigma", "n_blocks": 1 if how == "one block" else 2})
+    network = scattered(Denoiser(config)).requires_grad_(True)
+    where = torch.tensor(WANTED[wanted]).bool().repeat(1, L)[:, :L]
+    dt = torch.full((B,), 0.25) if config.step_size else None
+    full = with_gradients(network, network.hidden(tokens, times, dt)[where])
+    if how == "recompute":
+        recompute_blocks(network)
+    with torch.autocast("cpu", torch.bfloat16, enabled=how == "bfloat16"):
+        there = with_gradients(network, network.hidden_where(where, tokens, times, dt))
+    for a, b in zip(there, full, strict=True):
+        if how == "bfloat16":
+            assert a.shape == b.shape
+            assert (a.float() - b).norm() <= 0.05 * b.norm() + 1e-4
+        else:
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 + 1e-6 * float(b.detach().norm()))
 
 
 def test_rows_of_a_batch_do_not_mix(denoiser, tokens, times):

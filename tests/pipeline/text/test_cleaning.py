@@ -1,5 +1,6 @@
 """A user's text is trained on as it was given; what goes is counted; more goes only where it is asked for."""
 
+import hashlib
 import json
 from collections import Counter
 
@@ -7,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tsdfm.pipeline.text.cleaning import as_given, clean, told
-from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.text.cleaning import Seen, as_given, clean, told
+from tsdfm.pipeline.text.documents import Reading, read_documents
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import CorpusConfig
 
@@ -30,7 +31,7 @@ AS_GIVEN = {
 
 def load(path, **more):
     reading = Reading()
-    return load_documents(CorpusConfig(path=str(path), **more), reading), {name: n for name, n in reading.left_out.items() if n}
+    return list(read_documents(CorpusConfig(path=str(path), **more), reading)), {name: n for name, n in reading.left_out.items() if n}
 
 
 def write(path, texts):
@@ -99,3 +100,13 @@ def test_a_corpus_without_a_document_is_refused(tmp_path, text):
     (tmp_path / "a.txt").write_text(text)
     with pytest.raises(InputError, match="no document"):
         load(tmp_path / "a.txt")
+
+
+@given(texts=st.lists(st.text(max_size=2)), size=st.sampled_from([3, 4, 8, 16]))
+def test_what_was_seen_is_told_as_by_a_set_of_digests(texts, size):
+    """Digests of 3 bytes collide, and stand beside each other in every way."""
+    seen, digests = Seen(size), set()
+    for text in texts:
+        digest = hashlib.blake2b(text.encode(), digest_size=size).digest()
+        assert seen.is_new(text) == (digest not in digests)
+        digests.add(digest)

@@ -162,6 +162,9 @@ class Table(torch.nn.Module):
         self.seen = (x_t, t)
         return torch.nn.functional.one_hot(x_t, self.config.vocab_size).float()
 
+    def hidden_where(self, wanted, x_t, t):
+        return self.hidden(x_t, t)[wanted]
+
 
 @pytest.mark.parametrize("source", ["mask", "uniform"])
 def test_cross_entropy_counts_the_noised_positions(source):

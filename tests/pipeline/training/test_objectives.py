@@ -45,6 +45,9 @@ class Table(nn.Module):
     def hidden(self, x, t, dt):
         return self.cells[(t * N).round().long(), (dt * N).round().long()][:, None].expand(-1, x.shape[1], -1)
 
+    def hidden_where(self, wanted, x, t, dt):
+        return self.hidden(x, t, dt)[wanted]
+
 
 @pytest.fixture(scope="module")
 def logs(toys):

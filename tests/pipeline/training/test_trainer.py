@@ -445,7 +445,7 @@ def test_halves_of_a_corpus_share_no_document(corpus):
     assert counts["first"] + counts["second"] == counts["all"]
     assert min(counts["first"], counts["second"]) > 800
     assert len({c.facts.sha256 for c in streams.values()}) == 1
-    assert torch.equal(streams["first"].held_out, streams["second"].held_out)
+    assert torch.equal(streams["first"].held_out[:], streams["second"].held_out[:])
 
 
 def test_evaluate_is_deterministic_and_weights_every_window_alike(tmp_path, corpus):

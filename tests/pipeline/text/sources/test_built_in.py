@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tsdfm.pipeline.text.documents import load_documents
+from tsdfm.pipeline.text.documents import read_documents
 from tsdfm.pipeline.text.sources import built_in
 from tsdfm.pipeline.text.sources.built_in import built_in_documents, prose
 from tsdfm.schemas.corpus import CorpusConfig
@@ -111,7 +111,7 @@ match a:
 def test_the_built_in_corpus_is_there(monkeypatch):
     """The standard library alone gives thousands of documents with no download; no code among them, none twice."""
     monkeypatch.setattr(built_in, "python_distributions", list)
-    documents = load_documents(CorpusConfig())
+    documents = list(read_documents(CorpusConfig()))
     assert len(documents) > 2000
     assert not any(">>>" in d or "://" in d for d in documents)
     assert len(set(documents)) == len(documents)

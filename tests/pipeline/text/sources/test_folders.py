@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.text.documents import Reading, read_documents
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import CorpusConfig
 
@@ -21,7 +21,7 @@ def make(folder, *names):
 
 def read(folder, **more):
     reading = Reading()
-    found = load_documents(CorpusConfig(path=str(folder), **more), reading)
+    found = list(read_documents(CorpusConfig(path=str(folder), **more), reading))
     return found, {name: number for name, number in reading.left_out.items() if number}
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.text.documents import Reading, read_documents
 from tsdfm.pipeline.text.sources.formats import file_texts
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import CorpusConfig
@@ -59,7 +59,7 @@ WRITERS = {"a.jsonl.zst": write_zst, "a.parquet": write_parquet}
 
 
 def load(path, **more):
-    return load_documents(CorpusConfig(path=str(path), **more))
+    return list(read_documents(CorpusConfig(path=str(path), **more)))
 
 
 def refused(path, **more):
@@ -210,7 +210,7 @@ def test_a_text_that_is_null_or_empty_is_alike_everywhere(tmp_path, name):
         write_parquet(path, texts)
     else:
         path.write_text(CONTENTS[name](texts))
-    assert load_documents(CorpusConfig(path=str(path)), reading) == DOCUMENTS
+    assert list(read_documents(CorpusConfig(path=str(path)), reading)) == DOCUMENTS
     if CONTENTS.get(name) is not prose:  # where nothing between blank lines is no document
         assert reading.left_out["null texts"] + reading.left_out["empty texts"] == 2
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tsdfm.pipeline.text.documents import Reading, load_documents
+from tsdfm.pipeline.text.documents import Reading, read_documents
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.corpus import CorpusConfig
 
@@ -41,7 +41,7 @@ def datasets_at(hub, monkeypatch, tmp_path):
 
 def read(path, **more):
     reading = Reading()
-    return load_documents(CorpusConfig(path=path, **more), reading), reading
+    return list(read_documents(CorpusConfig(path=path, **more), reading)), reading
 
 
 def refused(path, **more):

@@ -1,0 +1,190 @@
+"""`evaluate --plan`: what an evaluation will take, by one of few texts; nothing is kept."""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tsdfm.jobs.plan.plan import Forecast, Measurement, check_writable, plan_of, started_seconds
+from tsdfm.jobs.plan.rates import as_json, this_machine
+from tsdfm.jobs.plan.rollouts import visits
+from tsdfm.jobs.shell.console import Stages, say_corpus
+from tsdfm.pipeline.evaluation.judge import Likelihood
+from tsdfm.pipeline.evaluation.open_judge import open_judge
+from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
+from tsdfm.pipeline.evaluation.samples import Samples, summarise
+from tsdfm.pipeline.flow.mixture_path import MixturePath
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import ModelFolder, load_model
+from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
+from tsdfm.schemas.generate import RolloutConfig
+from tsdfm.schemas.plan import Plan, PlanWish, Rates, Stage
+
+SAMPLING = "sampling and judging texts"  # how `evaluate` calls the stage of its rows
+VISITS = 64.0  # a text that takes more forward passes is measured in steps that take about so many
+
+
+def plan_evaluate(config: EvaluateConfig, wish: PlanWish) -> Plan:
+    """The plan of an evaluation. Raises InputError where the run would; nothing is written."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.out is not None:
+        check_writable(Path(config.out))
+    job = EvaluateJob.of(config)
+    if config.reference:
+        say_corpus(config.corpus)
+    return plan_of(job, wish)
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """An evaluation to be planned: see `jobs.plan.plan.Job`. `models`: opened, in the order of the config."""
+
+    config: EvaluateConfig
+    models: list[ModelFolder[Denoiser]]
+    judges: list[str]  # their fingerprints
+    started: float
+    command: str = "evaluate"
+    address: str = "local"
+
+    @classmethod
+    def of(cls, config: EvaluateConfig) -> "EvaluateJob":
+        """With all models and judges opened once. Raises InputError."""
+        models = [load_model(name) for name in config.model]
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        vocabularies = [opened.vocabulary for opened in models]
+        began = time.monotonic()
+        judges = [open_judge(name, device, vocabularies).fingerprint for name in config.evaluator]
+        return cls(config, models, judges, max(0.0, started_seconds() - (time.monotonic() - began)))  # which the run does once
+
+    @property
+    def out(self) -> str | None:
+        """Where everything is kept."""
+        return self.config.out
+
+    def measured_for(self) -> Mapping[str, Any]:
+        """Shapes of the models, the judges, and the settings that move the time."""
+        return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
+                "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
+                "compile": self.config.compile, "reference": self.config.reference,
+                "corpus": self.config.corpus.path if self.config.reference else None}
+
+    def measure(self) -> Measurement:
+        """Evaluate a batch of texts of every model, in the fewest and in the most steps.
+
+        Numbers, in seconds: `start` of the command; `once` opening all and reading the corpus; of every row `row` once and
+        `figures` for as many texts as are asked for; `judge` a text by all judges; of model i `i.text` a text and `i.visit`
+        each of its forward passes.
+        """
+        config = self.config
+        few = max(2, min(config.samples, config.batch_size))
+        low, high = min(config.steps), self._high()
+        with tempfile.TemporaryDirectory(prefix="tsdfm-plan-") as scratch, Stages() as shown:
+            marks = _Marks(shown)
+            short = config.model_copy(update={
+                "out": scratch, "samples": few, "steps": tuple(dict.fromkeys((low, high))), "frontier": False})
+            results = evaluate(short, marks)
+            whole = time.monotonic() - marks.began
+            small, full = self._figures(results, Path(scratch))
+        batches, judges = ceil(few / config.batch_size), len(config.evaluator)
+        sampling = [row.seconds or 0.0 for row in results.rows]
+        judging = marks.judging(batches, judges)
+        each = max(0.0, marks.between(batches, judges, sampling) - small)
+        once = whole - sum(sampling) - len(results.rows) * (judging + small + each)
+        numbers = {"start": self.started, "once": max(0.0, once), "row": each, "figures": full, "judge": judging / few}
+        for index, opened in enumerate(self.models):
+            numbers |= _fitted(index, opened, [row for row in results.rows if row.model == config.model[index]], few)
+        return Measurement(this_machine(), 1, numbers)
+
+    def _high(self) -> int:
+        """The most steps that are measured."""
+        steps = max(self.config.steps)
+        while steps > min(self.config.steps) and max(_visits(opened, steps) for opened in self.models) > VISITS:
+            steps = max(min(self.config.steps), steps // 2)
+        return steps
+
+    def _figures(self, results: Results, folder: Path) -> tuple[float, float]:
+        """Seconds of the figures of a row: of as few texts as were sampled, and of as many as are asked for."""
+        samples, found = kept_texts(results, results.rows[0], folder)
+        taken = []
+        for times in (1, ceil(self.config.samples / len(samples.texts))):
+            many = Samples(np.tile(samples.tokens, (times, 1)), samples.texts * times,
+                           None if samples.nfe is None else np.tile(samples.nfe, times), samples.seconds, samples.vocabulary)
+            scores = {name: Likelihood(np.tile(each.nats, times), np.tile(each.tokens, times), each.window)
+                      for name, each in found.items()}
+            began = time.monotonic()
+            summarise(many, scores)
+            taken.append(time.monotonic() - began)
+        return taken[0], taken[1]
+
+    def forecast(self, rates: Rates) -> Forecast:
+        """The rows that are left, and how long sampling and judging them takes."""
+        config, n = self.config, rates.numbers
+        rows = list(itertools.product(range(len(self.models)), config.steps, config.swept))
+        left = [row for row in rows if not has_texts(config, self.models[row[0]].fingerprint, row[1], row[2])]
+        passes = {row: _visits(self.models[row[0]], row[1]) for row in left}
+        sampling = sum(n["row"] + config.samples * (n[f"{row[0]}.text"] + n[f"{row[0]}.visit"] * passes[row]) for row in left)
+        real = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
+        real *= bool(config.reference)
+        judged = config.samples * (len(left) + real)
+        return Forecast(
+            makes={"rows": len(rows), "texts": len(rows) * config.samples},
+            there={"rows": len(rows) - len(left)} if len(left) < len(rows) else {},
+            work={"texts": len(left) * config.samples, "forward passes": config.samples * sum(passes.values()),
+                  "texts to judge": judged * len(config.evaluator)},
+            stages=[Stage(what="start, models", seconds=n["start"]), Stage(what="judges, real text", seconds=n["once"]),
+                    Stage(what="sampling", seconds=sampling), Stage(what="judging", seconds=judged * n["judge"]),
+                    Stage(what="figures", seconds=(len(rows) + real) * n["figures"])],
+            devices=1)
+
+
+def _visits(opened: ModelFolder[Denoiser], steps: int) -> float:
+    """The forward passes that a text in so many steps takes, expected."""
+    config = opened.network.config
+    return visits(MixturePath.of(config), RolloutConfig(steps=steps).times, config.length).steps
+
+
+def _fitted(index: int, opened: ModelFolder[Denoiser], rows: list[Row], texts: int) -> dict[str, float]:
+    """Seconds of a text, and of each of its forward passes, through the rows of one model in the fewest and the most steps."""
+    points = sorted((_visits(opened, row.steps or 1), (row.seconds or 0.0) / texts) for row in rows)
+    (few, quick), (many, slow) = points[0], points[-1]
+    visit = (slow - quick) / (many - few) if many > few else slow / many
+    visit = min(max(visit, 0.0), slow / many)
+    return {f"{index}.visit": visit, f"{index}.text": max(0.0, slow - visit * many)}
+
+
+@dataclass
+class _Marks:
+    """When an evaluation told of its rows: each sampled a batch at a time, then judged by every judge."""
+
+    shown: Stages
+    began: float = field(default_factory=time.monotonic)
+    times: list[float] = field(default_factory=list)
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """See `schemas.progress.Progress`."""
+        if stage == SAMPLING:
+            self.times.append(time.monotonic())
+        self.shown("measuring: " + stage, done, total, note)
+
+    def judging(self, batches: int, judges: int) -> float:
+        """Mean seconds in which all judges score a row."""
+        size = batches + judges
+        rows = [self.times[start : start + size] for start in range(0, len(self.times), size)]
+        return sum(row[-1] - row[batches - 1] for row in rows) / len(rows)
+
+    def between(self, batches: int, judges: int, sampling: list[float]) -> float:
+        """Mean seconds from the end of a row to that of the next one's sampling, without the sampling."""
+        size, gaps = batches + judges, []
+        for number, start in enumerate(range(size, len(self.times), size), 1):
+            with suppress(IndexError):
+                gaps.append(self.times[start + batches - 1] - self.times[start - 1] - sampling[number])
+        return max(0.0, sum(gaps) / len(gaps)) if gaps else 0.0

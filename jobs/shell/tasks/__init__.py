@@ -1,0 +1,1 @@
+"""Work of the library, done as Ray tasks."""

@@ -1,0 +1,42 @@
+"""`pretrain --plan` and `fit-compass --plan`: what a training on text will cost; nothing is made."""
+
+from functools import partial
+from pathlib import Path
+
+from tsdfm.jobs.plan.plan import check_writable, plan_of, started_seconds
+from tsdfm.jobs.plan.training import TrainingJob, updates_done
+from tsdfm.jobs.shell.console import say_corpus
+from tsdfm.jobs.train.run import with_anchored_paths
+from tsdfm.pipeline.models.folder import load_denoiser, teacher_folder
+from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.pipeline.training.fit_compass import fit_at
+from tsdfm.pipeline.training.pretrain import pretrain_at
+from tsdfm.schemas.optim import DIVISION
+from tsdfm.schemas.plan import Plan, PlanWish
+from tsdfm.schemas.train import CompassConfig, PretrainConfig
+
+
+def plan_pretrain(config: PretrainConfig, wish: PlanWish, out: Path, *, half: bool) -> Plan:
+    """The plan of a teacher. Raises InputError where the run would; nothing is written."""
+    check_writable(out)
+    config = with_anchored_paths(config)
+    if config.tokenizer is not None:
+        Vocabulary.adopt(Path(config.tokenizer), config.eos)
+    done = updates_done(out, config.model_dump(mode="json", exclude=DIVISION))
+    say_corpus(config.corpus)
+    shape = config.model_dump(mode="json", include={"shape", "cond_dim", "source", "objective", "vocab_size", "tokenizer"})
+    return plan_of(TrainingJob("pretrain", partial(pretrain_at, half=half), config, out.absolute(), done, config.length, shape,
+                               started_seconds()), wish)
+
+
+def plan_fit_compass(config: CompassConfig, wish: PlanWish, out: Path, *, half: bool) -> Plan:
+    """The plan of a compass or judge. Raises InputError where the run would; nothing is written."""
+    check_writable(out)
+    config = with_anchored_paths(config)
+    teacher = load_denoiser(teacher_folder(config.teacher)).network.config
+    done = updates_done(out, config.model_dump(mode="json", exclude={"teacher": True, **DIVISION}))
+    say_corpus(config.corpus)
+    shape = {"teacher": teacher.model_dump(mode="json"),
+             **config.model_dump(mode="json", include={"shape", "kind", "rollouts", "rollout_steps"})}
+    return plan_of(TrainingJob("fit-compass", partial(fit_at, half=half), config, out.absolute(), done, teacher.length, shape,
+                               started_seconds()), wish)

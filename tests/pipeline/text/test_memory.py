@@ -1,0 +1,16 @@
+"""How much memory a corpus takes: no more than a small one."""
+
+import pytest
+
+from tests.benchmarks.corpus import compared
+
+MORE_MB = 150  # than a corpus of 10 MB
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_large_corpus_takes_the_memory_of_a_small_one(tmp_path):
+    found = compared(300_000_000, tmp_path)
+    assert found["large"]["peak_rss_mb"] < found["small"]["peak_rss_mb"] + MORE_MB
+    assert found["large, kept"]["peak_rss_mb"] < found["small"]["peak_rss_mb"] + MORE_MB
+    assert found["large, kept"]["seconds"] < found["large"]["seconds"] / 3
