@@ -76,6 +76,13 @@ class Recent(Generic[K, V]):
         return Recent, (self._make,)
 
 
+class _Stamps(dict[str, str]):
+    """The stamps of files whose checksums this process found right, by path. Pickles empty."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Stamps, ()
+
+
 @dataclass(frozen=True)
 class OpenDataset:
     """An opened dataset: one arm of the trajectory ids below a limit, or the best of them."""
@@ -88,7 +95,7 @@ class OpenDataset:
     shards: list[tuple[ShardPlan, ShardRecord]]  # units of work with ids below the limit, and the file that each is in
     rows_of_shard: Int
     row_filter: RowFilter | None = None  # None: every row, all alike
-    _hashed: dict[str, str] = field(default_factory=dict, compare=False)  # stamps of files whose checksums were found right
+    _hashed: _Stamps = field(default_factory=_Stamps, compare=False)
 
     @classmethod
     def open(cls, path: str, data: DataConfig) -> "OpenDataset":

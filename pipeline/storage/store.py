@@ -144,10 +144,11 @@ class LocalStore(Store):
         self._leave(path)
 
     def _leave(self, path: str) -> None:
-        """Remove the folder of a file that is gone: folders are there for their files. One that holds others stays."""
-        if "/" in path:
-            with contextlib.suppress(OSError):
-                self._at(path).parent.rmdir()
+        """Remove the folders of a file that is gone: folders are there for their files. Those that hold others stay."""
+        with contextlib.suppress(OSError):
+            while "/" in path:
+                path = path.rpartition("/")[0]
+                self._at(path).rmdir()
 
     def names(self, folder: str = "") -> list[str]:
         """See `Store.names`."""

@@ -63,7 +63,8 @@ def test_the_rows_are_those_of_files_of_one_unit(made, tmp_path, tiny_models):
     assert "shards_per_file" not in (tmp_path / "plain" / "manifest.json").read_text()
     tables = {out: pa.concat_tables(read_shard(open_store(str(out)), record).replace_schema_metadata()
                                     for record in read_manifest(open_store(str(out))).shards) for out in (made, tmp_path / "plain")}
-    assert tables[made].equals(tables[tmp_path / "plain"])
+    ours, theirs = (repr(table.to_pylist()) for table in tables.values())  # NaN equals itself so
+    assert ours == theirs
     assert plain.totals.events == read_manifest(open_store(str(made))).totals.events
     ours, theirs = (summarise(open_store(str(out))) for out in (made, tmp_path / "plain"))
     assert ours.model_copy(update={"size": theirs.size}) == theirs
