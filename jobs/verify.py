@@ -1,17 +1,22 @@
 """The command `tsdfm-pipeline verify`."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import click
 
 from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say, tell
 from tsdfm.pipeline.evaluation.figures import count
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.reports import FaultReport, VerifyReport
 
 
 @click.command("verify")
 @click.argument("out")
+@click.option("--address", default="local", show_default=True, help=(
+    "Where files are checked: 'local' for threads of this process, 'auto' or HOST:PORT for tasks of a Ray cluster."))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def verify_command(out: str, as_json: bool) -> None:
+def verify_command(out: str, address: str, as_json: bool) -> None:
     """Check every file and every row of the dataset in OUT, a folder, a URI, or hf://datasets/USER/NAME[@REVISION].
 
     Every fault is named. Exit code 0: sound; 1: there and faulty; 2: no dataset there.
@@ -22,8 +27,8 @@ def verify_command(out: str, as_json: bool) -> None:
 
     store = open_store(out)
     try:
-        with output_kept_for_json(), Stages() as progress:
-            manifest, faults = verify(store, progress)
+        with output_kept_for_json(), _mapper(address) as mapper, Stages() as progress:
+            manifest, faults = verify(store, progress, mapper)
     except InputError as error:
         if store.read(MANIFEST_FILE) is None:
             raise
@@ -39,3 +44,12 @@ def verify_command(out: str, as_json: bool) -> None:
     shown = say if as_json else tell
     shown(f"{store.uri}: sound: {count(manifest.totals.rows, 'trajectory')} in "
           f"{count(len(manifest.shards), 'shard')}")
+
+
+def _mapper(address: str) -> AbstractContextManager[Mapper]:
+    """Who checks the files. Ray is imported only where a cluster is named."""
+    if address == "local":
+        return nullcontext(in_order)
+    from tsdfm.jobs.crew.mapper import mapper_at
+
+    return mapper_at(address)

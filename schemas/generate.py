@@ -95,7 +95,10 @@ class GenerateConfig(Frozen):
     rollout: RolloutConfig = RolloutConfig()
     shaping: ShapingConfig = ShapingConfig()
     shard_size: int = Field(64, ge=1, le=10**7, description=(
-        "Trajectories in one Parquet file, the unit of work: an interrupt waits for it, a crash costs at most that"))
+        "Trajectories that are made together, the unit of work: an interrupt waits for it, a crash costs at most that"))
+    shards_per_file: int | None = Field(None, ge=1, le=10**6, description=(
+        "Units of work in one Parquet file; null: what OUT already has, else one in datasets of up to 1,000 units, and as many "
+        "as make files of about 128 MB in larger ones"))
     workers: int | None = Field(None, ge=1, le=100_000, description=(
         "Processes that make shards at the same time; null: one per CPU core or GPU"))
     address: str = Field("local", min_length=1, description=(

@@ -11,6 +11,7 @@ from tsdfm.schemas.terms import Arm, Arms, CompassKind, DeviceKind, Source
 from tsdfm.schemas.trajectory import Grid
 
 FORMAT_VERSION: Literal[1] = 1
+FILES_A_FOLDER = 10_000
 
 
 class ShardRecord(Frozen):
@@ -59,6 +60,23 @@ class Identity(Frozen):
     compass: CompassFacts | None
     tokenizer: Sha256
     device: DeviceKind
+    shards_per_file: int | None = Field(None, ge=1, description=(
+        "units of work of `shard_size` trajectories in one file; absent where files are one unit, and one row group, each"))
+
+    @property
+    def trajectories_per_file(self) -> int:
+        """Trajectory ids of every file but the last, which may hold fewer."""
+        return self.shard_size * (self.shards_per_file or 1)
+
+    @property
+    def files(self) -> int:
+        """How many files the rows are in."""
+        return -(-self.trajectories // self.trajectories_per_file)
+
+    @property
+    def foldered(self) -> bool:
+        """Whether the files lie in folders of FILES_A_FOLDER each, data/000 and on, for they are more."""
+        return self.shards_per_file is not None and self.files > FILES_A_FOLDER
 
     @field_validator("rollout")
     @classmethod
@@ -67,9 +85,11 @@ class Identity(Frozen):
         return rollout if rollout.clocks else rollout.model_copy(update={"clocks": "independent"})
 
     @model_serializer(mode="wrap")
-    def _as_before_clocks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Independent clocks are not written, so that such manifests, and their digests, stay what they are."""
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Independent clocks, and files of one unit each, are not written: such manifests and their digests stay the same."""
         data: dict[str, Any] = handler(self)
+        if self.shards_per_file is None:
+            data.pop("shards_per_file", None)
         if self.rollout.clocks == "independent":
             data["rollout"].pop("clocks", None)
         return data
@@ -132,9 +152,9 @@ class DatasetManifest(Frozen):
     def _adds_up(self) -> "DatasetManifest":
         if len({shard.path for shard in self.shards}) != len(self.shards):
             raise ValueError("shards: a path occurs twice; each shard is one file")
-        if len(self.shards) != -(-self.identity.trajectories // self.identity.shard_size):
+        if len(self.shards) != self.identity.files:
             raise ValueError(f"shards: {len(self.shards)} are not those of {self.identity.trajectories} trajectories, "
-                             f"{self.identity.shard_size} in each")
+                             f"{self.identity.trajectories_per_file} in each")
         if sum(shard.bytes for shard in self.shards) != self.totals.bytes:
             raise ValueError("totals.bytes is not the sum of the shards' bytes")
         if sum(shard.rows for shard in self.shards) != self.totals.rows:

@@ -55,7 +55,8 @@ def _opened(order: Order) -> tuple[Models, Store]:
     torch.set_num_threads(order.config.rollout.threads)
     device = torch.device("cuda" if order.identity.device == "cuda" else "cpu")
     store, models = open_store(order.address), open_models(order.config, device)
-    if digest(identity_of(order.config, models, device)) != digest(order.identity):
+    here = identity_of(order.config, models, device).model_copy(update={"shards_per_file": order.identity.shards_per_file})
+    if digest(here) != digest(order.identity):
         raise WorkError("its teacher, compass or tokenizer differs from the driver's; give every node the same files")
     if not is_claimed(store, order.identity):
         raise WorkError(f"{store.uri}: not the folder that this run writes to, which every node must share; give --out a "

@@ -11,10 +11,18 @@ from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.trajectory import ARROW_SCHEMA, TrajectoryRow
 from tsdfm.schemas.words import count
 
-DEFAULT_CONFIG = {
-    "config_name": "default", "data_files": [{"split": "train", "path": "data/train-*.parquet"}], "default": True}
 ARMS_CONFIG = "arms"
 TAGS = ["discrete-flow-matching", "trajectories", "distillation"]
+
+
+def files_pattern(identity: Identity) -> str:
+    """The pattern of a dataset's files, as `datasets` reads it."""
+    return "data/*/train-*.parquet" if identity.foldered else "data/train-*.parquet"
+
+
+def default_config(identity: Identity) -> dict[str, Any]:
+    """The config of all rows."""
+    return {"config_name": "default", "data_files": [{"split": "train", "path": files_pattern(identity)}], "default": True}
 
 
 def front_matter(fields: dict[str, Any]) -> str:
@@ -90,7 +98,8 @@ def dataset_card(manifest: DatasetManifest) -> str:
     compass = f"`{identity.compass.kind}` compass" if identity.compass else "no compass"
     shaping = identity.shaping
     how = f"{count(shaping.candidates, 'candidate')} per step, `{shaping.select}`, tau {shaping.tau:g}"
-    head = front_matter({"configs": [DEFAULT_CONFIG, *_arm_configs(identity)], "tags": TAGS, "trajectories": sizes(identity)})
+    configs = [default_config(identity), *_arm_configs(identity)]
+    head = front_matter({"configs": configs, "tags": TAGS, "trajectories": sizes(identity)})
     calls = "\n".join(f'{arm} = load_dataset("PATH_OR_REPOSITORY", "{arm}", split="train")' for arm in identity.arms)
     return f"""{head}
 # Trajectories of a discrete flow matching teacher
@@ -119,7 +128,7 @@ def _arm_configs(identity: Identity) -> list[dict[str, Any]]:
 
     A dataset of one arm has the config `arms`, too, as on the Hub.
     """
-    path = "data/train-*.parquet"
+    path = files_pattern(identity)
     if len(identity.arms) == 1:
         return [arm_config(identity.arms[0], path), arms_config({identity.arms[0]: path})]
     return [arm_config(arm, path) | {"filters": [["arm", "==", arm]]} for arm in identity.arms]

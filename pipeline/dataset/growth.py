@@ -12,24 +12,27 @@ import hashlib
 import json
 import time
 
+import pyarrow as pa
+
 from tsdfm.pipeline.dataset import shards
+from tsdfm.pipeline.dataset.files.parts import rows_of_units
 from tsdfm.pipeline.dataset.manifest import (
     CARD_FILE,
     MANIFEST_FILE,
-    RECEIPTS,
     RUN_FILE,
     Finished,
     ShardPlan,
     digest,
-    finished,
+    folders,
     leave_receipt,
     plan,
     read_manifest,
+    sha256_of,
 )
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.schemas.base import InputError, differences
-from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity
+from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, ShardRecord
 
 GROWING = ".growing"
 
@@ -74,18 +77,33 @@ def _differ_in_size_alone(old: dict[str, object], identity: Identity) -> bool:
     return named == ["trajectories"]
 
 
-def carried_over(store: Store, former: DatasetManifest, growing: Store, identity: Identity, item: ShardPlan) -> Finished | None:
-    """Take the rows of a shard over from the former dataset, if it has all of them and they hash to what it says; else None."""
-    places = {(each.start, each.stop): each.path for each in plan(former.identity)}
-    path = places.get((item.start, item.stop))
-    record = next((record for record in former.shards if record.path == path), None)
-    data = None if record is None else store.read(record.path)
-    if record is None or data is None or hashlib.sha256(data).hexdigest() != record.sha256:
+def whole_files(former: DatasetManifest) -> dict[tuple[int, int], ShardRecord]:
+    """The files of the former dataset, by the ids that they hold."""
+    records = {record.path: record for record in former.shards}
+    return {(item.start, item.stop): records[item.path] for item in plan(former.identity) if item.path in records}
+
+
+def carried_over(store: Store, record: ShardRecord | None, growing: Store, identity: Identity, item: ShardPlan
+                 ) -> Finished | None:
+    """Take the rows of a file over from that of the former dataset, if it has all of them and they hash to what it says.
+
+    None if there is no such file, or it was changed.
+    """
+    file = None if record is None else store.open(record.path)
+    if record is None or file is None:
         return None
-    table, _ = shards.decode(data, f"{store.uri}/{record.path}")
-    stamped = shards.encode(table, digest(identity))
+    with file:
+        if sha256_of(file) != record.sha256:
+            return None
+        tables = shards.decode_groups(file, f"{store.uri}/{record.path}")
+        if identity.shards_per_file is None:
+            stamped = shards.encode(pa.concat_tables(tables), digest(identity))
+        else:
+            stamped = shards.encode_units(rows_of_units(tables, identity, item), digest(identity), len(identity.arms))
+        events = shards.count_events(file, record.path)
+    written = ShardRecord(path=item.path, rows=record.rows, bytes=len(stamped), sha256=hashlib.sha256(stamped).hexdigest())
+    done = Finished(written, events)
     growing.write(item.path, stamped)
-    done = finished(item.path, stamped, table)
     leave_receipt(growing, done)
     return done
 
@@ -111,12 +129,13 @@ def finish_growth(store: Store) -> None:
     if store.read(MANIFEST_FILE) != held:
         store.write(RUN_FILE, (json.dumps(manifest.identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
         store.remove(MANIFEST_FILE)
-        waiting = set(store.names(f"{GROWING}/data"))
-        for record in manifest.shards:
-            if record.path.rpartition("/")[2] in waiting:
-                store.move(f"{GROWING}/{record.path}", record.path)
-        for name in sorted(set(store.names("data")) - {record.path.rpartition("/")[2] for record in manifest.shards}):
-            store.remove(f"data/{name}")
+        paths = [record.path for record in manifest.shards]
+        waiting = {f"{folder}/{name}" for folder in folders(paths) for name in store.names(f"{GROWING}/{folder}")}
+        for path in paths:
+            if path in waiting:
+                store.move(f"{GROWING}/{path}", path)
+        for path in sorted(store.below("data") - set(paths)):
+            store.remove(path)
         for file in (TOKENIZER_FILE, CARD_FILE):
             written = store.read(f"{GROWING}/{file}")
             if written is not None:
@@ -128,7 +147,6 @@ def finish_growth(store: Store) -> None:
 
 def remove_growth(store: Store) -> None:
     """Remove what a growth has written so far, its manifest last."""
-    for folder in (f"{GROWING}/data", f"{GROWING}/{RECEIPTS}", GROWING):
-        for name in sorted(store.names(folder), key=lambda name: name == MANIFEST_FILE):
-            if name not in ("data", RECEIPTS):
-                store.remove(f"{folder}/{name}")
+    manifest = f"{GROWING}/{MANIFEST_FILE}"
+    for path in sorted(store.below(GROWING), key=lambda path: (path == manifest, path)):
+        store.remove(path)

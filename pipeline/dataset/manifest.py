@@ -3,13 +3,14 @@
     OUT/README.md  manifest.json  tokenizer.json  data/train-00000-of-00008.parquet ...
 
 While it is made, `.run.json` holds the identity of the run, and `.receipts/` a receipt for every finished shard; the manifest
-is written last and replaces both.
+is written last and replaces both. Where a file holds several units of work, `.parts/` holds those that are made until all of a
+file are (see `parts`).
 """
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -25,18 +26,18 @@ from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
-from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
-from tsdfm.schemas.trajectory import check_shard
-from tsdfm.schemas.words import count
+from tsdfm.schemas.manifest import FILES_A_FOLDER, DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
 RECEIPTS = ".receipts"  # folder of what is known of finished shards until the manifest is
+HASHED_AT_ONCE = 1 << 20  # bytes of a file that are held while it is hashed
+PARTS = ".parts"  # folder of units of work that wait for the others of their file
 LIBRARIES = ("tsdfm-pipeline", "torch", "pyarrow", "tokenizers", "ray")
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One unit of work: a file, and the trajectory ids start..stop-1 that it holds, in every arm."""
+    """A file, and the trajectory ids start..stop-1 that it holds, in every arm."""
 
     path: str
     start: int
@@ -44,13 +45,21 @@ class ShardPlan:
 
 
 def plan(identity: Identity) -> list[ShardPlan]:
-    """All shards of a dataset, in order; the last may be short."""
-    count = math.ceil(identity.trajectories / identity.shard_size)
-    return [
-        ShardPlan(f"data/train-{index:05d}-of-{count:05d}.parquet", index * identity.shard_size,
-                  min((index + 1) * identity.shard_size, identity.trajectories))
-        for index in range(count)
-    ]
+    """All files of a dataset, in order; the last may be short. Of more than FILES_A_FOLDER, so many lie in a folder."""
+    return [file_at(identity, index) for index in range(identity.files)]
+
+
+def file_at(identity: Identity, index: int) -> ShardPlan:
+    """One file of `plan`."""
+    size = identity.trajectories_per_file
+    folder = f"data/{index // FILES_A_FOLDER:03d}" if identity.foldered else "data"
+    return ShardPlan(f"{folder}/train-{index:05d}-of-{identity.files:05d}.parquet", index * size,
+                     min((index + 1) * size, identity.trajectories))
+
+
+def folders(paths: Iterable[str]) -> list[str]:
+    """The folders that these files lie in, each once, sorted."""
+    return sorted({path.rpartition("/")[0] for path in paths})
 
 
 def digest(identity: Identity) -> str:
@@ -110,46 +119,6 @@ def is_claimed(store: Store, identity: Identity) -> bool:
     return False
 
 
-def check_bytes(data: bytes, item: ShardPlan, identity: Identity) -> tuple[pa.Table, list[tuple[int | None, str]]]:
-    """Decode one shard and list its faults as (row, what): foreign identity, ids and arms out of plan, broken rows.
-
-    Raises InputError if the bytes can't be decoded, whatever is wrong with them, or would decode to more than the plan holds.
-    """
-    try:
-        shards.check_size(data, item.path, (item.stop - item.start) * len(identity.arms), identity.grid)
-        table, owner = shards.decode(data, item.path)
-        faults: list[tuple[int | None, str]] = []
-        if owner != digest(identity):
-            faults.append((None, "belongs to another dataset (its identity differs from the manifest's)"))
-        faults += [(fault.row, fault.what) for fault in check_shard(table, identity.grid)]
-        if all(row is not None for row, _ in faults):
-            wanted = [(number, arm) for number in range(item.start, item.stop) for arm in identity.arms]
-            found = list(zip(table.column("trajectory_id").to_pylist(), table.column("arm").to_pylist(), strict=True))
-            if found != wanted:
-                faults += list(_id_faults(found, wanted))
-    except InputError:
-        raise
-    except Exception as error:  # of bytes that were made to break a reader, anything may come
-        raise InputError(f"{item.path}: can't be decoded ({type(error).__name__}: {first_line(error, 100)}); restore or "
-                         "regenerate it") from None
-    return table, faults
-
-
-def _id_faults(found: Sequence[tuple[int, str]], wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[int | None, str]]:
-    expected, seen = set(wanted), set()
-    clean = True
-    for row, pair in enumerate(found):
-        if pair in seen or pair not in expected:
-            clean = False
-            yield row, f"trajectory {pair[0]} ({pair[1]}) {'occurs twice' if pair in seen else 'does not belong in this shard'}"
-        seen.add(pair)
-    missing = [pair for pair in wanted if pair not in seen]
-    if missing:
-        yield None, f"{count(len(missing), 'row')} missing, the first trajectory {missing[0][0]} ({missing[0][1]})"
-    elif clean:
-        yield None, "rows are not in the order of their trajectory ids"
-
-
 @dataclass(frozen=True)
 class Finished:
     """A shard that is written: its record, and how many events it holds."""
@@ -165,20 +134,26 @@ def finished(path: str, data: bytes, table: pa.Table) -> Finished:
 
 
 class ShardReceipt(Frozen):
-    """What is known of a shard of an unfinished dataset: the record that the manifest will take over, and its events."""
+    """What is known of a shard of an unfinished dataset: the record that the manifest will take over, and its events.
+
+    `stamp` is what its store said of the file once it was written (see `Store.stamp`). A file that still has it is the one that
+    was noted; any other, or one without, is read and hashed.
+    """
 
     record: ShardRecord
     events: int
+    stamp: str | None = None
 
 
 def leave_receipt(store: Store, done: Finished) -> None:
     """Note a shard that has just been written. Only what is noted, here or in a manifest, is ever kept."""
-    receipt = ShardReceipt(record=done.record, events=done.events)
-    store.write(_receipt_path(done.record.path), receipt.model_dump_json().encode())
+    receipt = ShardReceipt(record=done.record, events=done.events, stamp=store.stamp(done.record.path))
+    store.write(receipt_path(done.record.path), receipt.model_dump_json().encode())
 
 
-def _receipt_path(path: str) -> str:
-    return f"{RECEIPTS}/{path.rpartition('/')[2]}.json"
+def receipt_path(path: str) -> str:
+    """Where the receipt of a shard is: of data/X at RECEIPTS/X.json."""
+    return f"{RECEIPTS}/{path.partition('/')[2]}.json"
 
 
 def existing_shard(store: Store, item: ShardPlan, records: Mapping[str, ShardRecord] | None) -> Finished | None:
@@ -191,25 +166,50 @@ def existing_shard(store: Store, item: ShardPlan, records: Mapping[str, ShardRec
         item: which shard.
         records: those of a manifest, by path; None: the dataset is unfinished, and the shard's receipt counts.
     """
-    data = store.read(item.path)
-    if data is None:
+    return _by_receipt(store, item) if records is None else _by_manifest(store, records.get(item.path))
+
+
+def _by_manifest(store: Store, record: ShardRecord | None) -> Finished | None:
+    """Read in full, for it may have been damaged since; of what is decoded, the steps of events are all."""
+    file = None if record is None else store.open(record.path)
+    if record is None or file is None:
         return None
-    if records is not None:
-        record = records.get(item.path)
-        if record is None or hashlib.sha256(data).hexdigest() != record.sha256:
+    with file:
+        if sha256_of(file) != record.sha256:
             return None
         try:
-            return finished(item.path, data, shards.decode(data, item.path)[0])
+            return Finished(record, shards.count_events(file, record.path))
         except InputError:
             return None
-    noted = store.read(_receipt_path(item.path))
+
+
+def _by_receipt(store: Store, item: ShardPlan) -> Finished | None:
+    noted = store.read(receipt_path(item.path))
     try:
         receipt = None if noted is None else ShardReceipt.model_validate_json(noted)
     except ValidationError:
         return None
-    if receipt is None or receipt.record.path != item.path or hashlib.sha256(data).hexdigest() != receipt.record.sha256:
+    if receipt is None or receipt.record.path != item.path:
         return None
+    stamp = store.stamp(item.path)
+    if stamp is None or stamp != receipt.stamp:
+        file = store.open(item.path)
+        if file is None:
+            return None
+        with file:
+            if sha256_of(file) != receipt.record.sha256:
+                return None
     return Finished(receipt.record, receipt.events)
+
+
+def sha256_of(file: pa.NativeFile) -> str:
+    """sha256 of all of a file, hex, read in pieces; it stands at its start again afterwards."""
+    file.seek(0)
+    hashed = hashlib.sha256()
+    while piece := file.read(HASHED_AT_ONCE):
+        hashed.update(piece)
+    file.seek(0)
+    return hashed.hexdigest()
 
 
 def commit(
@@ -236,8 +236,8 @@ def commit(
     store.write(CARD_FILE, dataset_card(manifest).encode())
     store.write(MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
     store.remove(RUN_FILE)
-    for name in store.names(RECEIPTS):
-        store.remove(f"{RECEIPTS}/{name}")
+    for path in sorted(store.below(PARTS) | store.below(RECEIPTS)):
+        store.remove(path)
     return manifest
 
 
@@ -260,6 +260,24 @@ def read_shard_bytes(store: Store, record: ShardRecord) -> bytes:
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise InputError(f"{where}: its bytes differ from the manifest's checksum; restore it, or run generate again")
     return data
+
+
+@contextmanager
+def opened_shard(store: Store, record: ShardRecord, known: bool = False) -> Iterator[pa.NativeFile]:
+    """One shard to read from, its checksum checked (unless it is `known`): its bytes are not held. Raises InputError."""
+    where, file = f"{store.uri}/{record.path}", store.open(record.path)
+    if file is None:
+        raise InputError(f"{where}: this shard is missing; restore it, or run generate again to remake it")
+    with file:
+        if not known and sha256_of(file) != record.sha256:
+            raise InputError(f"{where}: its bytes differ from the manifest's checksum; restore it, or run generate again")
+        yield file
+
+
+def read_groups(store: Store, record: ShardRecord, identity: Identity) -> Iterator[pa.Table]:
+    """The row groups of one shard, its checksum checked, and the rows of each. Raises InputError, naming the first fault."""
+    with opened_shard(store, record) as file:
+        yield from shards.sound_groups(file, f"{store.uri}/{record.path}", identity.grid)
 
 
 def read_shard(store: Store, record: ShardRecord) -> pa.Table:

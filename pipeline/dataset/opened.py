@@ -6,8 +6,8 @@ from functools import cached_property
 from math import floor
 
 from tsdfm.pipeline.dataset.jump_log import Int32, JumpLog
-from tsdfm.pipeline.dataset.manifest import plan, read_manifest, read_shard_bytes, read_vocabulary
-from tsdfm.pipeline.dataset.shards import read_sound, to_log
+from tsdfm.pipeline.dataset.manifest import read_groups, read_manifest, read_vocabulary
+from tsdfm.pipeline.dataset.shards import to_log
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import Vocabulary
@@ -28,7 +28,7 @@ class Row(JumpLog):
 
 
 class Dataset:
-    """A finished dataset of trajectories. Its rows are read a shard at a time; iterating gives all of them."""
+    """A finished dataset of trajectories. Its rows are read a row group at a time; iterating gives all of them."""
 
     def __init__(self, store: Store, manifest: DatasetManifest) -> None:
         self.store, self.manifest = store, manifest
@@ -58,21 +58,21 @@ class Dataset:
 
         Raises InputError: no such trajectory or arm, or a shard that is missing, changed or unsound.
         """
-        for index, item in enumerate(plan(self.manifest.identity)):
-            if item.start <= trajectory_id < item.stop:
-                for row in self._shard(index):
-                    if row.trajectory_id == trajectory_id and arm in (None, row.arm):
-                        return row
         identity = self.manifest.identity
+        if 0 <= trajectory_id < identity.trajectories:
+            for row in self._shard(trajectory_id // identity.trajectories_per_file):
+                if row.trajectory_id == trajectory_id and arm in (None, row.arm):
+                    return row
         raise InputError(f"trajectory {trajectory_id}{f' ({arm})' if arm else ''}: {self.store.uri} holds ids "
                          f"0..{identity.trajectories - 1} of {', '.join(identity.arms)}; give one of those")
 
     def _shard(self, index: int) -> Iterator[Row]:
-        record, grid = self.manifest.shards[index], self.manifest.identity.grid
-        table = read_sound(read_shard_bytes(self.store, record), f"{self.store.uri}/{record.path}", grid)
-        texts = table.column("text").to_pylist()
-        for number in range(table.num_rows):
-            yield Row(**vars(to_log(table, number)), steps=grid.steps, mask_id=grid.mask_id, text=texts[number])
+        identity = self.manifest.identity
+        grid = identity.grid
+        for table in read_groups(self.store, self.manifest.shards[index], identity):
+            texts = table.column("text").to_pylist()
+            for number in range(table.num_rows):
+                yield Row(**vars(to_log(table, number)), steps=grid.steps, mask_id=grid.mask_id, text=texts[number])
 
 
 def open_dataset(where: str) -> Dataset:

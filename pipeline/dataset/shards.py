@@ -5,20 +5,24 @@ positions, which rise, as deltas. float16 lists stay plain: DuckDB (2.0) reads n
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, first_line
+from tsdfm.schemas.columns import values
 from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, check_shard
 
 ZSTD_LEVEL = 15
+GROUP_BYTES = 96 << 20  # of a row group, decoded, at the most
+PAGE_BYTES = 1 << 20  # of files with a page index, by which a reader finds a page without reading those before it
 IDENTITY_KEY = b"tsdfm.identity"
 SIZE_SLACK = 2  # of the most that rows can take: levels and headers of pages come on top
 TEXT_BYTES = 64  # of decoded text per token, at the most
@@ -49,31 +53,68 @@ def to_table(logs: Sequence[JumpLog], vocabulary: Vocabulary) -> pa.Table:
 
 def encode(table: pa.Table, identity_digest: str) -> bytes:
     """The Parquet bytes of a shard; its metadata names the identity of the dataset it belongs to."""
-    from datasets import Features
-
-    features = Features.from_arrow_schema(ARROW_SCHEMA).arrow_schema.metadata
-    schema = ARROW_SCHEMA.with_metadata({**features, IDENTITY_KEY: identity_digest.encode()})
     buffer = io.BytesIO()
     # One row group and no page index: a shard is read whole. use_dictionary=False, or the encodings would not apply.
     pq.write_table(
-        table.cast(schema), buffer, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False,
+        table.cast(_schema(identity_digest)), buffer, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False,
         column_encoding=_ENCODINGS, write_statistics=["trajectory_id"], data_page_size=1 << 26,
         row_group_size=max(1, table.num_rows),
     )
     return buffer.getvalue()
 
 
-def check_size(data: bytes, where: str, rows: int, grid: Grid) -> None:
+def encode_units(units: Iterable[pa.Table], identity_digest: str, arms: int) -> bytes:
+    """The Parquet bytes of a file of several units of work: each its own row groups, of at most GROUP_BYTES, with a page index.
+
+    Args:
+        units: the table of each, taken one at a time.
+        identity_digest: of the dataset.
+        arms: rows of one trajectory, which stay in one row group.
+    """
+    buffer = io.BytesIO()
+    schema = _schema(identity_digest)
+    with pq.ParquetWriter(buffer, schema, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False,
+                          column_encoding=_ENCODINGS, write_statistics=["trajectory_id"], data_page_size=PAGE_BYTES,
+                          write_page_index=True) as writer:
+        for table in units:
+            writer.write_table(table.cast(schema), row_group_size=rows_per_group(table, arms))
+    return buffer.getvalue()
+
+
+def rows_per_group(table: pa.Table, arms: int) -> int:
+    """How many rows of a table make row groups of at most GROUP_BYTES: a function of its values, not of how they are held."""
+    largest = 0
+    for field in table.schema:
+        column = table.column(field.name)
+        if pa.types.is_list(field.type):
+            lengths, width = pc.list_value_length(column), field.type.value_type.bit_width // 8
+        elif pa.types.is_string(field.type):
+            lengths, width = pc.binary_length(column), 1
+        else:
+            lengths, width = None, field.type.bit_width // 8
+        longest = 1 if lengths is None else pc.max(lengths).as_py() or 0
+        largest += longest * width
+    return max(1, GROUP_BYTES // max(1, largest * arms)) * arms
+
+
+def _schema(identity_digest: str) -> pa.Schema:
+    from datasets import Features
+
+    features = Features.from_arrow_schema(ARROW_SCHEMA).arrow_schema.metadata
+    return ARROW_SCHEMA.with_metadata({**features, IDENTITY_KEY: identity_digest.encode()})
+
+
+def check_size(file: pa.NativeFile, where: str, rows: int, grid: Grid) -> None:
     """Refuse a shard that its own footer says is larger than the plan, before a byte of it is decoded. Raises InputError.
 
     Args:
-        data: the file.
+        file: the file.
         where: how messages name it.
         rows: that it should hold.
         grid: gives the most that a row can take.
     """
     try:
-        footer = pq.read_metadata(pa.BufferReader(data))
+        footer = pq.read_metadata(file)
     except Exception as error:  # pyarrow raises more than its own kinds for a broken footer
         raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
     if footer.num_rows != rows:
@@ -98,20 +139,81 @@ def decode(data: bytes, where: str) -> tuple[pa.Table, str]:
     return table, identity
 
 
+def owner_of(file: pa.NativeFile, where: str) -> str:
+    """The identity that a file names, "" if none. Raises InputError if it is no Parquet file."""
+    try:
+        metadata = pq.read_schema(file).metadata or {}
+    except Exception as error:  # as in `decode`
+        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
+    return str(metadata.get(IDENTITY_KEY, b"").decode(errors="replace"))
+
+
+def decode_groups(file: pa.NativeFile, where: str, groups: Iterable[int] | None = None) -> Iterator[pa.Table]:
+    """The tables of a file, a row group at a time; `groups`: of these alone. Raises InputError if one is not readable."""
+    try:
+        parquet = pq.ParquetFile(file)
+        for group in range(parquet.num_row_groups) if groups is None else groups:
+            table = parquet.read_row_group(group)
+            table.validate(full=True)  # text that is not UTF-8, offsets that point nowhere
+            yield table
+    except InputError:
+        raise
+    except Exception as error:  # as in `decode`
+        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
+
+
+def groups_between(file: pa.NativeFile, where: str, start: int, stop: int) -> list[int]:
+    """The row groups that hold the rows start..stop-1. Raises InputError if others are in them."""
+    footer = pq.read_metadata(file)
+    groups, begins = [], 0
+    for group in range(footer.num_row_groups):
+        ends = begins + footer.row_group(group).num_rows
+        if begins < stop and ends > start:
+            if begins < start or ends > stop:
+                raise InputError(f"{where}: row group {group} holds rows of several units; restore or regenerate it")
+            groups.append(group)
+        begins = ends
+    return groups
+
+
+def sound_groups(file: pa.NativeFile, where: str, grid: Grid) -> Iterator[pa.Table]:
+    """The tables of a file, a row group at a time, whose rows hold the invariants. Raises InputError naming the first fault."""
+    first = 0
+    for table in decode_groups(file, where):
+        _refuse_faulty(table, where, grid, first)
+        yield table
+        first += table.num_rows
+
+
+def count_events(file: pa.NativeFile, where: str) -> int:
+    """How many events the rows of a file have; nothing else of it is decoded. Raises InputError."""
+    try:
+        parquet = pq.ParquetFile(file)
+        return sum(len(values(parquet.read_row_group(group, columns=["event_step"]), "event_step"))
+                   for group in range(parquet.num_row_groups))
+    except Exception as error:  # as in `decode`
+        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
+
+
 def read_sound(data: bytes, where: str, grid: Grid) -> pa.Table:
     """The table of a shard whose rows hold the invariants, on which readers rely. Raises InputError naming the first fault."""
     table = decode(data, where)[0]
-    faults = check_shard(table, grid)
-    if faults:
-        row = "" if faults[0].row is None else f"row {faults[0].row}: "
-        raise InputError(f"{where}: {row}{faults[0].what}; "
-                         "run verify to list all faults, and generate to remake the shard")
+    _refuse_faulty(table, where, grid, 0)
     return table
 
 
-def column_bytes(data: bytes) -> dict[str, int]:
+def _refuse_faulty(table: pa.Table, where: str, grid: Grid, first: int) -> None:
+    """Raises InputError naming the first fault of a table, whose rows begin at row `first` of its file."""
+    faults = check_shard(table, grid)
+    if faults:
+        row = "" if faults[0].row is None else f"row {first + faults[0].row}: "
+        raise InputError(f"{where}: {row}{faults[0].what}; "
+                         "run verify to list all faults, and generate to remake the shard")
+
+
+def column_bytes(file: pa.NativeFile) -> dict[str, int]:
     """Compressed bytes of each column of a Parquet file."""
-    group_metadata = pq.read_metadata(pa.BufferReader(data))
+    group_metadata = pq.read_metadata(file)
     sizes: dict[str, int] = {}
     for group in range(group_metadata.num_row_groups):
         for index in range(group_metadata.num_columns):

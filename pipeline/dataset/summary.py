@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.jump_log import JumpLog
-from tsdfm.pipeline.dataset.manifest import plan, read_manifest, read_shard_bytes
+from tsdfm.pipeline.dataset.manifest import opened_shard, plan, read_groups, read_manifest
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.metrics import distinct_n, unigram_entropy
 from tsdfm.schemas.base import InputError
@@ -80,7 +80,7 @@ def time_bins(steps: int) -> list[TimeBin]:
 
 
 def summarise(store: Store, progress: Progress = unheard) -> DatasetSummary:
-    """Summarise a finished dataset, one shard at a time.
+    """Summarise a finished dataset, one row group at a time.
 
     Raises InputError if there is no dataset, or a shard is missing, changed or unsound.
     """
@@ -90,16 +90,16 @@ def summarise(store: Store, progress: Progress = unheard) -> DatasetSummary:
     pairs, choices, columns = _PairTally(), _ChoiceTally(grid), Counter[str]()
     shaped_arm = "shaped" in arms and grid.candidates > 1 and bool(grid.shaped_steps)
     for done, record in enumerate(manifest.shards):
-        data = read_shard_bytes(store, record)
-        table = shards.read_sound(data, f"{store.uri}/{record.path}", grid)
-        parts = {arm: table.filter(pc.equal(table.column("arm"), arm)) for arm in arms}
-        for arm, part in parts.items():
-            arms[arm].add(part)
-        if shaped_arm:
-            choices.add(parts["shaped"])
-        if len(parts) == 2 and grid.compass:
-            pairs.add(parts["shaped"], parts["blind"])
-        columns.update(shards.column_bytes(data))
+        with opened_shard(store, record) as file:
+            columns.update(shards.column_bytes(file))
+            for table in shards.sound_groups(file, f"{store.uri}/{record.path}", grid):
+                parts = {arm: table.filter(pc.equal(table.column("arm"), arm)) for arm in arms}
+                for arm, part in parts.items():
+                    arms[arm].add(part)
+                if shaped_arm:
+                    choices.add(parts["shaped"])
+                if len(parts) == 2 and grid.compass:
+                    pairs.add(parts["shaped"], parts["blind"])
         progress("summing up shards", done + 1, len(manifest.shards))
     totals = manifest.totals
     return DatasetSummary(
@@ -123,7 +123,7 @@ def read_trajectories(store: Store, manifest: DatasetManifest, ids: Sequence[int
     for number in ids:
         if not 0 <= number < count:
             raise InputError(f"trajectory {number}: {store.uri} holds 0..{count - 1}; give one of those")
-    grid, wanted = manifest.identity.grid, set(ids)
+    wanted = set(ids)
     by_path = {record.path: record for record in manifest.shards}
     logs = []
     for item in plan(manifest.identity):
@@ -131,10 +131,9 @@ def read_trajectories(store: Store, manifest: DatasetManifest, ids: Sequence[int
             continue
         if item.path not in by_path:
             raise InputError(f"{store.uri}/{item.path}: not in the manifest; run generate again to remake it")
-        data = read_shard_bytes(store, by_path[item.path])
-        table = shards.read_sound(data, f"{store.uri}/{item.path}", grid)
-        numbers = table.column("trajectory_id").to_pylist()
-        logs += [shards.to_log(table, row) for row, number in enumerate(numbers) if number in wanted]
+        for table in read_groups(store, by_path[item.path], manifest.identity):
+            numbers = table.column("trajectory_id").to_pylist()
+            logs += [shards.to_log(table, row) for row, number in enumerate(numbers) if number in wanted]
     return logs
 
 

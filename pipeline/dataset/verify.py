@@ -1,12 +1,16 @@
 """Verify a dataset: every file against the manifest, every row against the invariants of the jump log."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-from tsdfm.pipeline.dataset.card import DEFAULT_CONFIG, read_front_matter
-from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, check_bytes, plan, read_manifest, read_vocabulary
-from tsdfm.pipeline.storage.in_order import in_order
+import pyarrow as pa
+
+from tsdfm.pipeline.dataset.card import default_config, read_front_matter
+from tsdfm.pipeline.dataset.files.check import RowFault, check_groups
+from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, plan, read_manifest, read_vocabulary, sha256_of
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import Vocabulary
@@ -29,8 +33,11 @@ class DatasetFault:
         return one_line(f"{where}: {self.what}")
 
 
-def verify(dataset: Store | str, progress: Progress = unheard) -> tuple[DatasetManifest, list[DatasetFault]]:
+def verify(dataset: Store | str, progress: Progress = unheard, mapper: Mapper = in_order
+           ) -> tuple[DatasetManifest, list[DatasetFault]]:
     """Check a finished dataset, by name or opened: every file against the manifest, every row against the invariants.
+
+    `mapper`: who checks the files; threads of this process, unless another is given.
 
     Returns the manifest and all faults, none for a sound dataset.
 
@@ -41,18 +48,41 @@ def verify(dataset: Store | str, progress: Progress = unheard) -> tuple[DatasetM
     faults = list(_manifest_faults(store, manifest))
     by_path = {record.path: record for record in manifest.shards}
     items = plan(manifest.identity)
-    vocabulary = None
     try:
-        vocabulary = read_vocabulary(store, manifest)
+        read_vocabulary(store, manifest)
     except InputError as error:
         faults.append(DatasetFault("tokenizer.json", None, str(error).partition(": ")[2]))
-    def faults_of(item: ShardPlan) -> list[DatasetFault]:
-        return list(_file_faults(store, by_path.get(item.path), item, manifest.identity, vocabulary))
-
-    for done, found in enumerate(in_order(faults_of, items), 1):
+    check = _FileCheck(store.address, manifest.model_copy(update={"shards": manifest.shards[:1]}))
+    for done, found in enumerate(mapper(check, [(item, by_path.get(item.path)) for item in items]), 1):
         faults += found
         progress("checking shards", done, len(items))
     return manifest, faults
+
+
+class _FileCheck:
+    """The check of one file of a dataset, wherever it is run: it opens the store, and the tokenizer, once where it arrives.
+
+    `manifest` need not name every file, and so stays small on its way.
+    """
+
+    def __init__(self, address: str, manifest: DatasetManifest) -> None:
+        self.address, self.manifest = address, manifest
+
+    @cached_property
+    def _opened(self) -> tuple[Store, Vocabulary | None]:
+        store = open_store(self.address)
+        try:
+            return store, read_vocabulary(store, self.manifest)
+        except InputError:
+            return store, None  # which has been told
+
+    def __call__(self, given: tuple[ShardPlan, ShardRecord | None]) -> list[DatasetFault]:
+        item, record = given
+        store, vocabulary = self._opened
+        return list(_file_faults(store, record, item, self.manifest.identity, vocabulary))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _FileCheck, (self.address, self.manifest)
 
 
 def _file_faults(
@@ -61,35 +91,46 @@ def _file_faults(
     if record is None:
         yield DatasetFault(item.path, None, "not in the manifest")
         return
-    data = store.read(item.path)
-    if data is None:
+    file = store.open(item.path)
+    if file is None:
         yield DatasetFault(item.path, None, "missing")
         return
-    for row, what in _shard_faults(data, record, item, identity, vocabulary):
-        yield DatasetFault(item.path, row, what)
+    with file:
+        for row, what in _shard_faults(file, record, item, identity, vocabulary):
+            yield DatasetFault(item.path, row, what)
 
 
 def _shard_faults(
-    data: bytes, record: ShardRecord, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None
-) -> Iterator[tuple[int | None, str]]:
-    """Faults (row, what) of one shard's bytes; its texts are compared only if there is a vocabulary and all else is sound."""
-    if len(data) != record.bytes:
-        yield None, f"{count(len(data), 'byte')}, the manifest says {record.bytes}"
-    elif hashlib.sha256(data).hexdigest() != record.sha256:
+    file: pa.NativeFile, record: ShardRecord, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None
+) -> Iterator[RowFault]:
+    """Faults (row, what) of one shard; its texts are compared only if there is a vocabulary and all else so far is sound."""
+    size = file.size()
+    if size != record.bytes:
+        yield None, f"{count(size, 'byte')}, the manifest says {record.bytes}"
+    elif sha256_of(file) != record.sha256:
         yield None, "checksum differs from the manifest's"
+    found: list[RowFault] = []
+    texts: list[RowFault] = []
+    rows = 0
     try:
-        table, found = check_bytes(data, item, identity)
+        for first, table in check_groups(file, item, identity, found):
+            rows += table.num_rows
+            if vocabulary is not None and not found:
+                texts += _text_faults(first, table, vocabulary)
     except InputError as error:
         yield None, str(error).partition(": ")[2]
         return
-    if table.num_rows != record.rows:
-        yield None, f"{count(table.num_rows, 'row')}, the manifest says {record.rows}"
-    yield from found
-    if vocabulary is not None and not found:
-        texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()
-        for row in range(table.num_rows):
-            if vocabulary.decode(tokens[row]) != texts[row]:
-                yield row, "text is not the decoded tokens"
+    if rows != record.rows:
+        yield None, f"{count(rows, 'row')}, the manifest says {record.rows}"
+    yield from found or texts
+
+
+def _text_faults(first: int, table: pa.Table, vocabulary: Vocabulary) -> Iterator[RowFault]:
+    """Rows whose text is another than their tokens'; the table's begin at row `first` of its file."""
+    texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()
+    for row in range(table.num_rows):
+        if vocabulary.decode(tokens[row]) != texts[row]:
+            yield first + row, "text is not the decoded tokens"
 
 
 def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[DatasetFault]:
@@ -97,11 +138,10 @@ def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[Datase
     for record in manifest.shards:
         if record.path not in planned:
             yield DatasetFault("manifest.json", None, f"shard {record.path} is not in the plan of its config")
-    for name in store.names("data"):
-        if f"data/{name}" not in planned:
-            yield DatasetFault(f"data/{name}", None, "not part of the dataset; remove it")
+    for path in sorted(store.below("data") - planned):
+        yield DatasetFault(path, None, "not part of the dataset; remove it")
     card = store.read(CARD_FILE)
     if card is None:
         yield DatasetFault(CARD_FILE, None, "missing; run generate again to write it")
-    elif DEFAULT_CONFIG not in (read_front_matter(card.decode(errors="replace")).get("configs") or []):
+    elif default_config(manifest.identity) not in (read_front_matter(card.decode(errors="replace")).get("configs") or []):
         yield DatasetFault(CARD_FILE, None, "its YAML head was changed, so load_dataset may not find the shards")

@@ -23,8 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard_bytes
-from tsdfm.pipeline.dataset.shards import read_sound
+from tsdfm.pipeline.dataset.manifest import read_groups, read_manifest
 from tsdfm.pipeline.dataset.summary import bin_of_step, time_bins
 from tsdfm.pipeline.evaluation.ratios import Entropy, Floats, Ratio
 from tsdfm.pipeline.flow.noise import Noise
@@ -123,7 +122,7 @@ def choices_among(scored: ScoredSteps, candidates: int, identity: Identity) -> I
 
 
 def counterfactual(store: Store, progress: Progress = unheard) -> Counterfactual:
-    """Ask a finished dataset what else its candidates would have given; one shard is held at a time.
+    """Ask a finished dataset what else its candidates would have given; one row group is held at a time.
 
     `progress(done, total)` is called after each shard. Raises InputError if there is no dataset, a shard is missing, changed
     or unsound, or nothing was chosen in it.
@@ -135,8 +134,8 @@ def counterfactual(store: Store, progress: Progress = unheard) -> Counterfactual
                          "--candidates above 1 and --tau below 1")
     tally = _Tally(identity, grid)
     for done, record in enumerate(manifest.shards):
-        table = read_sound(read_shard_bytes(store, record), f"{store.uri}/{record.path}", grid)
-        tally.add(table.filter(pc.equal(table.column("arm"), "shaped")))
+        for table in read_groups(store, record, identity):
+            tally.add(table.filter(pc.equal(table.column("arm"), "shaped")))
         progress("reading energies", done + 1, len(manifest.shards))
     if not tally.scored:
         raise InputError(f"{store.uri}: at every shaped step all candidates agreed, so nothing was chosen; "

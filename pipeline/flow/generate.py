@@ -12,30 +12,39 @@ from typing import Protocol
 import torch
 
 from tsdfm.pipeline.dataset import shards
-from tsdfm.pipeline.dataset.growth import GROWING, carried_over, finish_growth, former_dataset, history_of, remove_growth
+from tsdfm.pipeline.dataset.files.layout import with_layout
+from tsdfm.pipeline.dataset.files.parts import compose, is_made, present_units, remove_units, units_of, write_unit
+from tsdfm.pipeline.dataset.growth import (
+    GROWING,
+    carried_over,
+    finish_growth,
+    former_dataset,
+    history_of,
+    remove_growth,
+    whole_files,
+)
 from tsdfm.pipeline.dataset.manifest import (
     MANIFEST_FILE,
     Finished,
     ShardPlan,
     claim,
     commit,
-    digest,
     existing_shard,
-    finished,
-    leave_receipt,
+    folders,
     may_claim,
     plan,
     read_manifest,
+    receipt_path,
 )
 from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.folder import EMBEDDED
-from tsdfm.pipeline.storage.hub_models import pinned
+from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
@@ -52,7 +61,8 @@ class Work:
     models: Models
     identity: Identity
     store: Store
-    items: list[ShardPlan]
+    files: list[ShardPlan]
+    items: list[ShardPlan]  # the units of work: the files, or what files are made of
     check: Callable[[], None]  # raises WorkError once another run has taken the dataset over
 
 
@@ -114,20 +124,24 @@ def generate_dataset(
     config = config.model_copy(update={"teacher": pinned(config.teacher), "compass": pinned(config.compass)})
     maker = maker or InThisProcess()
     models = open_models(config, torch.device("cpu"), compass)
-    identity = identity_of(config, models, maker.device())
+    asked = identity_of(config, models, maker.device())
     with store.owned(progress) as check:
         finish_growth(store)
+        identity = with_layout(asked, store)
         former = former_dataset(store, identity)
-        work = Work(config, models, identity, store if former is None else store.inside(GROWING), plan(identity), check)
+        work = _work(config, models, identity, store if former is None else store.inside(GROWING), check)
         claim(work.store, identity)
         if former is None:
             remove_growth(store)  # one that was begun, and is not asked for any more
         kept, unsound = _kept(work, progress)
+        for path in unsound:
+            work.store.remove(receipt_path(path))
         if former is not None:
             kept |= _carried(work, store, former, kept, progress)
-        missing = [index for index in range(len(work.items)) if index not in kept]
+        there = _units_there(work, kept)
+        missing = [index for index in range(len(work.items)) if index not in there]
         made = maker.make(work, missing, progress) if missing else {}
-        done = [(kept | made)[index] for index in range(len(work.items))]
+        done = _all_files(work, kept, made)
         check()
         opened = models.teacher
         teacher = config.teacher if config.teacher.partition(":")[0] in (EMBEDDED, "hub") else str(opened.path.absolute())
@@ -135,7 +149,7 @@ def generate_dataset(
         finish_growth(store)
     totals = manifest.totals
     return GenerateReport(
-        out=config.out, rows=totals.rows, shards=len(manifest.shards), made=len(made), kept=len(kept), events=totals.events,
+        out=config.out, rows=totals.rows, shards=len(work.items), made=len(made), kept=len(there), events=totals.events,
         tokens=totals.tokens, bytes=totals.bytes, unsound=unsound, seconds=round(time.monotonic() - started, 2),
         grown_from=former.identity.trajectories if former else None)
 
@@ -147,13 +161,14 @@ class Standing:
     models: Models
     identity: Identity
     items: list[ShardPlan]
-    kept: dict[int, Finished]
-    carried: list[int]
+    kept: dict[int, Finished]  # files, by their place in the plan
+    carried: list[int]  # indices into `items`
+    units: set[int]  # indices into `items` of what is there, by itself or in a file
 
     @property
     def missing(self) -> list[int]:
         """The indices of the shards that have to be made."""
-        there = {*self.kept, *self.carried}
+        there = {*self.units, *self.carried}
         return [index for index in range(len(self.items)) if index not in there]
 
 
@@ -165,46 +180,54 @@ def standing(config: GenerateConfig, device: torch.device, progress: Progress = 
     if config.out is None:
         raise InputError(NO_OUT)
     store, models = open_store(config.out), open_models(config, torch.device("cpu"))
-    identity = identity_of(config, models, device)
+    identity = with_layout(identity_of(config, models, device), store)
     if store.read(f"{GROWING}/{MANIFEST_FILE}") is not None:  # complete, and not yet in its place
         store = store.inside(GROWING)
     former = former_dataset(store, identity)
-    work = Work(config, models, identity, store if former is None else store.inside(GROWING), plan(identity), lambda: None)
+    work = _work(config, models, identity, store if former is None else store.inside(GROWING), lambda: None)
     may_claim(work.store, identity)
     kept, _ = _kept(work, progress)
-    carried = [] if former is None else [
-        index for index, item in enumerate(work.items) if index not in kept and item.stop <= former.identity.trajectories]
-    return Standing(models, identity, work.items, kept, carried)
+    units = _units_there(work, kept)
+    size, whole = identity.trajectories_per_file, 0 if former is None else former.identity.trajectories
+    carried = [index for index, item in enumerate(work.items)
+               if index not in units and min((item.start // size + 1) * size, identity.trajectories) <= whole]
+    return Standing(models, identity, work.items, kept, carried, units)
 
 
 def make_shard(models: Models, identity: Identity, store: Store, item: ShardPlan) -> Finished:
-    """Roll out, encode and write one shard: a pure function of (identity, item). Raises WorkError if it can't be written."""
+    """Roll out, encode and write one unit of work: a pure function of (identity, item). Raises WorkError if it can't be.
+
+    One that a worker has written before it died is taken as it is.
+    """
+    there = is_made(store, identity, item)
+    if there is not None:
+        return there
     logs, batch = [], identity.rollout.batch_size
     for start in range(item.start, item.stop, batch):
         ids = range(start, min(start + batch, item.stop))
         by_arm = [roll_out(models.teacher.network, models.compass, identity.rollout, identity.shaping, ids, arm)
                   for arm in identity.arms]
         logs += [log for pair in zip(*by_arm, strict=True) for log in pair]
-    table = shards.to_table(logs, models.teacher.vocabulary)
-    data = shards.encode(table, digest(identity))
-    store.write(item.path, data)
-    done = finished(item.path, data, table)
-    leave_receipt(store, done)
-    return done
+    return write_unit(store, identity, item, shards.to_table(logs, models.teacher.vocabulary))
+
+
+def _work(config: GenerateConfig, models: Models, identity: Identity, store: Store, check: Callable[[], None]) -> Work:
+    files = plan(identity)
+    return Work(config, models, identity, store, files, [unit for item in files for unit in units_of(identity, item)], check)
 
 
 def _kept(work: Work, progress: Progress) -> tuple[dict[int, Finished], list[str]]:
-    """The sound shards that are already there, and the paths of unsound ones."""
-    there = set(work.store.names("data"))
+    """The sound files that are already there, by their place in the plan, and the paths of unsound ones."""
+    there = {f"{folder}/{name}" for folder in folders(item.path for item in work.files) for name in work.store.names(folder)}
     found: dict[int, Finished] = {}
     manifest = read_manifest(work.store) if work.store.read(MANIFEST_FILE) is not None else None
     records = None if manifest is None else {record.path: record for record in manifest.shards}
     unsound: list[str] = []
-    present = [index for index, item in enumerate(work.items) if item.path.rpartition("/")[2] in there]
-    shards_there = in_order(lambda index: existing_shard(work.store, work.items[index], records), present)
+    present = [index for index, item in enumerate(work.files) if item.path in there]
+    shards_there = in_order(lambda index: existing_shard(work.store, work.files[index], records), present)
     for done, (index, shard) in enumerate(zip(present, shards_there, strict=True), 1):
         if shard is None:
-            unsound.append(work.items[index].path)
+            unsound.append(work.files[index].path)
         else:
             found[index] = shard
         progress("checking what is there", done, len(present), f"{len(unsound)} to be made again" if unsound else "")
@@ -213,13 +236,46 @@ def _kept(work: Work, progress: Progress) -> tuple[dict[int, Finished], list[str
 
 def _carried(work: Work, store: Store, former: DatasetManifest, kept: Mapping[int, Finished], progress: Progress
              ) -> dict[int, Finished]:
-    """The shards of a growing dataset whose rows were there before it, taken over."""
+    """The files of a growing dataset whose rows were there before it, taken over."""
     found: dict[int, Finished] = {}
-    whole = [index for index, item in enumerate(work.items) if index not in kept and item.stop <= former.identity.trajectories]
+    whole = [index for index, item in enumerate(work.files) if index not in kept and item.stop <= former.identity.trajectories]
+    records = whole_files(former)
     for done, index in enumerate(whole, 1):
         work.check()
-        shard = carried_over(store, former, work.store, work.identity, work.items[index])
+        item = work.files[index]
+        shard = carried_over(store, records.get((item.start, item.stop)), work.store, work.identity, item)
         if shard is not None:
             found[index] = shard
         progress("keeping what is there", done, len(whole))
     return found
+
+
+def _units_there(work: Work, kept: Mapping[int, Finished]) -> set[int]:
+    """The places in `work.items` of units whose file is kept, and of those that wait for others of their file."""
+    per_file = work.identity.shards_per_file or 1
+    found = {unit for index in kept for unit in range(index * per_file, min((index + 1) * per_file, len(work.items)))}
+    if per_file > 1:
+        unfinished = [index for index in range(len(work.files)) if index not in kept]
+        waiting = in_order(lambda index: present_units(work.store, work.identity, work.files[index]), unfinished)
+        found |= {index * per_file + number for index, numbers in zip(unfinished, waiting, strict=True) for number in numbers}
+    return found
+
+
+def _all_files(work: Work, kept: Mapping[int, Finished], made: Mapping[int, Finished]) -> list[Finished]:
+    """Every file, in order. One whose units are all there, for its maker was killed before it made it of them, is made."""
+    if (work.identity.shards_per_file or 1) == 1:
+        both = {**kept, **made}
+        return [both[index] for index in range(len(work.files))]
+
+    def settle(index: int) -> Finished:
+        item = work.files[index]
+        done = existing_shard(work.store, item, None) or compose(work.store, work.identity, item)
+        if done is None:
+            raise WorkError(f"{work.store.uri}/{item.path}: a unit of it was damaged or removed meanwhile; run the "
+                            "same command to make that again")
+        remove_units(work.store, item)
+        return done
+
+    made_now = [index for index in range(len(work.files)) if index not in kept]
+    settled = dict(zip(made_now, in_order(settle, made_now), strict=True))
+    return [kept[index] if index in kept else settled[index] for index in range(len(work.files))]

@@ -31,10 +31,10 @@ class RowFilter:
         return RowFilter([self.rows[shard] for shard in shards], weights)
 
 
-def energies_of(shard: bytes, where: str, arm: Arm) -> Energies:
-    """The final energies of the arm's rows of one shard, nats/token, in order. Raises InputError: there are none."""
+def energies_of(file: pa.NativeFile, where: str, arm: Arm) -> Energies:
+    """The final energies of the arm's rows of one file, nats/token, in order. Raises InputError: there are none."""
     try:
-        table = pq.read_table(pa.BufferReader(shard), columns=["arm", "final_energy"])
+        table = pq.read_table(file, columns=["arm", "final_energy"])
         energies = np.asarray(table.filter(pc.field("arm") == arm).column("final_energy").to_numpy(), np.float64)
     except (pa.ArrowException, KeyError, OSError) as error:
         raise InputError(f"{where}: no energies can be read there ({first_line(error, 100)}); restore or regenerate it"

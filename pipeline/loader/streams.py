@@ -9,15 +9,20 @@ over its versions (its distributions it does not): a run resumed after an upgrad
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from tsdfm.pipeline.dataset.manifest import ShardPlan, check_bytes, plan, read_manifest, read_shard_bytes
+from tsdfm.pipeline.dataset.files.check import check_unit
+from tsdfm.pipeline.dataset.files.parts import file_of
+from tsdfm.pipeline.dataset.manifest import ShardPlan, opened_shard, plan, read_manifest, read_shard_bytes
 from tsdfm.pipeline.loader.row_filter import RowFilter, energies_of, filter_by_energy
 from tsdfm.pipeline.loader.windows import Int, Trajectories
 from tsdfm.pipeline.storage.cache import through_cache
@@ -71,6 +76,13 @@ class Recent(Generic[K, V]):
         return Recent, (self._make,)
 
 
+class _Stamps(dict[str, str]):
+    """The stamps of files whose checksums this process found right, by path. Pickles empty."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Stamps, ()
+
+
 @dataclass(frozen=True)
 class OpenDataset:
     """An opened dataset: one arm of the trajectory ids below a limit, or the best of them."""
@@ -80,9 +92,10 @@ class OpenDataset:
     manifest: DatasetManifest
     arm: Arm
     below: int  # the limit
-    shards: list[tuple[ShardPlan, ShardRecord]]  # those with ids below the limit
+    shards: list[tuple[ShardPlan, ShardRecord]]  # units of work with ids below the limit, and the file that each is in
     rows_of_shard: Int
     row_filter: RowFilter | None = None  # None: every row, all alike
+    _hashed: _Stamps = field(default_factory=_Stamps, compare=False)
 
     @classmethod
     def open(cls, path: str, data: DataConfig) -> "OpenDataset":
@@ -95,10 +108,13 @@ class OpenDataset:
                              f"set data.arm to '{identity.arms[0]}', or give a dataset that has both")
         records = {record.path: record for record in manifest.shards}
         below = data.trajectories or identity.trajectories
-        items = [item for item in plan(identity) if item.start < below]
-        unnamed = [item.path for item in items if item.path not in records]
+        files = [item for item in plan(identity) if item.start < below]
+        unnamed = [item.path for item in files if item.path not in records]
         if unnamed:
             raise InputError(f"{store.uri}/{unnamed[0]}: not in the manifest; run generate again to remake it")
+        starts = [(item, start) for item in files for start in range(item.start, item.stop, identity.shard_size)]
+        items = [ShardPlan(item.path, start, min(start + identity.shard_size, item.stop))
+                 for item, start in starts if start < below]
         rows = np.array([min(item.stop, below) - item.start for item in items])
         source = cls(path, store, manifest, data.arm, below, [(item, records[item.path]) for item in items], rows)
         return source if data.best is None and not data.energy_beta else source._selected(data)
@@ -108,23 +124,41 @@ class OpenDataset:
         if self.manifest.identity.compass is None:
             raise InputError(f"{self.store.uri}: holds no energies, it was generated with compass 'none'; leave out data.best "
                              "and data.energy_beta, or give a dataset made with a compass")
-        energies = [energies_of(self._fetch(shard), f"{self.store.uri}/{item.path}", self.arm)[: self.rows_of_shard[shard]]
-                    for shard, (item, _) in enumerate(self.shards)]
+        energies = list(self._energies())
         row_filter = filter_by_energy(energies, data.best or 1.0, data.energy_beta)
         read = [shard for shard, rows in enumerate(row_filter.rows) if len(rows)]
         return replace(self, shards=[self.shards[shard] for shard in read], row_filter=row_filter.of_shards(read),
                        rows_of_shard=np.array([len(row_filter.rows[shard]) for shard in read]))
 
-    def _fetch(self, shard: int) -> bytes:
-        """The bytes of one shard, their checksum checked; those of an object store are kept by `through_cache`."""
-        record = self.shards[shard][1]
-        fetch = partial(read_shard_bytes, self.store, record)
-        return fetch() if self.store.cached else through_cache(record.sha256, fetch)
+    def _energies(self) -> Iterator[npt.NDArray[np.float64]]:
+        """Of every shard, the final energies of its rows. Files are read one after another."""
+        numbered = enumerate(self.shards)
+        for record, units in groupby(numbered, key=lambda each: each[1][1]):
+            with self._opened(record) as file:
+                whole = energies_of(file, f"{self.store.uri}/{record.path}", self.arm)
+            first = 0
+            for shard, (unit, _) in units:
+                yield whole[first:][: self.rows_of_shard[shard]]
+                first += unit.stop - unit.start
+
+    @contextmanager
+    def _opened(self, record: ShardRecord) -> Iterator[pa.NativeFile]:
+        """A file, its checksum checked; those of an object store are kept by `through_cache`."""
+        if not self.store.cached:
+            yield pa.BufferReader(through_cache(record.sha256, partial(read_shard_bytes, self.store, record)))
+            return
+        stamp = self.store.stamp(record.path)
+        with opened_shard(self.store, record, known=stamp is not None and self._hashed.get(record.path) == stamp) as file:
+            if stamp is not None:
+                self._hashed[record.path] = stamp
+            yield file
 
     def load(self, shard: int) -> Trajectories:
         """Read, check and decode one shard. Raises InputError if it is missing, changed or unsound."""
-        item = self.shards[shard][0]
-        table, faults = check_bytes(self._fetch(shard), item, self.manifest.identity)
+        item, record = self.shards[shard]
+        identity = self.manifest.identity
+        with self._opened(record) as file:
+            table, faults = check_unit(file, file_of(identity, item), item, identity)
         if faults:
             row, what = faults[0]
             raise InputError(f"{self.store.uri}/{item.path}: {'' if row is None else f'row {row}: '}{what}; "

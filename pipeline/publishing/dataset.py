@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tsdfm.pipeline.dataset import shards
+from tsdfm.pipeline.dataset.card import files_pattern
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, MANIFEST_FILE, digest, read_manifest, read_shard_bytes
 from tsdfm.pipeline.dataset.summary import summarise
 from tsdfm.pipeline.dataset.verify import verify
@@ -28,7 +29,7 @@ from tsdfm.pipeline.publishing.dataset_card import PLOT_FILE, published_card
 from tsdfm.pipeline.publishing.energy_plot import draw_energies
 from tsdfm.pipeline.publishing.receipt import leave_receipt
 from tsdfm.pipeline.publishing.upload import Upload
-from tsdfm.pipeline.storage.hub_client import check_login
+from tsdfm.pipeline.storage.hub.client import check_login
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.schemas.base import InputError
@@ -38,7 +39,7 @@ from tsdfm.schemas.publish import PublishConfig, Receipt
 from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.words import count
 
-_OWNED = re.compile(r"(data|arms)/[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
+_OWNED = re.compile(r"(data|arms)/([0-9]+/)?[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
 
 
 def publish_dataset(store: Store, config: PublishConfig, progress: Progress = unheard) -> Receipt:
@@ -66,7 +67,7 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
             part = table.filter(pc.equal(table.column("arm"), arm))
             energies[arm].append(_final_energies(part))
             if _copies_arms(identity, config):
-                upload.add(_arm_path(record.path, arm), shards.encode(part, digest(identity)))
+                upload.add(_arm_path(record.path, arm), _encoded(part, identity))
         progress("uploading", done + 1, len(manifest.shards))
     plot = _plot({arm: np.concatenate(parts) for arm, parts in energies.items()})
     card = published_card(manifest, summary, _splits(identity, config), config)
@@ -96,13 +97,21 @@ def _copies_arms(identity: Identity, config: PublishConfig) -> bool:
 def _splits(identity: Identity, config: PublishConfig) -> dict[Arm, str]:
     """Of config `arms`: each split and its files; {} if the arms share files."""
     if len(identity.arms) == 1:
-        return {identity.arms[0]: "data/train-*.parquet"}
-    return {arm: _arm_path("data/train-*.parquet", arm) for arm in identity.arms} if config.arm_splits else {}
+        return {identity.arms[0]: files_pattern(identity)}
+    return {arm: _arm_path(files_pattern(identity), arm) for arm in identity.arms} if config.arm_splits else {}
 
 
 def _arm_path(path: str, arm: str) -> str:
-    """data/train-X.parquet -> arms/ARM-X.parquet."""
-    return f"arms/{arm}{path.removeprefix('data/train')}"
+    """data/train-X.parquet -> arms/ARM-X.parquet, with the folder between, if there is one."""
+    return path.replace("data/", "arms/", 1).replace("train-", f"{arm}-", 1)
+
+
+def _encoded(part: pa.Table, identity: Identity) -> bytes:
+    """The rows of one arm as a file of their own, in the manner of the dataset's."""
+    if identity.shards_per_file is None:
+        return shards.encode(part, digest(identity))
+    units = (part.slice(first, identity.shard_size) for first in range(0, part.num_rows, identity.shard_size))
+    return shards.encode_units(units, digest(identity), 1)
 
 
 def _final_energies(table: pa.Table) -> npt.NDArray[np.float32]:

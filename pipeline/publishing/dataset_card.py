@@ -1,11 +1,11 @@
 """The card of a published dataset: what a stranger needs to use it, and what `datasets` and the Hub read of it."""
 
 from tsdfm.pipeline.dataset.card import (
-    DEFAULT_CONFIG,
     TAGS,
     arm_config,
     arms_config,
     column_table,
+    default_config,
     front_matter,
     reading_notes,
     sizes,
@@ -35,7 +35,7 @@ def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: d
 
 
 def _fields(manifest: DatasetManifest, splits: dict[Arm, str], config: PublishConfig) -> dict[str, object]:
-    configs: list[dict[str, object]] = [DEFAULT_CONFIG]
+    configs: list[dict[str, object]] = [default_config(manifest.identity)]
     if splits:
         configs += [arms_config(splits), *(arm_config(arm, pattern) for arm, pattern in splits.items())]
     size = next((name for limit, name in _SIZES if manifest.totals.rows < limit), "10M<n<100M")

@@ -11,7 +11,7 @@ from tsdfm.pipeline.models.folder import CARD_FILE, CONFIG_FILE, TRAINING_FILE, 
 from tsdfm.pipeline.publishing.receipt import leave_receipt
 from tsdfm.pipeline.publishing.student_card import Published, published_student_card
 from tsdfm.pipeline.publishing.upload import Upload
-from tsdfm.pipeline.storage.hub_client import check_login
+from tsdfm.pipeline.storage.hub.client import check_login
 from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.schemas.base import InputError, parse_json, to_json

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tsdfm.pipeline.storage.hub_client import client, explained
+from tsdfm.pipeline.storage.hub.client import client, explained
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.publish import RepositoryKind
 

@@ -3,10 +3,19 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class Mapper(Protocol):
+    """Who computes a function of many items, with the results in order: threads, as `in_order`, or others."""
+
+    def __call__(self, function: Callable[[T], R], items: Iterable[T], /) -> Iterator[R]:
+        """`function` of each item, in the order of the items; what it raises is raised in its turn."""
+
+
 THREADS = 8  # a store that is far away answers slowly; reading, hashing and decoding let other threads run
 
 

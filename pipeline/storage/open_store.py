@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tsdfm.pipeline.storage.hub_store import PREFIX, HubStore
+from tsdfm.pipeline.storage.hub.store import PREFIX, HubStore
 from tsdfm.pipeline.storage.store import LocalStore, Store, UriStore
 
 FILE = "file://"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from tsdfm.pipeline.storage.atomic import sync_folder, write_atomic
@@ -20,7 +21,7 @@ from tsdfm.pipeline.storage.object_store import OBJECT_STORES, conditional_of, f
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.progress import Progress, unheard
-from tsdfm.schemas.regular import read_regular
+from tsdfm.schemas.regular import open_regular, read_regular
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or none that this user may have
 
@@ -37,6 +38,18 @@ class Store(ABC):
     def read(self, path: str) -> bytes | None:
         """The file's bytes, or None if there is no such file. Raises WorkError if it is there and can't be read."""
 
+    def open(self, path: str) -> pa.NativeFile | None:
+        """The file to read from, wherever in it, or None if there is no such file. Raises as `read`."""
+        data = self.read(path)
+        return None if data is None else pa.BufferReader(data)
+
+    def stamp(self, path: str) -> str | None:
+        """What changes whenever a file is written: its size, and when it was, or its etag. None: nothing known.
+
+        Costs no reading of the file. Equal stamps mean the same file, different ones nothing.
+        """
+        return None
+
     @abstractmethod
     def write(self, path: str, data: bytes) -> None:
         """Put a file, whole or not at all. Raises InputError or WorkError."""
@@ -48,6 +61,10 @@ class Store(ABC):
     @abstractmethod
     def names(self, folder: str = "") -> list[str]:
         """Names of the files and folders directly in `folder`, sorted; [] if it does not exist."""
+
+    @abstractmethod
+    def below(self, folder: str) -> set[str]:
+        """The paths of all files in `folder` and in the folders of it; none if it does not exist."""
 
     @abstractmethod
     def move(self, source: str, target: str) -> None:
@@ -99,6 +116,21 @@ class LocalStore(Store):
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return None
 
+    def open(self, path: str) -> pa.NativeFile | None:
+        """See `Store.open`."""
+        with explained("read it", f"{self.uri}/{path}"):
+            try:
+                return pa.PythonFile(open_regular(self._at(path)), mode="r")
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                return None
+
+    def stamp(self, path: str) -> str | None:
+        """See `Store.stamp`."""
+        with contextlib.suppress(OSError):
+            found = self._at(path).stat()
+            return f"{found.st_size} {found.st_mtime_ns}"
+        return None
+
     def write(self, path: str, data: bytes) -> None:
         """See `Store.write`."""
         with explained("write there", f"{self.uri}/{path}"):
@@ -112,10 +144,11 @@ class LocalStore(Store):
         self._leave(path)
 
     def _leave(self, path: str) -> None:
-        """Remove the folder of a file that is gone: folders are there for their files. One that holds others stays."""
-        if "/" in path:
-            with contextlib.suppress(OSError):
-                self._at(path).parent.rmdir()
+        """Remove the folders of a file that is gone: folders are there for their files. Those that hold others stay."""
+        with contextlib.suppress(OSError):
+            while "/" in path:
+                path = path.rpartition("/")[0]
+                self._at(path).rmdir()
 
     def names(self, folder: str = "") -> list[str]:
         """See `Store.names`."""
@@ -124,6 +157,11 @@ class LocalStore(Store):
                 return sorted(entry.name for entry in self._at(folder).iterdir())
             except FileNotFoundError:
                 return []
+
+    def below(self, folder: str) -> set[str]:
+        """See `Store.below`."""
+        with explained("list it", f"{self.uri}/{folder}"):
+            return {path.relative_to(self.local).as_posix() for path in self._at(folder).rglob("*") if not path.is_dir()}
 
     def move(self, source: str, target: str) -> None:
         """See `Store.move`."""
@@ -145,7 +183,7 @@ class LocalStore(Store):
             held = contextlib.ExitStack()
             held.enter_context(flock(self.local, self.uri))
         with held:
-            for folder in (self.local, self.local / "data"):
+            for folder in (self.local, self.local / "data", *self.local.glob("data/*/"), *self.local.glob(".parts/*/")):
                 for leftover in folder.glob(".*.tmp"):
                     leftover.unlink(missing_ok=True)
             yield _still_owned
@@ -172,6 +210,26 @@ class UriStore(Store):
             except (FileNotFoundError, IsADirectoryError):
                 return None
 
+    def open(self, path: str) -> pa.NativeFile | None:
+        """See `Store.open`."""
+        with explained("read it", f"{self.uri}/{path}"):
+            try:
+                return self.filesystem.open_input_file(self._full(path))
+            except (FileNotFoundError, IsADirectoryError):
+                return None
+
+    def stamp(self, path: str) -> str | None:
+        """See `Store.stamp`."""
+        with explained("read it", f"{self.uri}/{path}"):
+            if self._fsspec is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    info = self._fsspec.info(self._full(path))
+                    tag = info.get("ETag") or info.get("etag") or info.get("mtime")
+                    return f"{info['size']} {tag}" if tag else None
+                return None
+            found = self.filesystem.get_file_info(self._full(path))
+            return f"{found.size} {found.mtime_ns}" if found.mtime_ns else None
+
     def write(self, path: str, data: bytes) -> None:
         """See `Store.write`."""
         with explained("write there", f"{self.uri}/{path}"):
@@ -195,6 +253,16 @@ class UriStore(Store):
                 self._fsspec.invalidate_cache()  # what others wrote counts
             selector = pafs.FileSelector(self._full(folder), allow_not_found=True)
             return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def below(self, folder: str) -> set[str]:
+        """See `Store.below`."""
+        with explained("list it", f"{self.uri}/{folder}"):
+            if self._fsspec is not None:
+                self._fsspec.invalidate_cache()
+            selector = pafs.FileSelector(self._full(folder), allow_not_found=True, recursive=True)
+            found = [info.path for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+            start = len(self._full(folder))
+            return {f"{folder}/{path[start:].lstrip('/')}" for path in found}
 
     def modified(self, path: str) -> float | None:
         """When a file was written, in seconds of the store's own clock; None if there is no such file or no such clock."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tsdfm.pipeline.storage.hub_client import client, explained
+from tsdfm.pipeline.storage.hub.client import client, explained
 from tsdfm.pipeline.text.sources.formats import no_field, record_text
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.corpus import HUB

@@ -422,7 +422,7 @@ def test_the_run_of_another_config_is_refused_by_field(tmp_path, data):
 def test_every_process_reads_the_commit_that_the_driver_found(tmp_path, data, monkeypatch, capsys):
     """A branch may move between two looks, so training processes are given the commit."""
     from tsdfm.jobs.distill import run as module
-    from tsdfm.pipeline.storage.hub_store import HubStore
+    from tsdfm.pipeline.storage.hub.store import HubStore
 
     commit = "3" * 40
     monkeypatch.setattr(HubStore, "_pin", lambda self, revision: commit)

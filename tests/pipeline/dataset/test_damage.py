@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.support import make_dataset
 from tsdfm.pipeline.dataset import shards
-from tsdfm.pipeline.dataset.manifest import check_bytes, digest, plan, read_manifest
+from tsdfm.pipeline.dataset.files.check import check_bytes
+from tsdfm.pipeline.dataset.manifest import digest, plan, read_manifest
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.schemas.base import InputError

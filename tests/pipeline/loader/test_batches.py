@@ -272,7 +272,7 @@ def test_facts_are_json_and_name_what_was_read(made):
 
 def test_two_groups_at_a_time_and_each_shard_decoded_once_an_epoch(made, monkeypatch):
     alive: weakref.WeakSet[Trajectories] = weakref.WeakSet()
-    decoded, concatenate, decode = [], Trajectories.concatenate, shards.decode
+    decoded, concatenate, decode = [], Trajectories.concatenate, shards.decode_groups
 
     def counted(parts):
         assert len(alive) < 2  # the older one went before
@@ -280,12 +280,12 @@ def test_two_groups_at_a_time_and_each_shard_decoded_once_an_epoch(made, monkeyp
         alive.add(group)
         return group
 
-    def noted(data, where):
+    def noted(file, where, groups):
         decoded.append(where)
-        return decode(data, where)
+        return decode(file, where, groups)
 
     monkeypatch.setattr(Trajectories, "concatenate", counted)
-    monkeypatch.setattr(shards, "decode", noted)
+    monkeypatch.setattr(shards, "decode_groups", noted)
     reader = whole(made / "mask", group=2, batch_size=26)
     for epoch in range(5):
         before = len(decoded)
@@ -298,8 +298,8 @@ def test_two_groups_at_a_time_and_each_shard_decoded_once_an_epoch(made, monkeyp
 
 
 def test_a_dataset_of_one_group_is_decoded_once(made, monkeypatch):
-    decoded, decode = [], shards.decode
-    monkeypatch.setattr(shards, "decode", lambda data, where: decoded.append(where) or decode(data, where))
+    decoded, decode = [], shards.decode_groups
+    monkeypatch.setattr(shards, "decode_groups", lambda file, where, groups: decoded.append(where) or decode(file, where, groups))
     list(whole(made / "mask", group=8, batch_size=13).batches(0, 20))
     assert len(decoded) == len(set(decoded)) == 7
 

@@ -104,9 +104,9 @@ def test_a_row_without_an_energy_is_refused(values):
     sink = io.BytesIO()
     pq.write_table(pa.table({"arm": ["blind", "blind"], "final_energy": pa.array(values, pa.float32())}), sink)
     with pytest.raises(InputError, match="here: a row has no final energy"):
-        energies_of(sink.getvalue(), "here", "blind")
+        energies_of(pa.BufferReader(sink.getvalue()), "here", "blind")
     with pytest.raises(InputError, match="here: no energies can be read"):
-        energies_of(b"no parquet", "here", "blind")
+        energies_of(pa.BufferReader(b"no parquet"), "here", "blind")
 
 
 def test_the_loss_is_the_weighted_mean(data, tmp_path):

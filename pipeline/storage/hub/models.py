@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tsdfm.pipeline.storage.hub_client import client, endpoint, explained
+from tsdfm.pipeline.storage.hub.client import client, endpoint, explained
 from tsdfm.schemas.base import InputError, WorkError
 
 HUB = "hub:"

@@ -10,7 +10,9 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
-from tsdfm.pipeline.storage.hub_client import client, endpoint, explained
+import pyarrow as pa
+
+from tsdfm.pipeline.storage.hub.client import client, endpoint, explained
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.progress import Progress, unheard
@@ -43,6 +45,20 @@ class HubStore(Store):
 
     def read(self, path: str) -> bytes | None:
         """See `Store.read`; InputError, too: no such repository, or no right to read it."""
+        file = self._file(path)
+        return None if file is None else file.read_bytes()
+
+    def open(self, path: str) -> pa.NativeFile | None:
+        """See `Store.open`, and `read`."""
+        file = self._file(path)
+        return None if file is None else pa.OSFile(str(file))
+
+    def stamp(self, path: str) -> str | None:
+        """See `Store.stamp`: a commit doesn't change."""
+        return self.commit
+
+    def _file(self, path: str) -> Path | None:
+        """The file in the client's cache, fetched if it is not there."""
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -53,7 +69,7 @@ class HubStore(Store):
                 raise
             except EntryNotFoundError:
                 return None
-            return Path(file).read_bytes()
+            return Path(file)
 
     def names(self, folder: str = "") -> list[str]:
         """See `Store.names`."""
@@ -65,6 +81,18 @@ class HubStore(Store):
                 return sorted(entry.path.rpartition("/")[2] for entry in tree)
             except EntryNotFoundError:
                 return []
+
+    def below(self, folder: str) -> set[str]:
+        """See `Store.below`."""
+        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.hf_api import RepoFile
+
+        with explained(self.uri, _THEN):
+            try:
+                tree = client().list_repo_tree(self.repo, folder, recursive=True, revision=self.commit, repo_type="dataset")
+                return {entry.path for entry in tree if isinstance(entry, RepoFile)}
+            except EntryNotFoundError:
+                return set()
 
     def write(self, path: str, data: bytes) -> NoReturn:
         """Raises InputError, always: a dataset on the Hub is only read here; `publish` writes one."""

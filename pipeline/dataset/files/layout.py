@@ -1,0 +1,60 @@
+"""How many units of work a file holds: told by the settings alone, never by what has been measured."""
+
+import json
+from math import ceil
+
+from tsdfm.pipeline.dataset.manifest import MANIFEST_FILE, RUN_FILE
+from tsdfm.pipeline.storage.store import Store
+from tsdfm.schemas.base import InputError, plain_json
+from tsdfm.schemas.manifest import Identity
+from tsdfm.schemas.trajectory import Grid
+
+ONE_UNIT_UP_TO = 1000  # units of work, in a dataset whose files are one each
+FILE_BYTES = 128 << 20  # that larger datasets aim at
+BYTES_PER_EVENT = 5.0  # of its token, text, step and position, compressed
+BYTES_PER_CANDIDATE = 1.3
+BYTES_PER_ENERGY = 1.1
+BYTES_PER_LIKELY = 2.3  # of the top-k: an id and a log-probability
+
+
+def with_layout(identity: Identity, store: Store) -> Identity:
+    """An identity whose `shards_per_file` is settled: as asked for, else what `store` holds already, else by the settings."""
+    if identity.shards_per_file is not None:
+        return identity
+    held = _held(store)
+    units = ceil(identity.trajectories / identity.shard_size)
+    if held is not None:
+        found = held.get("shards_per_file")
+        settled = found if isinstance(found, int) else None
+    else:
+        settled = shards_per_file(identity) if units > ONE_UNIT_UP_TO else None
+    return identity.model_copy(update={"shards_per_file": settled})
+
+
+def _held(store: Store) -> dict[str, object] | None:
+    """The identity of the dataset, or of the run, that is there; None if there is neither, or one that can't be read."""
+    for file in (MANIFEST_FILE, RUN_FILE):
+        data = store.read(file)
+        if data is None:
+            continue
+        try:
+            found = plain_json(data, file)
+            identity = found["identity"] if file == MANIFEST_FILE else found
+        except (InputError, KeyError, TypeError, json.JSONDecodeError):
+            return {}
+        return identity if isinstance(identity, dict) else {}
+    return None
+
+
+def shards_per_file(identity: Identity) -> int:
+    """How many units make a file of about FILE_BYTES, at least one."""
+    unit = identity.shard_size * sum(row_bytes(identity.grid, arm == "shaped") for arm in identity.arms)
+    return max(1, round(FILE_BYTES / unit))
+
+
+def row_bytes(grid: Grid, shaped: bool) -> float:
+    """About how many bytes a row takes in a file, by its sizes alone."""
+    candidates = grid.candidates_of("shaped" if shaped else "blind")
+    energies = grid.slots_of("shaped") * candidates if shaped else 0
+    per_event = BYTES_PER_EVENT + BYTES_PER_CANDIDATE * candidates + BYTES_PER_LIKELY * grid.top_k
+    return grid.length * per_event + BYTES_PER_ENERGY * energies
