@@ -10,7 +10,7 @@ from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.jobs.shell.training_group import Group
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import TRAINING_FILE, load
-from tsdfm.pipeline.storage.hub_models import pinned as pinned_model
+from tsdfm.pipeline.storage.hub.models import pinned as pinned_model
 from tsdfm.pipeline.training.distill import check, train_at
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.distill import DistillConfig

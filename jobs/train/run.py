@@ -76,7 +76,7 @@ def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 def with_anchored_paths(config: C) -> C:
     """The config with absolute local paths: training processes have another working directory."""
     from tsdfm.jobs.shell.cluster import anchored
-    from tsdfm.pipeline.storage.hub_models import pinned
+    from tsdfm.pipeline.storage.hub.models import pinned
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})
     changes: dict[str, Any] = {"corpus": corpus}

@@ -25,7 +25,7 @@ from tsdfm.pipeline.models.transformers import (
     quiet,
 )
 from tsdfm.pipeline.storage.atomic import sha256_file
-from tsdfm.pipeline.storage.hub_models import HUB, MODEL_FILES, located
+from tsdfm.pipeline.storage.hub.models import HUB, MODEL_FILES, located
 from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE

@@ -27,7 +27,7 @@ from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens, sa
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
-from tsdfm.pipeline.storage.hub_models import pinned
+from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError

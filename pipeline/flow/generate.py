@@ -31,7 +31,7 @@ from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.folder import EMBEDDED
-from tsdfm.pipeline.storage.hub_models import pinned
+from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store

@@ -23,7 +23,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_denoiser, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
-from tsdfm.pipeline.storage.hub_models import located
+from tsdfm.pipeline.storage.hub.models import located
 from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig

@@ -24,7 +24,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
 from tsdfm.pipeline.models.weights import stored_shapes, undrawn
-from tsdfm.pipeline.storage.hub_models import located
+from tsdfm.pipeline.storage.hub.models import located
 from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary

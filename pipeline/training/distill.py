@@ -22,7 +22,7 @@ from tsdfm.pipeline.models.folder import (
     save,
     teacher_folder,
 )
-from tsdfm.pipeline.storage.hub_models import pinned
+from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.pipeline.training.student_trainer import Start, train_student

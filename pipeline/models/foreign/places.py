@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tsdfm.pipeline.storage.hub_models import HUB, HubModel, hub_model
+from tsdfm.pipeline.storage.hub.models import HUB, HubModel, hub_model
 from tsdfm.schemas.base import InputError
 
 # Looked for in this order; else the only file with such a suffix is taken.

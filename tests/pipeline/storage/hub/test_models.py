@@ -5,7 +5,7 @@ import pytest
 from tests.loopback_hub import folder_files
 from tests.support import make_dataset
 from tsdfm.pipeline.models.folder import load, load_model
-from tsdfm.pipeline.storage.hub_models import hub_model, located, pinned
+from tsdfm.pipeline.storage.hub.models import hub_model, located, pinned
 from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
