@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.storage.hub.client import client, endpoint, explained
 from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.regular import read_regular
 
 HUB = "hub:"
 # Of a model that is opened as it is: weights, configs and tokenizers. Pickled weights are never among them.
@@ -27,7 +29,6 @@ _ANY_FILE = "config.json"  # asking for it notes the revision, whether or not it
 _NO_FILE = "-"  # a pattern of none, where the folder is asked for, whole or not
 _SECONDS = 30.0  # to wait for the Hub's answer about a revision
 _THEN = "try again later, or download the model and give its folder"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -138,12 +139,8 @@ def _sound(path: Path) -> bool:
     if not path.is_symlink():
         return True
     if _SHA256.fullmatch(copy.name):
-        hashed = hashlib.sha256()
-    elif _COMMIT.fullmatch(copy.name):
-        hashed = hashlib.sha1(b"blob %d\0" % copy.stat().st_size, usedforsecurity=False)
-    else:
-        return True
-    with copy.open("rb") as opened:
-        while chunk := opened.read(_CHUNK):
-            hashed.update(chunk)
-    return hashed.hexdigest() == copy.name
+        return sha256_file(copy) == copy.name
+    if _COMMIT.fullmatch(copy.name):  # a small file
+        data = read_regular(copy)
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == copy.name
+    return True

@@ -62,7 +62,7 @@ def test_a_student_begins_as_its_teacher_and_learns_its_step(tmp_path):
     torch.testing.assert_close(student(TOKENS, T, dt), teacher(TOKENS, T), rtol=0, atol=0)
     student(TOKENS, T, dt).square().mean().backward()
     assert all(parameter.grad is not None for parameter in last.parameters())
-    torch.nn.init.normal_(last.weight)
+    torch.nn.init.normal_(next(last.parameters()))
     assert not torch.allclose(student(TOKENS, T, dt), student(TOKENS, T, torch.ones(3)), atol=1e-3)
 
 
