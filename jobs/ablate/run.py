@@ -148,7 +148,8 @@ def _run(work: Work, keys: Sequence[str], workers: int | None, address: str) -> 
         call = Call("Trial.run", _piece, lambda index: (work, keys[index], desk, address != "local"))
         need = Need("GPU", 1) if gpus_at(address) else Need("CPU", threads)
         try:
-            collect(Tasks(call, need, workers, asking), told, range(len(keys)),
+            tasks: Tasks[str] = Tasks(call, need, workers, asking)
+            collect(tasks, told, range(len(keys)),
                     lambda index, fault: faults.update({keys[index]: fault} if fault else {}))
         except SetAside as error:
             faults |= {keys[index]: str(error) for index in error.pieces}

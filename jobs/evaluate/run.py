@@ -10,7 +10,8 @@ import torch
 from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import Stages, say, say_corpus, say_if_slow
 from tsdfm.pipeline.evaluation.figures import short_names
-from tsdfm.pipeline.evaluation.run import Cell, Made, evaluate, make_cell
+from tsdfm.pipeline.evaluation.run import evaluate, make_cell
+from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.words import count
@@ -55,7 +56,8 @@ class _OnCluster:
             workers = count(min(len(cells), need.places(asking)), f"{need.what} worker")
             say(f"{count(len(cells), 'set')} of texts to make, {workers}")
             call = Call("Evaluator.make", make_on_node, lambda index: (_sent(cells[index]), threads))
-            collect(Tasks(call, need, None, asking), told, range(len(cells)), lambda index, made: take(index, replace(
+            tasks: Tasks[Made] = Tasks(call, need, None, asking)
+            collect(tasks, told, range(len(cells)), lambda index, made: take(index, replace(
                 made, likelihoods=dict(zip(cells[index].judges, made.likelihoods.values(), strict=True)))))
 
 

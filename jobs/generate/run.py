@@ -73,7 +73,8 @@ class _OnRay:
         say(f"{len(missing)} of {count(len(work.items), 'shard')} to make, {count(workers, f'{need.what} worker')}")
         order, made = Order(self.config, work.identity, work.store.address), dict[int, Finished]()
         call = Call("ShardWorker.make", make, lambda index: (order, work.items[index]), alike=True)
-        collect(Tasks(call, need, self.config.workers, asking), _told(work.items), missing, made.__setitem__, work.check)
+        tasks: Tasks[Finished] = Tasks(call, need, self.config.workers, asking)
+        collect(tasks, _told(work.items), missing, made.__setitem__, work.check)
         return made
 
 

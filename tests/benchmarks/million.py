@@ -45,7 +45,7 @@ class Copies(InThisProcess):
         super().__init__(CPU)
         self.table = table
 
-    def make(self, work, missing, progress):  # type: ignore[no-untyped-def]
+    def make(self, work, missing, progress):
         for index in missing:
             item, place = work.items[index], self.table.schema.get_field_index("trajectory_id")
             ids = pa.array([item.start] * self.table.num_rows, pa.int64())

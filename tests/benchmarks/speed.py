@@ -13,7 +13,7 @@ import torch
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.flow.rings.clocks import draw_rings
-from tsdfm.pipeline.flow.rings.visits import Clocks
+from tsdfm.pipeline.flow.rings.visits import Ringing
 from tsdfm.pipeline.flow.rollout import draw_source, roll_out
 from tsdfm.pipeline.flow.shaping import Shaper, StepState
 from tsdfm.pipeline.flow.solvers import euler
@@ -37,7 +37,7 @@ def every_step(model: Denoiser, steps: int, texts: int) -> torch.Tensor:
         now = torch.full((texts,), step)
         moment = StepState(rows, now, grid[now], grid[now + 1], state, untouched, torch.zeros(texts, dtype=torch.bool), 1 / steps,
                            False)
-        state = shaper.jump(moment, Clocks.of(rings[:, step]), euler(model, moment)).next_state
+        state = shaper.jump(moment, Ringing.of(rings[:, step]), euler(model, moment)).next_state
         untouched &= ~rings[:, step]
     return state
 

@@ -159,7 +159,7 @@ def test_only_the_very_process_is_ended():
 
 
 def test_who_is_asked_to_stop_and_does_leaves_the_rest_for_the_next_run(monkeypatch):
-    asked = []
+    asked: list[bool] = []
 
     class Stopping(Crew):
         def settled(self, seconds: float) -> list[tuple[int, str | Death | None]]:

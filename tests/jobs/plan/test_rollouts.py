@@ -12,7 +12,7 @@ from tsdfm.pipeline.flow.generate import make_shard, standing
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.flow.opening import identity_of, open_models
-from tsdfm.pipeline.flow.rollout import draw_rings
+from tsdfm.pipeline.flow.rings.clocks import draw_rings
 from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig
 

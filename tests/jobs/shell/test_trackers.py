@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from tests.support import assert_refused, make_dataset, write_corpus
 from tsdfm.jobs.shell.trackers import RUNS_FILE, tracked

@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from tsdfm.jobs.shell.interrupts import Interrupted
+from tsdfm.jobs.shell.trackers import untracked
 from tsdfm.jobs.train.progress import training_progress
 from tsdfm.pipeline.text import stored_text
 from tsdfm.pipeline.text.token_file import TokenJob, one_by_one, token_stream
@@ -18,7 +19,7 @@ DOCUMENTS = [f"Document {i} says that the square of it is {i * i}, and that [MAS
 
 
 def test_an_interrupt_stops_what_goes_before_the_training():
-    with training_progress("pretrain", OptimConfig(steps=5)) as (_, _, progress):
+    with training_progress("pretrain", OptimConfig(steps=5), untracked) as (_, _, progress):
         progress("reading the corpus", 0, 1)
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(Interrupted, match=r"stopped before the training .tokenising.*resume with"):
