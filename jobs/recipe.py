@@ -4,6 +4,7 @@ import click
 
 from tsdfm.jobs.shell.options import recipes
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.regular import read_regular
 
 
 @click.command("recipe")
@@ -17,9 +18,9 @@ def recipe_command(name: str | None) -> None:
     shipped = recipes()
     if name is None:
         for each, path in shipped.items():
-            first = next(line for line in path.read_text(encoding="utf-8").splitlines() if line[:2] == "# ")
+            first = next(line for line in read_regular(path).decode().splitlines() if line[:2] == "# ")
             click.echo(f"{each:<22}{first.removeprefix('# ')}")
     elif name in shipped:
-        click.echo(shipped[name].read_text(encoding="utf-8"), nl=False)
+        click.echo(read_regular(shipped[name]).decode(), nl=False)
     else:
         raise InputError(f"{name}: no such recipe; give one of {', '.join(shipped)}")

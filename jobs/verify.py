@@ -26,13 +26,13 @@ def verify_command(out: str, address: str, as_json: bool) -> None:
     from tsdfm.pipeline.storage.open_store import open_store
 
     store = open_store(out)
-    try:
-        with output_kept_for_json(), _mapper(address) as mapper, Stages() as progress:
+    with output_kept_for_json(), _mapper(address) as mapper, Stages() as progress:
+        try:
             manifest, faults = verify(store, progress, mapper)
-    except InputError as error:
-        if store.read(MANIFEST_FILE) is None:
-            raise
-        raise WorkError(str(error)) from None  # there is a dataset, and its manifest is at fault
+        except InputError as error:
+            if store.read(MANIFEST_FILE) is None:
+                raise
+            raise WorkError(str(error)) from None  # there is a dataset, and its manifest is at fault
     for fault in faults:
         say(f"{store.uri}/{fault}")
     if as_json:

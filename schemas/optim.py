@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.base import Frozen, without_newer
 
 Tracker = Literal["none", "wandb", "trackio", "mlflow"]
 
@@ -51,6 +51,10 @@ class Divided(Frozen):
     tracker: Tracker = Field("none", description=(
         "Where the scalars that TensorBoard gets are sent as well, through the tracker's own client, which is installed by the "
         "extra of its name"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, tracker="none")
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:

@@ -45,8 +45,8 @@ class PretrainConfig(Divided):
         return self
 
     @model_serializer(mode="wrap")
-    def _as_before_eos(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, eos=None, spaced=0.0)
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, eos=None, spaced=0.0, tracker="none")
 
 
 class CompassConfig(Divided):

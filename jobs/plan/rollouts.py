@@ -6,12 +6,10 @@ probability g (uniform source); a trajectory of L positions is visited in step s
 """
 
 import heapq
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -20,12 +18,11 @@ from torch import Tensor, nn
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.manifest import ShardPlan, digest
 from tsdfm.pipeline.flow.compass import CausalCompass, Compass, NceCompass
-from tsdfm.pipeline.flow.generate import make_shard
+from tsdfm.pipeline.flow.generate import rows_of
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.opening import Models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
-from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.terms import Arm, Solver
 
@@ -176,16 +173,14 @@ def measure(models: Models, identity: Identity, first: int, seconds: float) -> M
     tokens, tables, made, spent = 0, list[pa.Table](), 0, 0.0
     asked = RolloutWork.of(shorter, 1).candidates
     scale = RolloutWork.of(identity, 1).candidates / asked if asked else 1.0
-    with tempfile.TemporaryDirectory(prefix="tsdfm-plan-") as scratch:
-        store = LocalStore(Path(scratch))
-        while not made or spent < seconds:
-            meter, item = Meter(), ShardPlan("data/measured.parquet", first + made, first + made + rows)
-            with meter.reading(models) as metered:
-                began = time.monotonic()
-                make_shard(metered, shorter, store, item)
-                spent += time.monotonic() - began
-            tables.append(shards.decode(store.read(item.path) or b"", item.path)[0])
-            tokens, made = tokens + meter.compass_tokens, made + rows
+    while not made or spent < seconds:
+        meter, item = Meter(), ShardPlan("measured", first + made, first + made + rows)
+        with meter.reading(models) as metered:
+            began = time.monotonic()
+            tables.append(rows_of(metered, shorter, item))
+            shards.encode(tables[-1], digest(shorter))
+            spent += time.monotonic() - began
+        tokens, made = tokens + meter.compass_tokens, made + rows
     a_row, empty = _bytes_of(pa.concat_tables(tables), digest(identity))
     return Measured(made, spent, tokens * scale, a_row * made * len(identity.arms), empty, share)
 

@@ -162,7 +162,7 @@ def timed(place: Place, config: Any, out: Path, report: Report, *, watch: Watch,
 
 def _read(scratch: Path) -> tuple[dict[str, float], Machine]:
     """What `timed` wrote: seconds by name, and where the first process ran."""
-    found = json.loads((scratch / TIMES).read_text())
+    found = json.loads(read_regular(scratch / TIMES))
     return found["times"], Machine.model_validate(found["machine"])
 
 

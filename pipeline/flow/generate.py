@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import pyarrow as pa
 import torch
 
 from tsdfm.pipeline.dataset import shards
@@ -202,13 +203,18 @@ def make_shard(models: Models, identity: Identity, store: Store, item: ShardPlan
     there = is_made(store, identity, item)
     if there is not None:
         return there
+    return write_unit(store, identity, item, rows_of(models, identity, item))
+
+
+def rows_of(models: Models, identity: Identity, item: ShardPlan) -> pa.Table:
+    """The rows of one unit of work, rolled out: of every trajectory its arms, in the order of ids."""
     logs, batch = [], identity.rollout.batch_size
     for start in range(item.start, item.stop, batch):
         ids = range(start, min(start + batch, item.stop))
         by_arm = [roll_out(models.teacher.network, models.compass, identity.rollout, identity.shaping, ids, arm)
                   for arm in identity.arms]
         logs += [log for pair in zip(*by_arm, strict=True) for log in pair]
-    return write_unit(store, identity, item, shards.to_table(logs, models.teacher.vocabulary))
+    return shards.to_table(logs, models.teacher.vocabulary)
 
 
 def _work(config: GenerateConfig, models: Models, identity: Identity, store: Store, check: Callable[[], None]) -> Work:

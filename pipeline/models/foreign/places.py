@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from tsdfm.pipeline.storage.hub.models import HUB, HubModel, hub_model
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.words import count
 
 # Looked for in this order; else the only file with such a suffix is taken.
 USUAL = ("model.safetensors", "pytorch_model.bin", "checkpoint.pth", "checkpoints/checkpoint.pth")
@@ -70,7 +71,7 @@ def _choose(files: Sequence[str], wanted: str | None, where: str) -> str:
         raise InputError(f"{where}: its weights are divided over several files ({INDEX}), which are not read; save them as one")
     weights = [each for each in files if PurePosixPath(each).suffix in SUFFIXES]
     if len(weights) > 1:
-        raise InputError(f"{where}: holds {len(weights)} files of weights ({_listed(weights)}); name one with --file")
+        raise InputError(f"{where}: holds {count(len(weights), 'file')} of weights ({_listed(weights)}); name one with --file")
     if not weights:
         raise InputError(f"{where}: holds no file of weights (it has {_listed(files)}); .safetensors and torch files "
                          f"({', '.join(SUFFIXES[1:])}) are read")

@@ -32,7 +32,7 @@ def test_the_commands_are_the_stages(stages, monkeypatch, tmp_path):
     found: dict[str, list[Any]] = {"generate": [], "distill": [], "evaluate": []}
     monkeypatch.setattr("tsdfm.jobs.generate.run.generate", lambda config: found["generate"].append(config) or 1 / 0)
     monkeypatch.setattr("tsdfm.jobs.distill.run.distill", lambda config, out: found["distill"].append((out, config)) or 1 / 0)
-    monkeypatch.setattr("tsdfm.pipeline.evaluation.run.evaluate", lambda config, *_: found["evaluate"].append(config) or 1 / 0)
+    monkeypatch.setattr("tsdfm.jobs.evaluate.run.evaluate", lambda config, *_: found["evaluate"].append(config) or 1 / 0)
     for line in module.commands(stages):
         name, command, *arguments = shlex.split(line)
         assert name == "tsdfm-pipeline"
