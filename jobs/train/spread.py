@@ -28,11 +28,11 @@ def on_ray(job: TokenJob, numbers: Sequence[int]) -> Generator[tuple[int, int], 
     try:
         while left or running:
             while left and len(running) < AT_ONCE:
-                running[task.remote(sent, left[0])] = left.popleft()
+                number = left.popleft()
+                running[task.remote(sent, number)] = number
             done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for each in done:
-                number = running.pop(each)
-                tokens = _answer(each)
+                number, tokens = running.pop(each), _answer(each)
                 if tokens is not None and job.file(number).exists():
                     yield 1, tokens
                 else:

@@ -142,7 +142,7 @@ def test_datasets_by_name_are_levels(fields, root):
 
 
 def test_the_studies_that_ship_are_sweeps():
-    assert set(studies()) == {"tau", "trajectory-or-student"}
+    assert set(studies()) == {"clocks", "tau", "trajectory-or-student"}
     for name in studies():
         sweep = read_sweep(name)
         assert sweep.name == name
