@@ -10,11 +10,11 @@ composition of a batch and the thread count can move the last bits of a matrix p
 identity. The blind arm uses the rings and the candidate 0 of the shaped one: arms are paired.
 
 A trajectory may have *fixed positions*, which hold a given token from t = 0 on: a beginning of the text, or any pattern. They
-have no clock, and a compass takes them as resolved. With the mask source that is exact: a teacher's posterior given some tokens
-doesn't depend on t, so the rollout is the usual chain, begun at a later state of it, and gives texts *given* those tokens as
-exactly as it gives texts. With the uniform source it is an approximation: the teacher was trained on states in which each
-token is noise with probability 1 - kappa_t, takes the fixed ones for that, too, and so heeds them less than it should, the
-less the earlier (how much it costs on a tiny joint law stands in tests/pipeline/flow/test_rollout_exact.py).
+have no clock, and a compass takes them as resolved. With the mask source that is exact: a perfect teacher's posterior given
+some tokens doesn't depend on t, so the rollout is the usual chain, begun at a later state of it, and gives texts *given* those
+tokens as exactly as it gives texts. With the uniform source it is an approximation: the teacher was trained on states in which
+each token is noise with probability 1 - kappa_t, takes the fixed ones for that, too, and so heeds them less than it should,
+the less the earlier (how much it costs on a tiny joint law stands in tests/pipeline/flow/test_rollout_exact.py).
 """
 
 from collections.abc import Sequence
