@@ -10,11 +10,10 @@ from tsdfm.schemas.sample import SampleConfig
 
 def show_texts(report: SampleReport) -> None:
     """Print the texts on standard output, their lines indented but for the first; before those to a prompt, '> ' and it."""
-    last = None
-    for text, prompted in zip(report.texts, report.prompted or [None] * len(report.texts), strict=True):
-        if prompted is not None and prompted.prompt != last:
-            last = prompted.prompt
-            click.echo(f"> {_indented(last)}\n")
+    prompts = [each.prompt for each in report.prompted or []] or [""] * len(report.texts)  # none is empty where there are any
+    for text, prompt, last in zip(report.texts, prompts, ["", *prompts[:-1]], strict=True):
+        if prompt != last:
+            click.echo(f"> {_indented(prompt)}\n")
         click.echo(_indented(text) + "\n")
 
 

@@ -618,7 +618,8 @@ def sample_given(models, space, rollout, shaping, samples):
     found = []
     for start in range(0, samples * len(patterns), 3500):
         ids = torch.arange(start, start + 3500)
-        logs = roll_out_begun(*models, rollout, shaping, Begun(ids.tolist(), rows[ids % len(patterns)]), "shaped" if models[1] else "blind")
+        begun = Begun(ids.tolist(), rows[ids % len(patterns)])
+        logs = roll_out_begun(models[0], models[1], rollout, shaping, begun, "shaped" if models[1] else "blind")
         found.append(replay(logs, space, rollout.steps))
     indices = np.concatenate(found, 1)
     return [(space.given(pattern), indices[:, number :: len(patterns)]) for number, pattern in enumerate(patterns)]
