@@ -9,23 +9,35 @@ from tsdfm.schemas.sample import SampleConfig
 
 
 def show_texts(report: SampleReport) -> None:
-    """Print the texts on standard output, their lines indented but for the first."""
-    for text in report.texts:
-        click.echo(text.translate(CONTROLS).replace("\n", "\n  ") + "\n")
+    """Print the texts on standard output, their lines indented but for the first; before those to a prompt, '> ' and it."""
+    prompts = [each.prompt for each in report.prompted or []] or [""] * len(report.texts)  # none is empty where there are any
+    for text, prompt, last in zip(report.texts, prompts, ["", *prompts[:-1]], strict=True):
+        if prompt != last:
+            click.echo(f"> {_indented(prompt)}\n")
+        click.echo(_indented(text) + "\n")
+
+
+def _indented(text: str) -> str:
+    return text.translate(CONTROLS).replace("\n", "\n  ")
 
 
 @config_command(
-    "sample", SampleConfig, common="--model --steps -n --number --temperature --seed", shown=show_texts,
+    "sample", SampleConfig, shown=show_texts,
+    common="--model --prompt --prompts --infill --steps -n --number --temperature --seed",
     flags=flags_of(SampleConfig, {"number": "-n --number"}, skipped=("rollout.solver", "rollout.top_k")))
 def sample_command(config: SampleConfig) -> SampleReport:
     """Write texts with a model, one jump after another, without a compass: what inference does, and costs.
+
+    With --prompt, --prompts or --infill it goes on from what is given.
 
     CONFIG is a YAML file; flags override it.
     """
     import torch
 
-    from tsdfm.pipeline.evaluation.samples import sample
+    from tsdfm.pipeline.evaluation.samples import write
 
     say_if_slow(config.rollout.dtype, torch.cuda.is_available())
     torch.set_num_threads(config.rollout.threads)
-    return SampleReport(model=config.model, texts=sample(config))
+    found = write(config)
+    prompted = [each.prompted for each in found if each.prompted is not None]
+    return SampleReport(model=config.model, texts=[each.text for each in found], prompted=prompted or None)

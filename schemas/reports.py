@@ -99,11 +99,19 @@ class TrajectoriesReport(Frozen):
     trajectories: list[TrajectoryReport]
 
 
+class Prompted(Frozen):
+    """What one text was written to."""
+
+    prompt: str = Field(description="as given: a beginning, or a text with gaps")
+    written: list[str] = Field(description="what the model wrote, gap by gap")
+
+
 class SampleReport(Frozen):
     """`sample`."""
 
     model: str
-    texts: list[str]
+    texts: list[str] = Field(description="whole, with what was given")
+    prompted: list[Prompted] | None = Field(None, description="of each text; null: there were no prompts")
 
 
 class TeacherReport(PretrainRecord):

@@ -21,7 +21,7 @@ class JumpLog:
 
     trajectory_id: int
     arm: Arm
-    source_tokens: Int32 | None  # [L]; None: all [MASK]
+    source_tokens: Int32 | None  # [L]; None: all [MASK], and no position fixed
     tokens: Int32  # [L], the state at t = 1
     event_step: Int32  # [E], 0-based
     event_position: Int32  # [E]

@@ -16,6 +16,7 @@ import torch
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.prompts import prompts_of, written
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.computing import prepare
@@ -27,6 +28,7 @@ from tsdfm.schemas.base import InputError
 from tsdfm.schemas.evaluate import EvaluateConfig, Measures, Perplexity, TextScore
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.reports import Prompted
 from tsdfm.schemas.sample import SampleConfig
 
 Int64 = npt.NDArray[np.int64]
@@ -100,21 +102,47 @@ def sample_texts(
     return of_tokens(np.stack(tokens), vocabulary, np.array(nfe, dtype=np.int64), seconds)
 
 
+@dataclass(frozen=True)
+class Written:
+    """A text, whole, and what of it was written to which prompt; None: all, to none."""
+
+    text: str
+    prompted: Prompted | None
+
+
 def sample(config: SampleConfig) -> list[str]:
-    """Texts of a model by name, decoded; on a GPU if there is one. Raises InputError: no such model, or none so long."""
+    """Texts of a model by name, decoded: `number` of them, to each prompt if there are any. Else as `write`."""
+    return [each.text for each in write(config)]
+
+
+def write(config: SampleConfig) -> list[Written]:
+    """As `sample`, with what was given and what was written; on a GPU if there is one.
+
+    Raises InputError: no such model, none so long, or prompts that it can't go on from.
+    """
+    prompts = prompts_of(config)
     opened = load_model(config.model)
     rollout, longest = config.rollout, opened.network.config.length
     if rollout.length is not None and rollout.length > longest:
         raise InputError(f"length: {rollout.length} is longer than the model's {longest}; give a length up to that")
     clocks_of(rollout, opened.network.config)
+    words, length = opened.vocabulary, rollout.length or longest
+    total, patterns = config.number * max(1, len(prompts)), [each.fixed(words, length) for each in prompts]
+    if total >= 2**31:
+        raise InputError(f"number: {config.number:,} texts to each of {len(prompts):,} prompts are too many; give fewer")
     prepare(opened.network, rollout.dtype, rollout.compile)
     opened.network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    texts = []
-    for start in range(0, config.number, rollout.batch_size):
-        ids = range(start, min(start + rollout.batch_size, config.number))
-        logs = roll_out_blind(opened.network, rollout, ids, Use.MEASURE)
-        texts += [opened.vocabulary.decode(log.tokens.tolist()) for log in logs]
-    return texts
+    found = []
+    for start in range(0, total, rollout.batch_size):
+        ids = range(start, min(start + rollout.batch_size, total))
+        fixed = torch.tensor([patterns[number // config.number] for number in ids]) if prompts else None
+        for log in roll_out_blind(opened.network, rollout, ids, Use.MEASURE, fixed):
+            tokens, which = log.tokens.tolist(), log.trajectory_id // config.number
+            prompted = None
+            if prompts:
+                prompted = Prompted(prompt=prompts[which].text, written=written(tokens, patterns[which], words))
+            found.append(Written(words.decode(tokens), prompted))
+    return found
 
 
 def of_tokens(tokens: Int64, vocabulary: Vocabulary, nfe: Int64 | None = None, seconds: float | None = None) -> Samples:

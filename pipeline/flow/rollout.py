@@ -8,6 +8,13 @@ min(N, events) forward passes, and vocabulary logits exist only for the rows tha
 Every number is a function of (config, trajectory id), so batches, shards, workers and restarts don't change a log. The
 composition of a batch and the thread count can move the last bits of a matrix product, so both are part of a dataset's
 identity. The blind arm uses the rings and the candidate 0 of the shaped one: arms are paired.
+
+A trajectory may have *fixed positions*, which hold a given token from t = 0 on: a beginning of the text, or any pattern. They
+have no clock, and a compass takes them as resolved. With the mask source that is exact: a perfect teacher's posterior given
+some tokens doesn't depend on t, so the rollout is the usual chain, begun at a later state of it, and gives texts *given* those
+tokens as exactly as it gives texts. With the uniform source it is an approximation: the teacher was trained on states in which
+each token is noise with probability 1 - kappa_t, takes the fixed ones for that, too, and so heeds them less than it should,
+the less the earlier (how much it costs on a tiny joint law stands in tests/pipeline/flow/test_rollout_exact.py).
 """
 
 from collections.abc import Sequence
@@ -32,6 +39,19 @@ from tsdfm.schemas.terms import Arm
 
 HALF_LOWEST = float(np.finfo(np.float16).min)
 TOPK_RESOLUTION = 2.0**-7  # nat, of the stored top-k: about what float16 holds at -8, and a twentieth fewer bytes
+
+
+@dataclass(frozen=True)
+class Begun:
+    """B trajectories that are to be rolled out together.
+
+    ids: in [0, 2^31), of which several may be equal; fixed [B, L] int64: the tokens of fixed positions (never [MASK]), -1 where
+    one is free, as at least one of each trajectory is (None: all are); use: what for; numbers of others are never drawn.
+    """
+
+    ids: Sequence[int]
+    fixed: Tensor | None = None
+    use: Use = Use.MAKE
 
 
 def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
@@ -80,37 +100,46 @@ def roll_out(
     Raises:
         WorkError: the teacher's logits or the compass's energies are not finite.
     """
-    noise = Noise(rollout.seed, torch.tensor(list(ids), device=teacher.head.weight.device))
-    return _rolled_out(teacher, compass, rollout, shaping, noise, arm)
+    return roll_out_begun(teacher, compass, rollout, shaping, Begun(ids), arm)
 
 
-def roll_out_blind(teacher: Denoiser, rollout: RolloutConfig, ids: Sequence[int], use: Use) -> list[JumpLog]:
+def roll_out_blind(
+    teacher: Denoiser, rollout: RolloutConfig, ids: Sequence[int], use: Use, fixed: Tensor | None = None
+) -> list[JumpLog]:
     """Roll out the trajectories `ids` of a model alone, for a use of their own. Else as `roll_out` on the blind arm.
 
     `use`: what for; numbers of another use, of a dataset's trajectories above all, are never drawn, whatever seed and ids.
+    `fixed`: as of `Begun`.
     """
-    noise = Noise(rollout.seed, torch.tensor(list(ids), device=teacher.head.weight.device), use)
-    return _rolled_out(teacher, None, rollout, ShapingConfig(candidates=1), noise, "blind")
+    return roll_out_begun(teacher, None, rollout, ShapingConfig(candidates=1), Begun(ids, fixed, use), "blind")
 
 
 @torch.no_grad()
-def _rolled_out(
-    teacher: Denoiser, compass: Compass | None, rollout: RolloutConfig, shaping: ShapingConfig, noise: Noise, arm: Arm
+def roll_out_begun(
+    teacher: Denoiser, compass: Compass | None, rollout: RolloutConfig, shaping: ShapingConfig, begun: Begun, arm: Arm
 ) -> list[JumpLog]:
-    device, ids = noise.device, noise.ids.tolist()
+    """Roll out trajectories that may have fixed positions: their logs then have a source, of either kind. Else as `roll_out`.
+
+    Raises ValueError where `begun` is not as it should be.
+    """
+    device, ids = teacher.head.weight.device, list(begun.ids)
+    noise = Noise(rollout.seed, torch.tensor(ids, device=device), begun.use)
     path, length, steps = MixturePath.of(teacher.config), rollout.length or teacher.config.length, rollout.steps
     shaper = Shaper(teacher, compass if arm == "shaped" else None, rollout, shaping, noise)
     batch, grid = len(ids), torch.tensor(rollout.times, dtype=torch.float64, device=device)
     shaped_steps = shaping.steps_of(rollout) if shaper.candidates > 1 else ()
     shaped = torch.tensor(np.isin(np.arange(steps), shaped_steps), device=device)
-    source = draw_source(path, noise, length)
-    rings = draw_rings(path, noise, rollout.times, length, clocks_of(rollout, teacher.config))
-    state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool)
+    source, free = draw_source(path, noise, length), None
+    if begun.fixed is not None:
+        source, free = _fixed_in(source, begun.fixed.to(device))
+    rings = draw_rings(path, noise, rollout.times, length, clocks_of(rollout, teacher.config), free)
+    state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool) if free is None else free.clone()
     recorder = _Recorder([], torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
                          torch.zeros(batch, steps, dtype=torch.long, device=device), shaped)
     for each in rounds(rings, shaped_steps):
         row, step = each.rows, each.steps
-        now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], shaped[step], 1 / steps, each.shaped)
+        now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], shaped[step], 1 / steps, each.shaped,
+                        None if free is None else free[row])
         jump = shaper.jump(now, each.clocks, SOLVERS[rollout.solver](teacher, now, shaper.advance))
         state[row], untouched[row] = jump.next_state, now.untouched & ~each.clocks.rings
         recorder.record(now, jump)
@@ -120,7 +149,17 @@ def _rolled_out(
         shaper.note("compass", torch.arange(batch, device=device), energy)
         final = quantise(energy[:, 0])
     shaper.check_finite()
-    return _split(recorder, ids, arm, None if path.mask_id is not None else source, state, final)
+    kept_source = None if path.mask_id is not None and free is None else source
+    return _split(recorder, ids, arm, kept_source, state, final)
+
+
+def _fixed_in(source: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+    """A source [B, L] with its fixed positions filled in, and which are free [B, L] bool."""
+    free = fixed < 0
+    if fixed.shape != source.shape or not bool(free.any(1).all()):
+        raise ValueError(f"fixed positions {tuple(fixed.shape)} of trajectories {tuple(source.shape)}: these must agree, and "
+                         "each trajectory have a free position")
+    return torch.where(free, source, fixed), free
 
 
 def _halved(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

@@ -21,7 +21,8 @@ class StepState:
 
     rows [A]: indices into the batch; steps [A] int64; t, t_next [A] float64: the jump's start and end; state [A, L] int64;
     untouched [A, L] bool: positions that still hold their source token; shaped [A] bool; dt: 1/N, what a student is told;
-    some_shaped: whether any is shaped, which nobody need ask the device.
+    some_shaped: whether any is shaped, which nobody need ask the device; free [A, L] bool: positions that have a clock (None:
+    all), of which a fixed one is not untouched.
     """
 
     rows: Tensor
@@ -33,6 +34,7 @@ class StepState:
     shaped: Tensor
     dt: float
     some_shaped: bool
+    free: Tensor | None = None
 
     @property
     def hidden_time(self) -> tuple[Tensor, Tensor]:
@@ -94,6 +96,8 @@ class Shaper:
         rings = self.noise.rings(now.rows, now.steps, now.state.shape[1], stage) < probability[:, None]
         if self.path.mask_id is not None:
             rings &= now.untouched
+        if now.free is not None:
+            rings &= now.free
         state = self.jump(replace(now, t_next=until), Ringing.of(rings), hidden, stage).next_state
         return replace(now, t=until, state=state, untouched=now.untouched & ~rings)
 

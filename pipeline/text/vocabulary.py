@@ -14,8 +14,10 @@ that holds its end-of-text token as a piece, Unigram say, does find a literal on
 """
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -156,6 +158,22 @@ class Vocabulary:
             raise InputError(f"{self.where}: the tokenizer can't encode this text ({first_line(error)}); give one whose "
                              "vocabulary has an unknown token, or all that the text holds") from None
         return [self._without_mask(encoding.ids) for encoding in encodings]
+
+    def encode_whole(self, text: str) -> list[int]:
+        """The ids of a text that nothing may be lost of. Raises InputError: some is [MASK], or unknown to the tokenizer."""
+        self.encode([text])  # refuses what the library can't encode
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        for number, (start, end) in zip(found.ids, found.offsets, strict=True):
+            if number in (self.mask_id, self._unknown):
+                raise InputError(f"the model has no token for {text[start:end]!r:.40}, or none that stands in texts; write it "
+                                 "otherwise")
+        return list(found.ids)
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        """The id for what the tokenizer doesn't know, if it has one."""
+        number = json.loads(self.tokenizer.to_str())["model"].get("unk_id")  # of Unigram; others name the token
+        return self._in_place_of_mask if number is None else int(number)
 
     def _without_mask(self, ids: list[int]) -> list[int]:
         """A model that holds [MASK] as a word of its own finds a literal one: it is an unknown word, or none."""

@@ -28,6 +28,9 @@ than kappa_t says. The model is told the t of the grid nevertheless. (The time a
 its place, made texts worse in a trial: a token that was redrawn early was redrawn from a noisier text.)
 
 Inner stages of the solvers `rk4` and `rk4_chained` have independent clocks always.
+
+**Fixed positions** have no clock. The others are numbered from left to right, and L is their number wherever it stands above:
+so each free clock's law is what it would be without them, and as evenly spaced clocks go, counts per step are as even.
 """
 
 from collections.abc import Sequence
@@ -54,16 +57,25 @@ def clocks_of(rollout: RolloutConfig, model: DenoiserConfig) -> Clocks:
 
 
 def draw_rings(
-    path: MixturePath, noise: Noise, times: Sequence[float], length: int, clocks: Clocks = "independent"
+    path: MixturePath, noise: Noise, times: Sequence[float], length: int, clocks: Clocks = "independent",
+    free: Tensor | None = None,
 ) -> Tensor:
-    """Rings [B, N, L] bool of B trajectories' clocks at each step of a grid of N + 1 times; mask source: each rings once."""
+    """Rings [B, N, L] bool of B trajectories' clocks at each step of a grid of N + 1 times; mask source: each rings once.
+
+    `free` [B, L] bool: the positions that have a clock; None: all.
+    """
     grid = torch.tensor(times, dtype=torch.float64, device=noise.device)
     if clocks == "independent":
-        return _independent(path, noise, grid, length)
-    if path.mask_id is not None:
-        return _spaced_once(path, noise, grid, length)
-    probability = path.ring_probability(grid[:-1], grid[1:])
-    return (_even if clocks == "even" else _systematic)(probability, noise, length)
+        rings = _independent(path, noise, grid, length)
+    elif path.mask_id is not None:
+        rings = _spaced_once(path, grid, _phases(noise, length, 1, free)[:, 0])
+    else:
+        probability = path.ring_probability(grid[:-1], grid[1:])
+        if clocks == "even":
+            rings = _even(probability, _phases(noise, length, 1, free))
+        else:
+            rings = _phases(noise, length, len(probability), free) < probability[:, None]
+    return rings if free is None else rings & free[:, None]
 
 
 def spread(length: int, device: torch.device) -> Tensor:
@@ -116,25 +128,35 @@ def _independent(path: MixturePath, noise: Noise, grid: Tensor, length: int) -> 
     return rings
 
 
-def _phases(noise: Noise, length: int, count: int) -> Tensor:
-    """`count` draws of the phases (r_i + u) / L of each trajectory's positions, uniform in [0, 1): [B, count, L] float64."""
+def _phases(noise: Noise, length: int, count: int, free: Tensor | None) -> Tensor:
+    """`count` draws of the phases (r_i + u) / L of each trajectory's positions, uniform in [0, 1): [B, count, L] float64.
+
+    Where only some are `free` [B, L], L is their number and i counts them; the others' phases are 0 and mean nothing.
+    """
     offset, u = noise.spacing(2 * count).view(-1, count, 2, 1).unbind(2)
+    if free is None:
+        return _grid(length, offset, u)
+    number = free.sum(1)
+    phases = u.new_zeros(len(free), count, length)
+    for each in number.unique().tolist():
+        rows = number == each
+        phases[(rows[:, None] & free)[:, None].expand_as(phases)] = _grid(each, offset[rows], u[rows]).flatten()
+    return phases
+
+
+def _grid(length: int, offset: Tensor, u: Tensor) -> Tensor:
+    """The phases [..., L] of L positions, of `offset` [..., 1] and `u` [..., 1] uniform in [0, 1)."""
     return (_shifted(length, (offset * length).long()) + u) / length
 
 
-def _spaced_once(path: MixturePath, noise: Noise, grid: Tensor, length: int) -> Tensor:
-    phase = _phases(noise, length, 1)[:, 0]
+def _spaced_once(path: MixturePath, grid: Tensor, phase: Tensor) -> Tensor:
     step = torch.searchsorted(path.kappa(grid[1:]), phase, right=True).clamp_max(len(grid) - 2)
-    rings = torch.zeros(len(phase), len(grid) - 1, length, dtype=torch.bool, device=noise.device)
+    rings = torch.zeros(len(phase), len(grid) - 1, phase.shape[1], dtype=torch.bool, device=phase.device)
     return rings.scatter_(1, step[:, None], True)
 
 
-def _systematic(probability: Tensor, noise: Noise, length: int) -> Tensor:
-    return _phases(noise, length, len(probability)) < probability[:, None]
-
-
-def _even(probability: Tensor, noise: Noise, length: int) -> Tensor:
+def _even(probability: Tensor, phases: Tensor) -> Tensor:
     sums = torch.cat([probability.new_zeros(1), probability.cumsum(0)])
-    rings = (sums[:, None] - _phases(noise, length, 1)).ceil().diff(dim=1) > 0
+    rings = (sums[:, None] - phases).ceil().diff(dim=1) > 0
     rings[:, -1] = True
     return rings

@@ -28,7 +28,7 @@ from tsdfm.schemas.regular import check_regular
 PROSE, RECORDS, TABLES = (".txt", ".text", ".md", ".markdown", ".rst"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 COLUMNS = (".parquet", ".arrow")
 KNOWN = (*PROSE, *RECORDS, *TABLES, *COLUMNS)
-CURE = "name the right one with --text-field (corpus.text_field)"
+CURE = "name the right one with --text-field (corpus.text_field), or --prompt-field for prompts"
 ROWS_AT_ONCE = 256
 LONGEST = 1 << 26  # characters of a document, and of a line: it is held as a whole, and its tokens take many times that
 BYTES_AT_ONCE = 1 << 20  # of a column, or characters of a line, read to see what they are
@@ -50,12 +50,25 @@ def is_known(path: Path) -> bool:
 
 def file_texts(path: Path, field: str) -> Texts:
     """The texts of a file, in order: `field` of its records or columns. Raises InputError naming what is wrong, and where."""
+    return _faults_told(path, lambda: _reader(path)(path, field))
+
+
+def short_texts(path: Path, field: str) -> Texts:
+    """As `file_texts`, but of plain text every line that is not blank is a text."""
+    return _faults_told(path, lambda: _prose_lines(path, field) if suffix_of(path) in PROSE else _reader(path)(path, field))
+
+
+def _reader(path: Path) -> Callable[[Path, str], Texts]:
     suffix = suffix_of(path)
     if suffix not in KNOWN:
         raise InputError(f"{path}: not a kind of file that texts are read from; give {', '.join(KNOWN)}, all but the last two "
                          f"also compressed ({', '.join(SUFFIXES)}), and name plain text .txt")
+    return _READERS[suffix]
+
+
+def _faults_told(path: Path, read: Callable[[], Texts]) -> Texts:
     try:
-        yield from _READERS[suffix](path, field)
+        yield from read()
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; convert it first") from None
     except (InputError, MemoryError):
@@ -132,6 +145,13 @@ def _prose(path: Path, field: str) -> Texts:
                                      "separate its parts by blank lines")
         if document:
             yield "".join(document).strip("\n")
+
+
+def _prose_lines(path: Path, field: str) -> Texts:
+    with plain_bytes(path) as stream:
+        lines = [line.removesuffix("\n") for line in _lines(path, _opened(stream)) if line.strip()]
+        _check_no_record(path, lines[0] if lines else "", field)
+        yield from lines
 
 
 def _check_no_record(path: Path, line: str, field: str) -> None:

@@ -5,7 +5,7 @@ anew from the design (ring subsets, products of posteriors, K-tuples of candidat
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from tsdfm.kernels import sample_rows
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.flow.rings.clocks import draw_rings
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.rollout import Begun, roll_out, roll_out_begun
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
 SAMPLES, FEWER, BATCH = 100_000, 40_000, 5_000  # FEWER: for what is checked beside the plain cases
@@ -32,6 +32,7 @@ class Space:
     vocab: int
     mask: int | None
     length: int = 3
+    fixed: tuple = ()  # pairs (position, token)
 
     @property
     def states(self):
@@ -49,14 +50,20 @@ class Space:
 
     def start(self):
         p = np.zeros(self.vocab**self.length)
-        if self.mask is None:
-            p[:] = 1 / len(p)
-        else:
-            p[self.index([self.mask] * self.length)] = 1
-        return p
+        free = self.tokens if self.mask is None else [self.mask]
+        for state in itertools.product(*[[dict(self.fixed)[i]] if i in dict(self.fixed) else free for i in range(self.length)]):
+            p[self.index(state)] = 1
+        return p / p.sum()
 
     def eligible(self, state):
-        return [i for i in range(self.length) if self.mask is None or state[i] == self.mask]
+        return [i for i in self.free if self.mask is None or state[i] == self.mask]
+
+    @property
+    def free(self):
+        return [i for i in range(self.length) if i not in dict(self.fixed)]
+
+    def given(self, fixed):
+        return replace(self, fixed=tuple(fixed))
 
 
 @dataclass(frozen=True)
@@ -215,9 +222,7 @@ def sample(teacher, compass, space, rollout, shaping, arm, samples=SAMPLES):  # 
 
 def replay(logs, space, steps):
     digits = space.vocab ** np.arange(space.length - 1, -1, -1)
-    states = np.full((len(logs), space.length), -1 if space.mask is None else space.mask)
-    if space.mask is None:
-        states = np.stack([log.source_tokens for log in logs]).astype(int)
+    states = np.stack([log.source(space.mask) for log in logs]).astype(int)
     row = np.repeat(np.arange(len(logs)), [len(log.event_step) for log in logs])
     when, position, token = (np.concatenate([getattr(log, f"event_{name}") for log in logs])
                              for name in ("step", "position", "token"))
@@ -528,12 +533,14 @@ def test_rings_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch, space, b
     assert rings.any(1).all()
 
 
-def phases(ends):
-    """The phases of three positions, with their probabilities, as far as they lie differently between `ends`. From the definition: van der
-    Corput's ranks of positions 0, 1, 2 (binary 00, 01, 10, read backwards 0, 2, 1) are 0, 2, 1, counted from any of the three on."""
-    cuts = sorted({0.0, 1.0, *(3 * end - r for end in ends for r in range(3) if 0 < 3 * end - r < 1)})
-    return [((high - low) / 3, [([0, 2, 1][(i + offset) % 3] + (low + high) / 2) / 3 for i in range(3)])
-            for offset in range(3) for low, high in itertools.pairwise(cuts)]
+def phases(ends, free):
+    """The phases of `free` positions, with their probabilities, as far as they lie differently between `ends`. From the definition: van der
+    Corput's ranks of three positions (binary 00, 01, 10, read backwards 0, 2, 1) are 0, 2, 1, counted from any of the three on."""
+    n = len(free)
+    ranks = {1: [0], 2: [0, 1], 3: [0, 2, 1]}[n]
+    cuts = sorted({0.0, 1.0, *(n * end - r for end in ends for r in range(n) if 0 < n * end - r < 1)})
+    return [((high - low) / n, {i: (ranks[(k + offset) % n] + (low + high) / 2) / n for k, i in enumerate(free)})
+            for offset in range(n) for low, high in itertools.pairwise(cuts)]
 
 
 def spaced_patterns(space, steps, exponent):
@@ -541,22 +548,23 @@ def spaced_patterns(space, steps, exponent):
     if space.mask is not None:
         ends = [((s + 1) / steps) ** exponent for s in range(steps)]
         patterns = []
-        for weight, phase in phases(set(ends)):
-            when = [next(s for s, end in enumerate(ends) if x < end or s == steps - 1) for x in phase]
-            patterns.append((weight, [tuple(i for i in range(3) if when[i] == s) for s in range(steps)]))
+        for weight, phase in phases(set(ends), space.free):
+            when = {i: next(s for s, end in enumerate(ends) if x < end or s == steps - 1) for i, x in phase.items()}
+            patterns.append((weight, [tuple(i for i in when if when[i] == s) for s in range(steps)]))
         return patterns
     each = []
     for s in range(steps):
         g = ring(s / steps, (s + 1) / steps, exponent)
-        each.append([(weight, tuple(i for i in range(3) if phase[i] < g)) for weight, phase in phases({g})])
+        each.append([(weight, tuple(i for i, x in phase.items() if x < g)) for weight, phase in phases({g}, space.free)])
     return [(np.prod([weight for weight, _ in chain]), [rung for _, rung in chain]) for chain in itertools.product(*each)]
 
 
-def even_patterns(steps, exponent):
+def even_patterns(space, steps, exponent):
     """The same of `even` clocks: the sum of g passes each phase, and the phase plus 1, 2, ..."""
     sums = np.cumsum([0.0] + [ring(s / steps, (s + 1) / steps, exponent) for s in range(steps)])
-    return [(weight, [*(tuple(i for i in range(3) if any(low <= phase[i] + n < high for n in range(5)))
-                        for low, high in itertools.pairwise(sums[:-1])), (0, 1, 2)]) for weight, phase in phases(set(sums % 1))]
+    return [(weight, [*(tuple(i for i, x in phase.items() if any(low <= x + n < high for n in range(5)))
+                        for low, high in itertools.pairwise(sums[:-1])), tuple(space.free)])
+            for weight, phase in phases(set(sums % 1), space.free)]
 
 
 @pytest.mark.parametrize(("steps", "exponent"), [(1, 1.0), (2, 2.0), (4, 1.0), (4, 0.5)])
@@ -581,7 +589,7 @@ def test_spaced_clocks(build, space, steps, exponent):
 def test_even_clocks(build):
     teacher, _, table, _ = build(UNIFORM, 4)
     states = sample(teacher, None, UNIFORM, RolloutConfig(steps=4, seed=16, clocks="even"), ShapingConfig(), "blind")
-    assert_all_steps_follow(states, enumerate_patterns(UNIFORM, table, even_patterns(4, 1.0)))
+    assert_all_steps_follow(states, enumerate_patterns(UNIFORM, table, even_patterns(UNIFORM, 4, 1.0)))
 
 
 @TWO_SPACES
@@ -591,6 +599,152 @@ def test_shaped_on_spaced_clocks(build, space):
     states = sample(teacher, compass, space, RolloutConfig(steps=2, seed=17, clocks="spaced"), shaping, "shaped")
     choice = Choice(energy, 3, "resample", 2.0, 1.0)
     assert_all_steps_follow(states, enumerate_patterns(space, table, spaced_patterns(space, 2, 1.0), choice))
+
+
+def fixed_patterns(space):
+    """Every set of fixed positions but all, in each of which another token is first."""
+    sets = [places for size in range(space.length) for places in itertools.combinations(range(space.length), size)]
+    tokens = space.tokens
+    return [tuple((i, tokens[(number + i) % len(tokens)]) for i in places) for number, places in enumerate(sets)]
+
+
+def sample_given(models, space, rollout, shaping, samples):
+    """For each of `fixed_patterns`, which take turns in every batch: [N + 1, samples] as `sample`."""
+    patterns = fixed_patterns(space)
+    rows = torch.full((len(patterns), space.length), -1)
+    for row, pattern in zip(rows, patterns, strict=True):
+        for position, token in pattern:
+            row[position] = token
+    found = []
+    for start in range(0, samples * len(patterns), 3500):
+        ids = torch.arange(start, start + 3500)
+        begun = Begun(ids.tolist(), rows[ids % len(patterns)])
+        logs = roll_out_begun(models[0], models[1], rollout, shaping, begun, "shaped" if models[1] else "blind")
+        found.append(replay(logs, space, rollout.steps))
+    indices = np.concatenate(found, 1)
+    return [(space.given(pattern), indices[:, number :: len(patterns)]) for number, pattern in enumerate(patterns)]
+
+
+@pytest.mark.parametrize(("steps", "exponent"), [(1, 1.0), (2, 2.0), (4, 0.5)])
+@TWO_SPACES
+def test_fixed_positions(build, space, steps, exponent):
+    """Every set of them, in one batch. They hold their tokens from t = 0 on, the teacher sees them, and the others' clocks are the path's.
+
+    Of the mask source that is the chain itself, from a later state on; of the uniform one a chain in which these tokens are
+    never noise, with a teacher that can't know it: see `test_texts_given_fixed_positions`.
+    """
+    teacher, _, table, _ = build(space, steps, exponent=exponent)
+    for given, states in sample_given((teacher, None), space, RolloutConfig(steps=steps, seed=21, temperature=0.8), ShapingConfig(), 3500):
+        assert_all_steps_follow(states, enumerate_chain(given, table, steps, exponent=exponent, temperature=0.8))
+
+
+@pytest.mark.parametrize("clocks", ["spaced", "even"])
+@TWO_SPACES
+def test_fixed_positions_on_clocks_drawn_together(build, space, clocks):
+    if clocks == "even" and space.mask is not None:
+        return  # there are none
+    teacher, _, table, _ = build(space, 4)
+    for given, states in sample_given((teacher, None), space, RolloutConfig(steps=4, seed=22, clocks=clocks), ShapingConfig(), 3500):
+        patterns = spaced_patterns(given, 4, 1.0) if clocks == "spaced" else even_patterns(given, 4, 1.0)
+        assert_all_steps_follow(states, enumerate_patterns(given, table, patterns))
+
+
+@TWO_SPACES
+def test_shaped_around_fixed_positions(build, space):
+    teacher, compass, table, energy = build(space, 2)
+    shaping = ShapingConfig(candidates=2, select="resample", beta=2.0)
+    choice = Choice(energy, 2, "resample", 2.0, 1.0)
+    for given, states in sample_given((teacher, compass), space, RolloutConfig(steps=2, seed=23), shaping, 3500):
+        assert_all_steps_follow(states, enumerate_chain(given, table, 2, choice))
+
+
+@pytest.mark.parametrize("chained", [False, True], ids=["rk4", "rk4_chained"])
+@pytest.mark.parametrize("space", [Space("mask", 3, 2, 2), Space("uniform", 3, None, 2)], ids=["mask", "uniform"])
+def test_rk4_around_fixed_positions(build, space, chained):
+    """They ring in no inner stage either."""
+    teacher, _, table, _ = build(space, 2)
+    rollout = RolloutConfig(steps=2, seed=24, solver="rk4_chained" if chained else "rk4")
+    for given, states in sample_given((teacher, None), space, rollout, ShapingConfig(), 3500):
+        assert_all_steps_follow(states, enumerate_chain(given, table, 2, step=rk4_step, chained=chained))
+
+
+@TWO_SPACES
+@pytest.mark.parametrize("clocks", ["independent", "spaced"])
+def test_nothing_fixed_is_as_ever(build, space, clocks):
+    """To the bit; only the log of masks has a source."""
+    teacher, compass, _, _ = build(space, 4)
+    rollout, shaping = RolloutConfig(steps=4, seed=25, clocks=clocks), ShapingConfig(candidates=3)
+    plain = roll_out(teacher, compass, rollout, shaping, range(50), "shaped")
+    begun = roll_out_begun(teacher, compass, rollout, shaping, Begun(range(50), torch.full((50, 3), -1)), "shaped")
+    for a, b in zip(plain, begun, strict=True):
+        equal(a, b, but=("source_tokens",))
+        np.testing.assert_array_equal(a.source(space.mask), b.source(space.mask))
+
+
+def test_patterns_that_cannot_be(build):
+    teacher, _, _, _ = build(MASK3, 2)
+    for fixed in (torch.full((2, 3), 1), torch.tensor([[1, 1, 1], [1, 1, -1]]), torch.full((1, 3), -1), torch.full((2, 2), -1)):
+        with pytest.raises(ValueError, match="fixed positions"):
+            roll_out_begun(teacher, None, RolloutConfig(steps=2), ShapingConfig(), Begun(range(2), fixed), "blind")
+
+
+def of_joint(joint, space, steps):
+    """The table of a teacher that was trained without an error on texts of the distribution `joint` [3, 3, 3]: its logits are those of
+    p(x_1 | x_t, t), by enumeration of the 27 texts and of how each may have become x_t."""
+    texts = np.array(list(itertools.product(space.tokens, repeat=3)))
+    table = np.zeros((2 * steps + 1, space.vocab**3, 3, space.vocab))
+    for cell, (x, state) in itertools.product(range(2 * steps + 1), enumerate(space.states)):
+        kappa, same = cell / (2 * steps), texts == np.array(state)
+        seen = same | (np.array(state) == space.mask) if space.mask is not None else kappa * same + (1 - kappa) / 3
+        weight = joint.ravel() * seen.prod(1)
+        for i, v in itertools.product(range(3), range(space.vocab)):
+            table[cell, x, i, v] = weight[texts[:, i] == v].sum()
+    return np.log(np.maximum(table, 1e-30))
+
+
+def distances(joint, space, steps):
+    """By set of fixed positions: the total variation between what is sampled and joint given the fixed tokens, averaged over these."""
+    table, texts = of_joint(joint, space, steps), list(itertools.product(space.tokens, repeat=3))
+    found = {}
+    for places in [(), (0,), (1,), (0, 1), (0, 2)]:
+        far = 0.0
+        for tokens in itertools.product(space.tokens, repeat=len(places)):
+            given, wanted = space.given(zip(places, tokens, strict=True)), np.zeros(space.vocab**3)
+            for text, p in zip(texts, joint.ravel(), strict=True):
+                wanted[space.index(text)] = p * all(text[i] == token for i, token in given.fixed)
+            far += np.abs(wanted - wanted.sum() * sampled(given, table, steps)).sum() / 2
+        found[places] = far
+    return found
+
+
+def sampled(space, table, steps):
+    """The distribution of the end states, as `enumerate_chain` has it, of states that are reached."""
+    p = space.start()
+    for s in range(steps):
+        g = ring(s / steps, (s + 1) / steps, 1.0)
+        p = sum(p[i] * jump(space, space.states[i], posterior(table[2 * s, i], space, 1.0), g, None, None) for i in np.flatnonzero(p))
+    return p
+
+
+def test_texts_given_fixed_positions():
+    """How far texts are from the law of texts given the fixed tokens, of a teacher without an error; by enumeration, no sample is drawn.
+
+    Mask source: what there is to see goes as 1 / N, is tokens written in the same step (as it is with nothing fixed, and less), and is
+    nothing where one position is free. Uniform source: with nothing fixed it goes as 1 / N, too; around fixed tokens it does not go
+    away. In total variation, of this law, with the first token fixed: 0.292, 0.138, 0.100 and 0.091 in 1, 4, 16 and 64 steps, where the mask source
+    has 0.118, 0.030, 0.007 and 0.002.
+    """
+    joint = np.exp(1.5 * np.random.default_rng(1).standard_normal((3, 3, 3)))
+    joint /= joint.sum()
+    masks, others = ({n: distances(joint, space, n) for n in (1, 4, 16, 64)} for space in (MASK3, UNIFORM))
+    for n, far in masks.items():
+        assert far[0, 1] < 1e-12 > far[0, 2]
+        assert max(far[0,], far[1,]) < far[()] < 0.35 / n
+    for n, far in others.items():
+        assert far[()] < 0.45 / n
+    assert all(0.05 < far < 0.1 for places, far in others[64].items() if places), others[64]
+    for found, wanted in ((masks, [0.118, 0.030, 0.007, 0.002]), (others, [0.292, 0.138, 0.100, 0.091])):
+        assert [far[0,] for far in found.values()] == pytest.approx(wanted, abs=0.001)
 
 
 @SPACES

@@ -177,3 +177,19 @@ def test_spaced_clocks_cost_no_more_passes(tiny_models):
         logs = roll_out_blind(model, RolloutConfig(steps=4, clocks=clocks), range(20), use=1)  # type: ignore[arg-type]  # MEASURE
         assert all(len(np.unique(log.event_step)) <= 4 for log in logs)
         assert all(len(log.event_step) == 16 for log in logs)
+
+
+@pytest.mark.parametrize(("source", "clocks"), [("mask", "spaced"), ("uniform", "spaced"), ("uniform", "even")])
+def test_clocks_are_spaced_over_the_free_positions(source, clocks):
+    """Of each trajectory its own: they ring as a shorter text's do, and as evenly; fixed ones never ring. Independent ones ring as ever."""
+    steps, length, batch = 4, 16, 400
+    free = torch.rand(batch, length, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.1, 1, batch)[:, None]
+    free[:, 5] = True
+    noise, times = Noise(5, torch.arange(batch)), RolloutConfig(steps=steps).times
+    drawn = draw_rings(path(source), noise, times, length, clocks, free)
+    assert not (drawn & ~free[:, None]).any()
+    for row in range(batch):
+        alone = draw_rings(path(source), Noise(5, torch.tensor([row])), times, int(free[row].sum()), clocks)
+        torch.testing.assert_close(drawn[row][:, free[row]], alone[0])
+    independent = draw_rings(path(source), noise, times, length, "independent")
+    torch.testing.assert_close(draw_rings(path(source), noise, times, length, "independent", free), independent & free[:, None])
