@@ -59,6 +59,9 @@ class EvaluateConfig(Frozen):
         "lower perplexity, too"))
     temperatures: Temperatures = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), description="Temperatures of the frontier")
     reference: bool = Field(True, description="Measure real held-out text, too")
+    naive: bool = Field(False, description=(
+        "Measure naive samplers, too, which are made from the corpus's training text and are known to be bad: a measure that "
+        "ranks them beside real text can't tell"))
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
@@ -75,7 +78,7 @@ class EvaluateConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False, address="local")
+        return without_newer(handler(self), info, dtype="float32", compile=False, address="local", naive=False)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
@@ -192,3 +195,6 @@ class Results(Frozen):
     remarks: list[str] = Field(default_factory=list, description="what to know before reading a figure")
     rows: list[Row]
     reference: list[Row] = Field(description="real held-out text, once per vocabulary and length of the models; may be empty")
+    naive: list[Row] = Field(default_factory=list, description=(
+        "texts of naive samplers, as often as real text: 'model' says which (unigram, shuffled, repeated, copied), and what "
+        "is null in real text is null here"))

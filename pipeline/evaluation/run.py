@@ -21,17 +21,16 @@ import torch
 from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
+from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, naive_texts, real_texts
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
-from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, sample_texts, summarise, why_unfit
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.pipeline.storage.hub.models import pinned
-from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
-from tsdfm.schemas.corpus import BUILT_IN, HUB
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Results, Row
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
@@ -102,12 +101,13 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
         run = _Run(config, SampleCache(folder), judges, short_names([*config.model, *config.evaluator]), progress)
         reference = run.references(subjects) if config.reference else []
+        naive = run.naive(subjects) if config.naive else []
         devices = set() if maker is None else run.have_made(subjects, maker)
         rows = run.rows(subjects)
         results = Results(
             command=command, settings=config, versions=_versions(), method=METHOD,
             device=", ".join(sorted(devices)) or _device_name(device),
-            threads=torch.get_num_threads(), rows=rows, reference=reference, remarks=list(run.remarks.values()),
+            threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, remarks=list(run.remarks.values()),
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
@@ -191,27 +191,23 @@ class _Run:
 
     def references(self, subjects: list[Subject]) -> list[Row]:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
-        kinds = {(each.opened.vocabulary.fingerprint, each.opened.network.config.length): each.opened for each in subjects}
-        corpus, rows = self.config.corpus, []
-        for (vocabulary, length), opened in kinds.items():
-            def make(opened: ModelFolder[Denoiser] = opened, length: int = length) -> Samples:
-                stream = held_out_stream(corpus, opened.vocabulary, self.progress)
-                return of_tokens(windows_of(stream, length, self.config.samples).numpy(), opened.vocabulary)
+        return [self._corpus_row(real_texts(self.config, opened, self.progress), "real texts") for opened in _kinds(subjects)]
 
-            identity = {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
-                        "vocabulary": vocabulary, "length": length, "samples": self.config.samples,
-                        **({} if corpus.path == BUILT_IN else {"clean": corpus.clean})}
-            labels = {"model": f"corpus {corpus.path}", "steps": None, "temperature": None, "seed": None}
-            samples = self.cache.samples(identity, labels, make)
-            found = {}
-            for number, judge in enumerate(self.judges, 1):
-                found[judge.name] = self._likelihood(identity, samples, judge)
+    def naive(self, subjects: list[Subject]) -> list[Row]:
+        """Judge the texts of naive samplers, as often."""
+        return [self._corpus_row(texts, f"naive texts ({texts.name})") for opened in _kinds(subjects)
+                for texts in naive_texts(self.config, opened, self.progress)]
+
+    def _corpus_row(self, texts: CorpusTexts, what: str) -> Row:
+        samples, found = self.cache.samples(texts.identity, texts.labels, texts.make), {}
+        for number, judge in enumerate(self.judges, 1):
+            found[judge.name] = self._likelihood(texts.identity, samples, judge)
+            if texts.is_real:
                 self._note(judge, samples, found[judge.name])
-                self.progress("judging real texts", number * len(samples.texts), len(self.judges) * len(samples.texts),
-                              f"judge {self.names[judge.name]}")
-            rows.append(_row_of(summarise(samples, found), model=corpus.path, fingerprint=key_of(identity),
-                                vocabulary=vocabulary, steps=None, temperature=None))
-        return rows
+            self.progress(f"judging {what}", number * len(samples.texts), len(self.judges) * len(samples.texts),
+                          f"judge {self.names[judge.name]}")
+        return _row_of(summarise(samples, found), model=texts.name, fingerprint=key_of(texts.identity),
+                       vocabulary=texts.vocabulary, steps=None, temperature=None)
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
@@ -223,6 +219,12 @@ class _Run:
         remark = why_unfit(judge, samples, found)
         if remark is not None:
             self.remarks.setdefault((judge.name, samples.vocabulary), f"judge {self.names[judge.name]} {remark}")
+
+
+def _kinds(subjects: list[Subject]) -> list[ModelFolder[Denoiser]]:
+    """A model of each vocabulary and length that there is."""
+    return list({(each.opened.vocabulary.fingerprint, each.opened.network.config.length): each.opened
+                 for each in subjects}.values())
 
 
 def _rollout(config: EvaluateConfig, steps: int, temperature: float) -> RolloutConfig:
@@ -302,16 +304,6 @@ def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)
     return Subject(name, opened)
-
-
-def _stamp(corpus: str) -> list[list[int]]:
-    """Sizes and times of a corpus's files, so that a changed one is read anew; of 'python' and the Hub, nothing."""
-    if corpus == BUILT_IN or corpus.startswith(HUB):
-        return []
-    path = Path(corpus)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.is_file()]
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
 def _versions() -> dict[str, str]:
