@@ -62,6 +62,8 @@ class EvaluateConfig(Frozen):
     naive: bool = Field(False, description=(
         "Measure naive samplers, too, which are made from the corpus's training text and are known to be bad: a measure that "
         "ranks them beside real text can't tell"))
+    memorisation: bool = Field(True, description=(
+        "Look for the texts' 8-grams in the corpus's training text, if real text or naive samplers are measured"))
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
@@ -78,7 +80,8 @@ class EvaluateConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False, address="local", naive=False)
+        return without_newer(handler(self), info, dtype="float32", compile=False, address="local", naive=False,
+                             memorisation=True)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
@@ -111,6 +114,15 @@ class TextScore(Perplexity):
     distinct_4: float | None = Field(description="null where no text has four tokens")
 
 
+class Memorised(Frozen):
+    """How much of some texts stands in the corpus."""
+
+    memorised: float | None = Field(None, description=(
+        "share of the texts' 8-grams (of the model's tokens) that occur in the training part of the corpus; null where it was "
+        "not read, or texts are shorter"))
+    memorised_standard_error: float | None = Field(None, description="over texts")
+
+
 class Measures(Frozen):
     """Figures of one set of texts."""
 
@@ -127,7 +139,7 @@ class Measures(Frozen):
     judges: dict[str, Perplexity] = Field(description="by evaluator, as named in the config")
 
 
-class Row(Measures):
+class Row(Measures, Memorised):
     """Figures of one model at one step count and temperature."""
 
     model: str = Field(description="as named in the config; of real text, the corpus")

@@ -6,7 +6,7 @@ from rich.table import Table
 from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import print_whole, say
 from tsdfm.jobs.shell.flags import Planner, config_command, flags_of
-from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
+from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, share, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.plan import Plan, PlanWish
 
@@ -19,7 +19,7 @@ def show_results(results: Results) -> None:
     title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ["model", "n", "T", "NFE", *(f"ppl, {judges[name]}" for name in results.judges), "entropy, bits", "distinct-2",
-               "distinct-4", "self-BLEU", "tokens/s"]
+               "distinct-4", "self-BLEU", "memorised", "tokens/s"]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in results.reference:
@@ -46,7 +46,7 @@ def _in_windows(results: Results) -> list[str]:
 def _figures(row: Row, results: Results) -> list[str]:
     return [*(ppl_interval(row.judges[name]) for name in results.judges),
             plus_minus(row.entropy_bits, row.entropy_standard_error, 3), f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}",
-            f"{row.self_bleu:.3f}"]
+            f"{row.self_bleu:.3f}", share(row.memorised)]
 
 
 def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:

@@ -128,6 +128,23 @@ def test_naive_samplers_have_rows_of_their_own(cli, arguments, counts, tmp_path)
     assert "naive: repeated" in cli(*arguments, "--naive").stdout
 
 
+def test_memorisation_is_in_every_row_and_counted_once(cli, arguments, monkeypatch, tmp_path, tiny_models):
+    report, _ = run(cli, arguments, "--naive")
+    naive = {row["model"]: row["memorised"] for row in report["naive"]}
+    assert naive["copied"] == 1
+    assert naive["shuffled"] < 0.1
+    assert 0 < report["reference"][0]["memorised"] < 1  # of sentences that all documents share, but for their numbers
+    assert all(row["memorised"] < 0.1 for row in report["rows"])  # of models whose weights are random
+    assert all(row["memorised_standard_error"] is not None for row in report["rows"])
+    monkeypatch.setattr(module, "training_stream", None)  # which is not asked for again
+    again, _ = run(cli, arguments, "--naive")
+    assert [again[table] for table in ("naive", "reference", "rows")] == [report[table] for table in ("naive", "reference", "rows")]
+    assert "100.0 %" in cli(*arguments, "--naive").stdout
+    for flags in (["--no-memorisation"], ["--no-reference"]):
+        without, _ = run(cli, arguments, *flags, "--out", tmp_path / "other")
+        assert {row["memorised"] for row in [*without["rows"], *without["reference"]]} == {None}
+
+
 def test_naive_samplers_need_text_as_long_as_the_models(cli, arguments, tmp_path, counts):
     short = tmp_path / "short.txt"
     short.write_text("a b")
