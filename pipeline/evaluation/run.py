@@ -1,7 +1,7 @@
 """An evaluation: sample models, judge their texts and real ones, and keep everything in a folder.
 
     FOLDER/results.json      all figures; FOLDER/frontier.json and frontier.png where temperatures were swept
-    FOLDER/samples, scores   see `sample_cache`
+    FOLDER/samples, scores, counts   see `sample_cache`
 
 A rerun makes only what the folder lacks: sets of texts and scores are found by fingerprints, step count, temperature and seed.
 """
