@@ -21,7 +21,7 @@ import torch
 from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
-from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, naive_texts, real_texts
+from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, kinds_of, naive_texts, real_texts
 from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
@@ -33,6 +33,7 @@ from tsdfm.pipeline.evaluation.sample_cache import (
     of_method,
 )
 from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
@@ -206,11 +207,13 @@ class _Run:
 
     def references(self, subjects: list[Subject]) -> list[Row]:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
-        return [self._corpus_row(real_texts(self.config, opened, self.progress), "real texts") for opened in _kinds(subjects)]
+        return [self._corpus_row(real_texts(self.config, opened, self.progress), "real texts")
+                for opened in kinds_of([each.opened for each in subjects])]
 
     def naive(self, subjects: list[Subject]) -> list[Row]:
         """Judge the texts of naive samplers, as often."""
-        return [self._corpus_row(texts, f"naive texts ({texts.name})") for opened in _kinds(subjects)
+        return [self._corpus_row(texts, f"naive texts ({texts.name})")
+                for opened in kinds_of([each.opened for each in subjects])
                 for texts in naive_texts(self.config, opened, self.progress)]
 
     def memorised(self, subjects: list[Subject], *tables: list[Row]) -> list[list[Row]]:
@@ -249,15 +252,9 @@ class _Run:
             self.remarks.setdefault((judge.name, samples.vocabulary), f"judge {self.names[judge.name]} {remark}")
 
 
-def _kinds(subjects: list[Subject]) -> list[ModelFolder[Denoiser]]:
-    """A model of each vocabulary and length that there is."""
-    return list({(each.opened.vocabulary.fingerprint, each.opened.network.config.length): each.opened
-                 for each in subjects}.values())
-
-
 def _rollout(config: EvaluateConfig, steps: int, temperature: float) -> RolloutConfig:
     return RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
-                         dtype=config.dtype, compile=config.compile)
+                         dtype=config.dtype, compile=config.compile, clocks=config.clocks)
 
 
 def _same(found: Likelihood) -> Likelihood:
@@ -311,6 +308,7 @@ def _folder(out: str | None) -> Iterator[Path]:
 
 def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     opened = load_model(name)
+    clocks_of(RolloutConfig(clocks=config.clocks), opened.network.config)
     prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)
     return Subject(name, opened)

@@ -44,7 +44,7 @@ def key_of(identity: Identity) -> str:
 
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method."""
-    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile))
+    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks))
                 if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
     return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
             **computed}

@@ -3,7 +3,7 @@
 They have the length and the tokens of a model's texts, so each is made once for every vocabulary and length of the models.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,11 @@ class CorpusTexts:
     def is_real(self) -> bool:
         """Whether people wrote these texts, as they stand."""
         return "naive" not in self.identity
+
+
+def kinds_of(models: Sequence[ModelFolder[Denoiser]]) -> list[ModelFolder[Denoiser]]:
+    """A model of each vocabulary and length that there is."""
+    return list({(each.vocabulary.fingerprint, each.network.config.length): each for each in models}.values())
 
 
 def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
