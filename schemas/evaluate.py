@@ -59,6 +59,11 @@ class EvaluateConfig(Frozen):
         "lower perplexity, too"))
     temperatures: Temperatures = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), description="Temperatures of the frontier")
     reference: bool = Field(True, description="Measure real held-out text, too")
+    naive: bool = Field(False, description=(
+        "Measure naive samplers, too, which are made from the corpus's training text and are known to be bad: a measure that "
+        "ranks them beside real text can't tell"))
+    memorisation: bool = Field(True, description=(
+        "Look for the texts' 8-grams in the corpus's training text, if real text or naive samplers are measured"))
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
@@ -78,7 +83,8 @@ class EvaluateConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False, address="local", clocks=None)
+        return without_newer(handler(self), info, dtype="float32", compile=False, address="local", clocks=None, naive=False,
+                             memorisation=True)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
@@ -111,6 +117,15 @@ class TextScore(Perplexity):
     distinct_4: float | None = Field(description="null where no text has four tokens")
 
 
+class Memorised(Frozen):
+    """How much of some texts stands in the corpus."""
+
+    memorised: float | None = Field(None, description=(
+        "share of the texts' 8-grams (of the model's tokens) that occur in the training part of the corpus; null where it was "
+        "not read, or texts are shorter"))
+    memorised_standard_error: float | None = Field(None, description="over texts")
+
+
 class Measures(Frozen):
     """Figures of one set of texts."""
 
@@ -127,7 +142,7 @@ class Measures(Frozen):
     judges: dict[str, Perplexity] = Field(description="by evaluator, as named in the config")
 
 
-class Row(Measures):
+class Row(Measures, Memorised):
     """Figures of one model at one step count and temperature."""
 
     model: str = Field(description="as named in the config; of real text, the corpus")
@@ -195,3 +210,6 @@ class Results(Frozen):
     remarks: list[str] = Field(default_factory=list, description="what to know before reading a figure")
     rows: list[Row]
     reference: list[Row] = Field(description="real held-out text, once per vocabulary and length of the models; may be empty")
+    naive: list[Row] = Field(default_factory=list, description=(
+        "texts of naive samplers, as often as real text: 'model' says which (unigram, shuffled, repeated, copied), and what "
+        "is null in real text is null here"))

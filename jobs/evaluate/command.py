@@ -6,7 +6,7 @@ from rich.table import Table
 from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import print_whole, say
 from tsdfm.jobs.shell.flags import Planner, config_command, flags_of
-from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, short_names
+from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, share, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.plan import Plan, PlanWish
 
@@ -14,16 +14,18 @@ FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
 
 
 def show_results(results: Results) -> None:
-    """Print the rows as a table, real text first."""
+    """Print the rows as a table, real text first, then naive samplers."""
     judges, models = short_names(list(results.judges)), short_names(list(results.settings.model))
     title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ["model", "n", "T", "NFE", *(f"ppl, {judges[name]}" for name in results.judges), "entropy, bits", "distinct-2",
-               "distinct-4", "self-BLEU", "tokens/s"]
+               "distinct-4", "self-BLEU", "memorised", "tokens/s"]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in results.reference:
         table.add_row("real text", "", "", "", *_figures(row, results), "")
+    for row in results.naive:
+        table.add_row(f"naive: {row.model}", "", "", "", *_figures(row, results), "")
     for row in results.rows:
         table.add_row(models[row.model], str(row.steps), f"{row.temperature:g}", f"{row.nfe:.2f}", *_figures(row, results),
                       f"{row.tokens_per_second:,.0f}")
@@ -32,7 +34,7 @@ def show_results(results: Results) -> None:
 
 def _in_windows(results: Results) -> list[str]:
     """What to know of judges whose positions were too few for some texts."""
-    names, rows, lines = short_names(list(results.judges)), [*results.reference, *results.rows], []
+    names, rows, lines = short_names(list(results.judges)), [*results.reference, *results.naive, *results.rows], []
     for judge, facts in results.judges.items():
         long = sum(row.judges[judge].in_windows for row in rows)
         if long:
@@ -44,7 +46,7 @@ def _in_windows(results: Results) -> list[str]:
 def _figures(row: Row, results: Results) -> list[str]:
     return [*(ppl_interval(row.judges[name]) for name in results.judges),
             plus_minus(row.entropy_bits, row.entropy_standard_error, 3), f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}",
-            f"{row.self_bleu:.3f}"]
+            f"{row.self_bleu:.3f}", share(row.memorised)]
 
 
 def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
@@ -56,7 +58,8 @@ def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
 @config_command("evaluate", EvaluateConfig, planner=Planner(_plan, show_plan),
                 flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)),
                 shown=show_results, common=(
-    "--model --steps --evaluator -n --number --temperature --frontier --reference --corpus --out --address --seed --plan"))
+    "--model --steps --evaluator -n --number --temperature --frontier --reference --naive --corpus --out --address --seed "
+    "--plan"))
 def evaluate_command(config: EvaluateConfig) -> Results:
     """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
 

@@ -18,6 +18,7 @@ from tsdfm.jobs.plan.rates import as_json, this_machine
 from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
+from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
 from tsdfm.pipeline.evaluation.samples import Samples, summarise
@@ -39,7 +40,7 @@ def plan_evaluate(config: EvaluateConfig, wish: PlanWish) -> Plan:
     if config.out is not None:
         check_writable(Path(config.out))
     job = EvaluateJob.of(config)
-    if config.reference:
+    if config.reference or config.naive:
         say_corpus(config.corpus)
     return plan_of(job, wish)
 
@@ -75,7 +76,7 @@ class EvaluateJob:
         return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
                 "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
                 "compile": self.config.compile, "reference": self.config.reference,
-                "corpus": self.config.corpus.path if self.config.reference else None}
+                "corpus": self.config.corpus.path if self.config.reference or self.config.naive else None}
 
     def measure(self) -> Measurement:
         """Evaluate a batch of texts of every model, in the fewest and in the most steps.
@@ -132,8 +133,8 @@ class EvaluateJob:
         left = [row for row in rows if not has_texts(config, self.models[row[0]].fingerprint, row[1], row[2])]
         passes = {row: _visits(self.models[row[0]], row[1]) for row in left}
         sampling = sum(n["row"] + config.samples * (n[f"{row[0]}.text"] + n[f"{row[0]}.visit"] * passes[row]) for row in left)
-        real = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
-        real *= bool(config.reference)
+        kinds = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
+        real = kinds * (config.reference + len(NAIVE) * config.naive)  # sets of texts that no model writes
         judged = config.samples * (len(left) + real)
         return Forecast(
             makes={"rows": len(rows), "texts": len(rows) * config.samples},

@@ -1,7 +1,7 @@
 """An evaluation: sample models, judge their texts and real ones, and keep everything in a folder.
 
     FOLDER/results.json      all figures; FOLDER/frontier.json and frontier.png where temperatures were swept
-    FOLDER/samples, scores   see `sample_cache`
+    FOLDER/samples, scores, counts   see `sample_cache`
 
 A rerun makes only what the folder lacks: sets of texts and scores are found by fingerprints, step count, temperature and seed.
 """
@@ -21,19 +21,27 @@ import torch
 from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
+from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, kinds_of, naive_texts, real_texts
+from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.open_judge import open_judge
-from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
-from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.evaluation.sample_cache import (
+    Identity,
+    SampleCache,
+    identity_of_scores,
+    identity_of_texts,
+    key_of,
+    of_method,
+)
+from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, sample_texts, summarise, why_unfit
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.pipeline.storage.hub.models import pinned
-from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
+from tsdfm.pipeline.text.corpus import training_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
-from tsdfm.schemas.corpus import BUILT_IN, HUB
-from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Results, Row
+from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
 
@@ -101,14 +109,19 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
         subjects = [_open(name, config, device) for name in config.model]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
-        run = _Run(config, SampleCache(folder), judges, short_names([*config.model, *config.evaluator]), progress)
+        cache = SampleCache(folder)
+        run = _Run(config, cache, judges, short_names([*config.model, *config.evaluator]), progress,
+                   Memorisation(cache, config.corpus))
         reference = run.references(subjects) if config.reference else []
+        naive = run.naive(subjects) if config.naive else []
         devices = set() if maker is None else run.have_made(subjects, maker)
         rows = run.rows(subjects)
+        if config.memorisation and (reference or naive):
+            reference, naive, rows = run.memorised(subjects, reference, naive, rows)
         results = Results(
             command=command, settings=config, versions=_versions(), method=METHOD,
             device=", ".join(sorted(devices)) or _device_name(device),
-            threads=torch.get_num_threads(), rows=rows, reference=reference, remarks=list(run.remarks.values()),
+            threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, remarks=list(run.remarks.values()),
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
@@ -127,6 +140,7 @@ class _Run:
     judges: list[Judge]
     names: dict[str, str]
     progress: Progress
+    memory: Memorisation
     remarks: dict[tuple[str, str], str] = field(default_factory=dict)  # by judge and vocabulary
 
     def rows(self, subjects: list[Subject]) -> list[Row]:
@@ -147,7 +161,7 @@ class _Run:
             identity = self._identity(cell.fingerprint, cell.steps, cell.temperature)
             self.cache.samples(identity, self._labels(cell.model, cell.steps, cell.temperature), lambda: made.samples)
             for name, found in made.likelihoods.items():
-                self.cache.likelihood(_identity_of_scores(identity, cell.judges[name], METHOD), partial(_same, found))
+                self.cache.likelihood(identity_of_scores(identity, cell.judges[name], METHOD), partial(_same, found))
             devices.add(made.device)
 
         if cells:
@@ -159,13 +173,13 @@ class _Run:
         identity = self._identity(subject.opened.fingerprint, steps, temperature)
         samples = self.cache.find_samples(identity)
         judges = {judge.name: judge.fingerprint for judge in self.judges
-                  if self.cache.find_likelihood(_identity_of_scores(identity, judge.fingerprint, METHOD)) is None}
+                  if self.cache.find_likelihood(identity_of_scores(identity, judge.fingerprint, METHOD)) is None}
         if samples is not None and not judges:
             return None
         return Cell(self.config, subject.name, subject.opened.fingerprint, steps, temperature, samples, judges)
 
     def _identity(self, fingerprint: str, steps: int, temperature: float) -> Identity:
-        return {**identity_of_texts(self.config, fingerprint, steps, temperature), **_of_method(METHOD)}
+        return {**identity_of_texts(self.config, fingerprint, steps, temperature), **of_method(METHOD)}
 
     def _labels(self, model: str, steps: int, temperature: float) -> dict[str, Any]:
         return {"model": model, "steps": steps, "temperature": temperature, "seed": self.config.seed}
@@ -187,37 +201,49 @@ class _Run:
             if not config.reference:  # else real text has told
                 self._note(judge, samples, found[judge.name])
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
+        self.memory.add(identity, samples)
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
                        vocabulary=samples.vocabulary, steps=steps, temperature=temperature)
 
     def references(self, subjects: list[Subject]) -> list[Row]:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
-        kinds = {(each.opened.vocabulary.fingerprint, each.opened.network.config.length): each.opened for each in subjects}
-        corpus, rows = self.config.corpus, []
-        for (vocabulary, length), opened in kinds.items():
-            def make(opened: ModelFolder[Denoiser] = opened, length: int = length) -> Samples:
-                stream = held_out_stream(corpus, opened.vocabulary, self.progress)
-                return of_tokens(windows_of(stream, length, self.config.samples).numpy(), opened.vocabulary)
+        return [self._corpus_row(real_texts(self.config, opened, self.progress), "real texts")
+                for opened in kinds_of([each.opened for each in subjects])]
 
-            identity = {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
-                        "vocabulary": vocabulary, "length": length, "samples": self.config.samples,
-                        **({} if corpus.path == BUILT_IN else {"clean": corpus.clean})}
-            labels = {"model": f"corpus {corpus.path}", "steps": None, "temperature": None, "seed": None}
-            samples = self.cache.samples(identity, labels, make)
-            found = {}
-            for number, judge in enumerate(self.judges, 1):
-                found[judge.name] = self._likelihood(identity, samples, judge)
+    def naive(self, subjects: list[Subject]) -> list[Row]:
+        """Judge the texts of naive samplers, as often."""
+        return [self._corpus_row(texts, f"naive texts ({texts.name})")
+                for opened in kinds_of([each.opened for each in subjects])
+                for texts in naive_texts(self.config, opened, self.progress)]
+
+    def memorised(self, subjects: list[Subject], *tables: list[Row]) -> list[list[Row]]:
+        """Tables of rows with the share of their texts that stands in the corpus."""
+        words = {each.opened.vocabulary.fingerprint: each.opened.vocabulary for each in subjects}
+        found = self.memory.count(lambda name: training_stream(self.config.corpus, words[name], self.progress), self.progress)
+
+        def key(row: Row) -> str:
+            if row.steps is None or row.temperature is None:
+                return row.fingerprint
+            return key_of(self._identity(row.fingerprint, row.steps, row.temperature))
+
+        return [[row.model_copy(update=dict(found.get(key(row), Memorised()))) for row in rows] for rows in tables]
+
+    def _corpus_row(self, texts: CorpusTexts, what: str) -> Row:
+        samples, found = self.cache.samples(texts.identity, texts.labels, texts.make), {}
+        for number, judge in enumerate(self.judges, 1):
+            found[judge.name] = self._likelihood(texts.identity, samples, judge)
+            if texts.is_real:
                 self._note(judge, samples, found[judge.name])
-                self.progress("judging real texts", number * len(samples.texts), len(self.judges) * len(samples.texts),
-                              f"judge {self.names[judge.name]}")
-            rows.append(_row_of(summarise(samples, found), model=corpus.path, fingerprint=key_of(identity),
-                                vocabulary=vocabulary, steps=None, temperature=None))
-        return rows
+            self.progress(f"judging {what}", number * len(samples.texts), len(self.judges) * len(samples.texts),
+                          f"judge {self.names[judge.name]}")
+        self.memory.add(texts.identity, samples)
+        return _row_of(summarise(samples, found), model=texts.name, fingerprint=key_of(texts.identity),
+                       vocabulary=texts.vocabulary, steps=None, temperature=None)
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
         return self.cache.likelihood(
-            _identity_of_scores(identity, judge.fingerprint, METHOD), partial(likelihood, samples, judge))
+            identity_of_scores(identity, judge.fingerprint, METHOD), partial(likelihood, samples, judge))
 
     def _note(self, judge: Judge, samples: Samples, found: Likelihood) -> None:
         """Remember what makes a judge's figures of some texts worth little, once for each vocabulary."""
@@ -249,34 +275,16 @@ def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[
         raise WorkError(f"{folder}: lost the texts of {row.model} in {row.steps} steps; run again")
 
     kept, method = SampleCache(folder), results.method
-    identity = {**identity_of_texts(results.settings, row.fingerprint, row.steps, row.temperature), **_of_method(method)}
+    identity = {**identity_of_texts(results.settings, row.fingerprint, row.steps, row.temperature), **of_method(method)}
     return kept.samples(identity, {}, lost), {
-        name: kept.likelihood(_identity_of_scores(identity, judge.fingerprint, method), lost)
+        name: kept.likelihood(identity_of_scores(identity, judge.fingerprint, method), lost)
         for name, judge in results.judges.items()}
 
 
 def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float) -> bool:
     """Whether the folder of an evaluation has the texts of a model, by fingerprint, at a step count and temperature."""
-    identity = {**identity_of_texts(config, model, steps, temperature), **_of_method(METHOD)}
+    identity = {**identity_of_texts(config, model, steps, temperature), **of_method(METHOD)}
     return config.out is not None and SampleCache(Path(config.out)).has_samples(identity)
-
-
-def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
-    """All that the texts of a model, by fingerprint, depend on, but for the method."""
-    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks))
-                if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
-    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
-            **computed}
-
-
-def _identity_of_scores(identity: Identity, judge: str, method: int) -> Identity:
-    """All that a judge's scores of some texts depend on."""
-    return {"samples": key_of(identity), "judge": judge, **_of_method(method)}
-
-
-def _of_method(method: int) -> Identity:
-    """What a method adds to identities; nothing for the first, whose folders are read as they were written."""
-    return {} if method == 1 else {"method": method}
 
 
 def _row_of(measures: Measures, **named: Any) -> Row:
@@ -304,16 +312,6 @@ def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)
     return Subject(name, opened)
-
-
-def _stamp(corpus: str) -> list[list[int]]:
-    """Sizes and times of a corpus's files, so that a changed one is read anew; of 'python' and the Hub, nothing."""
-    if corpus == BUILT_IN or corpus.startswith(HUB):
-        return []
-    path = Path(corpus)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.is_file()]
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
 
 
 def _versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
     FOLDER/samples/KEY.parquet   one set of texts: model, steps, temperature, seed, index, text, tokens, nfe
     FOLDER/scores/KEY.parquet    one judge's nats and tokens of each of its texts
+    FOLDER/counts/KEY.parquet    how many n-grams of each of its texts stand in the corpus
 
 Every file is written atomically and holds its identity in the schema's metadata, and a checksum of that and its columns; KEY
 is a hash of the identity. What is damaged is made anew. The folders can be read whole, e.g.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +25,7 @@ from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.base import WorkError, plain_json
+from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.regular import check_regular
 
 METADATA = b"tsdfm"
@@ -30,12 +33,31 @@ SAMPLES = pa.schema([
     ("model", pa.string()), ("steps", pa.int32()), ("temperature", pa.float64()), ("seed", pa.int64()), ("index", pa.int32()),
     ("text", pa.string()), ("tokens", pa.list_(pa.int32())), ("nfe", pa.int64())])
 SCORES = pa.schema([("nats", pa.float64()), ("tokens", pa.float64())])
+COUNTS = pa.schema([("found", pa.int64())])
 Identity = Mapping[str, Any]  # JSON data: all that the content depends on
 
 
 def key_of(identity: Identity) -> str:
     """sha256 of an identity, hex."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
+    """All that the texts of a model, by fingerprint, depend on, but for the method."""
+    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks))
+                if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
+    return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
+            **computed}
+
+
+def identity_of_scores(identity: Identity, judge: str, method: int) -> Identity:
+    """All that a judge's scores of some texts depend on."""
+    return {"samples": key_of(identity), "judge": judge, **of_method(method)}
+
+
+def of_method(method: int) -> Identity:
+    """What a method adds to identities; nothing for the first, whose folders are read as they were written."""
+    return {} if method == 1 else {"method": method}
 
 
 class SampleCache:
@@ -86,6 +108,15 @@ class SampleCache:
         made, path = make(), self._path("scores", identity)
         self._write(path, identity, pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES), {"window": made.window})
         return made
+
+    def find_counts(self, identity: Identity) -> npt.NDArray[np.int64] | None:
+        """What was counted in each text, [R], of an identity, if it is there."""
+        table, _ = _read(self._path("counts", identity), identity, COUNTS)
+        return None if table is None else np.asarray(table["found"].to_numpy(), np.int64)
+
+    def keep_counts(self, identity: Identity, found: npt.NDArray[np.int64]) -> None:
+        """Keep what was counted in each text, [R]."""
+        self._write(self._path("counts", identity), identity, pa.table({"found": found}, COUNTS), {})
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the folder, atomically."""

@@ -68,6 +68,11 @@ def held_out_stream(config: CorpusConfig, vocabulary: Vocabulary, progress: Prog
     return _from_text(config, progress, lambda text: token_stream(text, vocabulary, "held_out", progress))
 
 
+def training_stream(config: CorpusConfig, vocabulary: Vocabulary, progress: Progress = unheard) -> Tokens:
+    """The tokens of the chosen part of a corpus's training documents. Raises as `prepare`."""
+    return _from_text(config, progress, lambda text: token_stream(text, vocabulary, config.part, progress))
+
+
 def _from_text(config: CorpusConfig, progress: Progress, make: Callable[[StoredText], T]) -> T:
     """What is made from the stored text of a corpus, which is read anew where it is damaged."""
     text = stored_text(config, progress)

@@ -17,6 +17,7 @@ from tests.support import LENGTH, assert_refused, present, vocabulary
 from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
 from tsdfm.pipeline.evaluation.judge import Judge
+from tsdfm.pipeline.evaluation.measures import corpus_texts
 from tsdfm.pipeline.evaluation.run import evaluate, make_cell
 from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.pipeline.flow.noise import Use
@@ -66,7 +67,7 @@ def counts(monkeypatch):
 
     monkeypatch.setattr(evaluation, "roll_out_blind", rolled)
     monkeypatch.setattr(Judge, "score", scored)
-    monkeypatch.setattr(module, "held_out_stream", loaded)
+    monkeypatch.setattr(corpus_texts, "held_out_stream", loaded)
     return found
 
 
@@ -104,6 +105,51 @@ def test_a_rerun_makes_nothing_and_says_the_same(cli, arguments, counts):
     again, _ = run(cli, arguments)
     assert counts == {"rollouts": 4 * (1 + 2), "judged": 5, "corpora": 1}
     assert (again["rows"], again["reference"]) == (first["rows"], first["reference"])
+
+
+def test_naive_samplers_have_rows_of_their_own(cli, arguments, counts, tmp_path):
+    """Beside real text in the table, marked; found again in a second run; the models' rows are what they were."""
+    plain, _ = run(cli, arguments)
+    report, _ = run(cli, arguments, "--naive")
+    assert [row["model"] for row in report["naive"]] == ["unigram", "shuffled", "repeated", "copied"]
+    assert (report["rows"], report["reference"]) == (plain["rows"], plain["reference"])
+    assert plain["naive"] == []
+    assert "naive" not in plain["settings"]
+    for row in report["naive"]:
+        assert (row["samples"], row["length"], row["steps"], row["nfe"]) == (6, LENGTH, None, None)
+    assert counts["judged"] == 5 + 4
+    again, _ = run(cli, arguments, "--naive")
+    assert again["naive"] == report["naive"]
+    assert counts["judged"] == 5 + 4
+    other, _ = run(cli, arguments, "--naive", "--out", tmp_path / "other")
+    assert other["naive"] == report["naive"]  # by the seed, not by the folder
+    reseeded, _ = run(cli, arguments, "--naive", "--no-reference", "--seed", "1")
+    assert reseeded["naive"] != report["naive"]
+    assert "naive: repeated" in cli(*arguments, "--naive").stdout
+
+
+def test_memorisation_is_in_every_row_and_counted_once(cli, arguments, monkeypatch, tmp_path, tiny_models):
+    report, _ = run(cli, arguments, "--naive")
+    naive = {row["model"]: row["memorised"] for row in report["naive"]}
+    assert naive["copied"] == 1
+    assert naive["shuffled"] < 0.1
+    assert 0 < report["reference"][0]["memorised"] < 1  # of sentences that all documents share, but for their numbers
+    assert all(row["memorised"] < 0.1 for row in report["rows"])  # of models whose weights are random
+    assert all(row["memorised_standard_error"] is not None for row in report["rows"])
+    monkeypatch.setattr(module, "training_stream", None)  # which is not asked for again
+    again, _ = run(cli, arguments, "--naive")
+    assert [again[table] for table in ("naive", "reference", "rows")] == [report[table] for table in ("naive", "reference", "rows")]
+    assert "100.0 %" in cli(*arguments, "--naive").stdout
+    for flags in (["--no-memorisation"], ["--no-reference"]):
+        without, _ = run(cli, arguments, *flags, "--out", tmp_path / "other")
+        assert {row["memorised"] for row in [*without["rows"], *without["reference"]]} == {None}
+
+
+def test_naive_samplers_need_text_as_long_as_the_models(cli, arguments, tmp_path, counts):
+    short = tmp_path / "short.txt"
+    short.write_text("a b")
+    assert_refused(cli(*arguments, "--naive", "--no-reference", "--corpus", short), "training text", "fewer than one text of", "--naive")
+    assert counts["rollouts"] == 0
 
 
 class Elsewhere:
