@@ -54,7 +54,7 @@ def _head(student: Published) -> str:
     found = _measured(student.results, student.fingerprint) if student.results is not None else []
     data = ModelCardData(
         license=student.publication.license, library_name="transformers" if fills else "tsdfm-pipeline",
-        pipeline_tag="fill-mask" if fills else FIELDS["pipeline_tag"],
+        pipeline_tag="fill-mask" if fills else str(FIELDS["pipeline_tag"]),
         tags=[*FIELDS["tags"], *(["custom_code"] if student.transformers else [])], datasets=datasets or None,
         model_name=student.publication.repo.rpartition("/")[2] if found else None, eval_results=found or None)
     return f"---\n{data.to_yaml()}\n---\n"
