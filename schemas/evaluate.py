@@ -15,7 +15,7 @@ from pydantic import (
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Dtype
+from tsdfm.schemas.terms import Clocks, Dtype
 
 
 def _several(value: Any) -> Any:
@@ -67,6 +67,9 @@ class EvaluateConfig(Frozen):
     address: str = Field("local", min_length=1, description=(
         "Where to sample and judge: 'local' is this process, 'auto' finds a running Ray cluster, 'HOST:PORT' or "
         "'ray://HOST:PORT' names one, over whose nodes models, step counts and temperatures are spread"))
+    clocks: Clocks | None = Field(None, description=(
+        "Which positions are written together: 'independent', 'spaced' (evenly over the text), or 'even', of the uniform "
+        "source; null: for each model what it was trained for"))
     dtype: Dtype = Field("float32", description=(
         "Numbers that the sampled models hold their weights in and compute with: 'bfloat16' is for GPUs, faster and coarser; "
         "draws are float32 in either, and so are judges"))
@@ -75,7 +78,7 @@ class EvaluateConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False, address="local")
+        return without_newer(handler(self), info, dtype="float32", compile=False, address="local", clocks=None)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":

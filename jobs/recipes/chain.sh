@@ -10,6 +10,6 @@ size=${2:-170m} workers=${WORKERS:-1} where=(--address "${ADDRESS:-local}")
 tsdfm-pipeline pretrain "$size/teacher-mask" --workers "$workers" "${where[@]}" --out teacher-mask
 tsdfm-pipeline fit-compass "$size/compass" --workers "$workers" "${where[@]}" --out compass
 tsdfm-pipeline generate "$size/generate" "${where[@]}" --out trajectories
-tsdfm-pipeline verify trajectories
+tsdfm-pipeline verify trajectories "${where[@]}"
 tsdfm-pipeline distill "$size/distill" --workers "$workers" "${where[@]}" --out student
-tsdfm-pipeline evaluate "$size/evaluate" --out figures
+tsdfm-pipeline evaluate "$size/evaluate" "${where[@]}" --out figures

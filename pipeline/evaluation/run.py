@@ -24,6 +24,7 @@ from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import Identity, SampleCache, key_of
 from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, of_tokens, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
@@ -227,7 +228,7 @@ class _Run:
 
 def _rollout(config: EvaluateConfig, steps: int, temperature: float) -> RolloutConfig:
     return RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
-                         dtype=config.dtype, compile=config.compile)
+                         dtype=config.dtype, compile=config.compile, clocks=config.clocks)
 
 
 def _same(found: Likelihood) -> Likelihood:
@@ -262,7 +263,7 @@ def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float
 
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method."""
-    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile))
+    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks))
                 if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
     return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
             **computed}
@@ -299,6 +300,7 @@ def _folder(out: str | None) -> Iterator[Path]:
 
 def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     opened = load_model(name)
+    clocks_of(RolloutConfig(clocks=config.clocks), opened.network.config)
     prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)
     return Subject(name, opened)

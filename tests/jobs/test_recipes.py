@@ -166,12 +166,13 @@ def test_every_stage_runs_at_its_real_shapes(tmp_path):
         done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
 
+    here = ["--dtype", "float32", "--no-compile"]  # bfloat16 takes hours on a CPU
     once = ["--corpus", "texts.txt", "--updates", 1, "--batch-size", 1, "--half", "--set", "compile=false", "--set", "optim.warmup=0"]
     run("pretrain", "teacher-mask", "--out", "teacher-mask", *once)
     run("fit-compass", "compass", "--out", "compass", *once)
-    run("generate", "generate", "--trajectories", 1, "--steps", 2, "--candidates", 2, "--workers", 1)
+    run("generate", "generate", "--trajectories", 1, "--steps", 2, "--candidates", 2, "--workers", 1, *here)
     run("distill", "distill", "--out", "student", "--updates", 1, "--batch-size", 1, "--budgets", "1,2", "--set", "compile=false", "--set", "optim.warmup=0")
-    run("evaluate", "evaluate", "--corpus", "texts.txt", "--model", "student", "--evaluator", "compass", "--steps", 1, "-n", 2, "--set", "temperatures=[1.0]")
+    run("evaluate", "evaluate", "--corpus", "texts.txt", "--model", "student", "--evaluator", "compass", "--steps", 1, "-n", 2, "--set", "temperatures=[1.0]", *here)
     student = load(tmp_path / "student").network.config
     assert isinstance(student, DenoiserConfig)
     assert (student.hidden_size, student.n_blocks, student.length, student.vocab_size) == (768, 12, 1024, GPT2 + 1)

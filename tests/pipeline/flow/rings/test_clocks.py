@@ -13,6 +13,7 @@ from scipy.stats import chisquare
 from tests.support import assert_refused, make_dataset
 from tsdfm.pipeline.dataset.manifest import digest
 from tsdfm.pipeline.dataset.verify import verify
+from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.evaluation.samples import sample
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
@@ -20,6 +21,7 @@ from tsdfm.pipeline.flow.rings.clocks import draw_rings, noised_states, spread
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.folder import load, load_model
 from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.sample import SampleConfig
@@ -149,10 +151,24 @@ def test_a_student_keeps_the_clocks_of_its_data(cli, tiny_models, tmp_path, sour
 
 
 def test_even_clocks_are_refused_for_masks(cli, tiny_models, tmp_path):
-    for command in (["sample", "--model", tiny_models.mask], ["generate", "--teacher", tiny_models.mask, "--compass", "none", "--arm", "blind", "--out", tmp_path / "o"]):
+    for command in (["sample", "--model", tiny_models.mask], ["evaluate", "--model", tiny_models.mask], ["generate", "--teacher", tiny_models.mask, "--compass", "none", "--arm", "blind", "--out", tmp_path / "o"]):
         assert_refused(cli(*command, "--clocks", "even"), "clocks: 'even' is of the uniform source", "--clocks spaced")
     assert not (tmp_path / "o").exists()
     assert_refused(cli("pretrain", "--source", "uniform", "--spaced", 0.5, "--out", tmp_path / "t"), "spaced: only of the mask source")
+
+
+def test_an_evaluation_has_texts_of_its_clocks(tiny_models, tmp_path):
+    """Texts that are kept are found again by the clocks that were asked for; without any, as before."""
+    def rows(clocks):
+        config = EvaluateConfig(out=str(tmp_path), model=(str(tiny_models.mask),), steps=(4,), samples=8, evaluator=(str(tiny_models.ar),), reference=False, clocks=clocks)
+        return evaluate(config).rows[0]
+
+    usual, spaced = rows(None), rows("spaced")
+    assert usual.judges != spaced.judges
+    assert len(list((tmp_path / "samples").iterdir())) == 2
+    assert rows(None) == usual
+    assert rows("spaced") == spaced
+    assert "clocks" not in EvaluateConfig().model_dump_json()
 
 
 def test_spaced_clocks_cost_no_more_passes(tiny_models):
