@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tsdfm.schemas.sample import SampleConfig
 
 pytest.importorskip("transformers")
 
-STUDENTS = {
+STUDENTS: dict[str, dict[str, Any]] = {
     "mask": {"source": "mask"}, "mask-spaced": {"source": "mask", "clocks": "spaced", "kappa_exponent": 2.0},
     "uniform": {"source": "uniform"}, "uniform-spaced": {"source": "uniform", "clocks": "spaced"},
     "uniform-even": {"source": "uniform", "clocks": "even"}, "sigma": {"source": "mask", "conditioning": "sigma"},
@@ -185,7 +186,7 @@ def test_the_file_names_no_module_of_the_package():
     import ast
 
     tree = ast.parse(bundled("tsdfm.pipeline.publishing.modeling_tsdfm"))
-    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert {name.partition(".")[0] for name in modules} == {
         "__future__", "collections", "dataclasses", "enum", "math", "torch", "transformers", "typing"}

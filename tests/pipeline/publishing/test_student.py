@@ -134,8 +134,8 @@ def test_the_model_card_and_its_table(hub, student, evaluation):
     card = ModelCard(text)
     assert card.data["license"] == "apache-2.0"
     assert (card.data["pipeline_tag"], card.data["library_name"]) == ("fill-mask", "transformers")
-    assert card.data.model_name == "student"
-    assert {(each.metric_type, each.dataset_args["steps"], each.metric_value) for each in card.data.eval_results} == {
+    assert card.data["model_name"] == "student"
+    assert {(each.metric_type, each.dataset_args["steps"], each.metric_value) for each in card.data["eval_results"]} == {
         ("perplexity", 8, 12.1825), ("entropy", 8, 4.0)}
     assert 'from_pretrained("team/student", trust_remote_code=True)' in text
     assert "| **this student** | 8 | 1 | 12.2 (12.2-12.2) |" in text
