@@ -34,6 +34,10 @@ def philox4x32(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor
         from tsdfm.kernels import philox_triton
 
         return philox_triton.words(key, counter)
+    return _words(key, counter)
+
+
+def _words(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
     k0, k1 = key
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     for _ in range(ROUNDS):
@@ -54,5 +58,10 @@ def uniform(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, T
         from tsdfm.kernels import philox_triton
 
         return philox_triton.uniform(key, counter)
-    w0, w1, _, _ = philox4x32(key, counter)
+    return uniform_torch(key, counter)
+
+
+def uniform_torch(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
+    """`uniform` by its torch form, on any device; arguments, values and errors as of it."""
+    w0, w1, _, _ = _words(key, counter)
     return ((w0 >> 5) * 67108864 + (w1 >> 6)).double() * 2.0**-53

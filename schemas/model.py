@@ -1,8 +1,10 @@
 """The `config.json` of a model folder: one pydantic model per kind of network.
 
-A model folder holds `config.json` (one of these), `model.safetensors` and `tokenizer.json`.
+A model folder holds `config.json` (one of these), `model.safetensors` and `tokenizer.json`. That of a published student also
+has fields by which the transformers library finds its class; they are not part of the model, nor of its fingerprint.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
@@ -115,6 +117,31 @@ class NceConfig(Frozen):
 
 ModelConfig = Annotated[DenoiserConfig | CausalConfig | NceConfig, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[DenoiserConfig | CausalConfig | NceConfig] = TypeAdapter(ModelConfig)
+
+
+MODELING = "modeling_tsdfm"  # the module beside a published student, and its classes
+FOR_TRANSFORMERS: dict[str, Any] = {
+    "model_type": "tsdfm", "architectures": ["TsdfmForMaskedLM"], "dtype": "float32",
+    "auto_map": {"AutoConfig": f"{MODELING}.TsdfmConfig", "AutoModelForMaskedLM": f"{MODELING}.TsdfmForMaskedLM"},
+}
+
+
+def for_transformers(config: bytes) -> bytes | None:
+    """Our config.json with the fields of FOR_TRANSFORMERS; None if `own_config` could not give the same bytes back."""
+    found = (json.dumps(json.loads(config) | FOR_TRANSFORMERS, indent=2) + "\n").encode()
+    return found if own_config(found) == config else None
+
+
+def own_config(config: bytes) -> bytes:
+    """A config.json without the fields of FOR_TRANSFORMERS, as it was before it had them; any other as it is."""
+    try:
+        fields = json.loads(config)
+    except (ValueError, RecursionError):  # whoever parses it says what is wrong
+        return config
+    if not isinstance(fields, dict) or fields.get("model_type") != FOR_TRANSFORMERS["model_type"]:
+        return config
+    own = {name: value for name, value in fields.items() if name not in FOR_TRANSFORMERS}
+    return (json.dumps(own, indent=2) + "\n").encode()
 
 
 def parse_model_config(text: str | bytes, where: str) -> DenoiserConfig | CausalConfig | NceConfig:

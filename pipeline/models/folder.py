@@ -29,7 +29,7 @@ from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
 from tsdfm.schemas.base import Frozen, InputError, WorkError, first_line, to_json
-from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, parse_model_config
+from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, own_config, parse_model_config
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.terms import Source
 
@@ -202,7 +202,7 @@ def load(folder: Path) -> ModelFolder[Network]:
     if is_transformers_folder(folder):
         raise InputError(f"{folder}: holds a model of transformers (by its {CONFIG_FILE}), which can be a judge or a compass; "
                          "give a model folder of this project")
-    config_bytes, file = _read(folder, CONFIG_FILE), folder / WEIGHTS_FILE
+    config_bytes, file = own_config(_read(folder, CONFIG_FILE)), folder / WEIGHTS_FILE
     config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
     vocabulary = Vocabulary.load(folder)
     _check_vocabulary(config.trunk if isinstance(config, NceConfig) else config, vocabulary, folder)

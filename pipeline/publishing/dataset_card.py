@@ -6,7 +6,6 @@ from tsdfm.pipeline.dataset.card import (
     arms_config,
     column_table,
     default_config,
-    front_matter,
     reading_notes,
     sizes,
 )
@@ -26,7 +25,7 @@ def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: d
     """The card's text; a function of its arguments alone. `splits`: name of an arm -> glob of its files, {} for none."""
     identity = manifest.identity
     parts = [
-        front_matter(_fields(manifest, splits, config)),
+        _head(manifest, splits, config),
         f"# {config.repo.partition('/')[2]}: trajectories of a discrete flow matching teacher\n",
         _what(manifest), _loading(config.repo, splits), _columns(identity), _how(manifest), _energies(summary),
         f"## Papers\n\n{BIBTEX}\n",
@@ -34,13 +33,18 @@ def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: d
     return "\n".join(parts)
 
 
-def _fields(manifest: DatasetManifest, splits: dict[Arm, str], config: PublishConfig) -> dict[str, object]:
+def _head(manifest: DatasetManifest, splits: dict[Arm, str], config: PublishConfig) -> str:
+    """The YAML head."""
+    from huggingface_hub import DatasetCardData
+
     configs: list[dict[str, object]] = [default_config(manifest.identity)]
     if splits:
         configs += [arms_config(splits), *(arm_config(arm, pattern) for arm, pattern in splits.items())]
     size = next((name for limit, name in _SIZES if manifest.totals.rows < limit), "10M<n<100M")
-    return {"license": config.license, "task_categories": ["text-generation"], "size_categories": [size], "tags": TAGS,
-            "configs": configs, "trajectories": sizes(manifest.identity)}
+    data = DatasetCardData(
+        license=config.license, task_categories=["text-generation"], size_categories=[size], tags=TAGS, configs=configs,
+        trajectories=sizes(manifest.identity))
+    return f"---\n{data.to_yaml()}\n---\n"
 
 
 def _what(manifest: DatasetManifest) -> str:

@@ -1,15 +1,18 @@
 """The card of a published student: that of its folder, with what `evaluate` measured."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from tsdfm.pipeline.dataset.card import front_matter
 from tsdfm.pipeline.evaluation.figures import ppl_interval, short_names
 from tsdfm.pipeline.publishing.citations import BIBTEX
 from tsdfm.pipeline.training.student_card import FIELDS, card_body
 from tsdfm.schemas.evaluate import Measures, Results
-from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.model import MODELING, DenoiserConfig
 from tsdfm.schemas.publish import PublishConfig
 from tsdfm.schemas.training_record import StudentRecord
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 _HUB_DATASET = "hf://datasets/"
 
@@ -24,23 +27,74 @@ class Published:
     publication: PublishConfig
     results: Results | None  # rows of this student (by `fingerprint`) and of what it is compared with
     frontier: bool  # whether frontier.png stands beside the card
+    transformers: bool  # whether the transformers library can open it
 
 
 def published_student_card(student: Published) -> str:
     """The README.md of a student's model repository on the Hub: front matter, how it was made, figures, papers."""
     publication = student.publication
-    uris = [entry.uri for entry in student.record.data.datasets]
-    datasets = sorted({uri.removeprefix(_HUB_DATASET).partition("@")[0] for uri in uris if uri.startswith(_HUB_DATASET)})
-    fields = {"license": publication.license, "library_name": "tsdfm-pipeline", **FIELDS}
-    if datasets:
-        fields["datasets"] = datasets
     get = f"hf download {publication.repo} --local-dir STUDENT"
-    parts = [front_matter(fields) + card_body(student.config, student.record, "STUDENT", get)]
+    parts = [_head(student) + card_body(student.config, student.record, "STUDENT", get)]
+    if student.transformers:
+        parts.append(_loading(publication.repo))
     if student.results is not None:
         parts.append(_results(student.results, student.fingerprint))
     if student.frontier:
         parts.append("![Perplexity against entropy over sampling temperatures](frontier.png)\n")
     return "\n".join([*parts, f"## Papers\n\n{BIBTEX}\n"])
+
+
+def _head(student: Published) -> str:
+    """The YAML head. Fill-mask is what transformers itself does with a student that knows [MASK]; others only `generate`."""
+    from huggingface_hub import ModelCardData
+
+    uris = [entry.uri for entry in student.record.data.datasets]
+    datasets = sorted({uri.removeprefix(_HUB_DATASET).partition("@")[0] for uri in uris if uri.startswith(_HUB_DATASET)})
+    fills = student.transformers and student.config.mask_id is not None
+    found = _measured(student.results, student.fingerprint) if student.results is not None else []
+    data = ModelCardData(
+        license=student.publication.license, library_name="transformers" if fills else "tsdfm-pipeline",
+        pipeline_tag="fill-mask" if fills else str(FIELDS["pipeline_tag"]),
+        tags=[*FIELDS["tags"], *(["custom_code"] if student.transformers else [])], datasets=datasets or None,
+        model_name=student.publication.repo.rpartition("/")[2] if found else None, eval_results=found or None)
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _measured(results: Results, fingerprint: str) -> list["EvalResult"]:
+    """The figures of this student's rows, for the Hub's `model-index`: perplexities, and the entropy to read them by."""
+    from huggingface_hub import EvalResult
+
+    found = []
+    for row in results.rows:
+        if row.fingerprint != fingerprint:
+            continue
+        figures = [("perplexity", f"perplexity under {name.rpartition('/')[2]}", row.judges[name].perplexity)
+                   for name in results.judges]
+        how = {"steps": row.steps, "temperature": row.temperature, "texts": row.samples}
+        texts = f"its own texts, {row.steps} steps, temperature {row.temperature:g}"
+        found += [EvalResult(
+            task_type="text-generation", dataset_type="generated", dataset_name=texts, dataset_args=how, metric_type=kind,
+            metric_name=name, metric_value=round(value, 4),
+        ) for kind, name, value in [*figures, ("entropy", "unigram entropy, bits", row.entropy_bits)]]
+    return found
+
+
+def _loading(repo: str) -> str:
+    return f"""## Without tsdfm-pipeline
+
+`{MODELING}.py` of this repository needs torch and transformers alone; it is code, so look at it before you trust it. For the
+same seed, `generate` writes the texts that `tsdfm-pipeline sample` writes.
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("{repo}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{repo}", trust_remote_code=True)
+print(tokenizer.batch_decode(model.generate(steps=8, number=4, seed=0)))
+prompt = tokenizer("Once upon a time", add_special_tokens=False).input_ids
+print(tokenizer.batch_decode(model.generate(prompt, steps=8)))
+```
+"""
 
 
 def _results(results: Results, fingerprint: str) -> str:

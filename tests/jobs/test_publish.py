@@ -122,3 +122,31 @@ def test_a_publication_killed_at_random_requests_is_finished(hub, out, tmp_path)
     assert files.keys() == reference.keys()
     assert all(files[path] == reference[path] for path in files if path != "README.md")  # it names the repository
     assert json.loads(done.stdout)["revision"] == hub.repos["dataset", "team/runs"].head
+
+
+@pytest.mark.slow
+def test_a_published_student_writes_without_this_package(cli, hub, out, tmp_path, tiny_models):
+    """transformers' real client loads it from the Hub in a process that can't import the package, and writes the same texts."""
+    pytest.importorskip("transformers")
+    outcome = cli("distill", "--data", out, "--init", tiny_models.mask, "--updates", "4", "--batch-size", "4", "--budgets", "1,4",
+                  "--out", tmp_path / "student")
+    assert outcome.code == 0, outcome.stderr
+    assert cli("publish", tmp_path / "student", "--repo", "team/student").code == 0
+    code = """
+import json, sys
+sys.modules["tsdfm"] = None  # importing it raises
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+model = AutoModelForMaskedLM.from_pretrained("team/student", trust_remote_code=True)
+AutoTokenizer.from_pretrained("team/student", trust_remote_code=True)
+print(json.dumps(model.generate(steps=4, number=3, seed=2).tolist()))
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], env=environment(hub, tmp_path / "clean"), check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    from tsdfm.pipeline.models.folder import load_denoiser
+
+    mine = load_denoiser(tmp_path / "student")
+    texts = [mine.vocabulary.decode(row) for row in json.loads(done.stdout.splitlines()[-1])]
+    for model in (tmp_path / "student", "hub:team/student"):
+        sampled = cli("sample", "--model", model, "--steps", "4", "-n", "3", "--seed", "2", "--json")
+        assert sampled.code == 0, sampled.stderr
+        assert json.loads(sampled.stdout)["texts"] == texts

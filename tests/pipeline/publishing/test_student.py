@@ -68,7 +68,8 @@ def evaluation(tmp_path, student):
 def test_a_student_is_a_model_repository(hub, student):
     receipt = publish(student)
     files = hub.repos[KEY].files
-    assert sorted(files) == [".gitattributes", "README.md", "config.json", "model.safetensors", "tokenizer.json", "training.json"]
+    assert sorted(files) == [".gitattributes", "README.md", "config.json", "model.safetensors", "modeling_tsdfm.py", "tokenizer.json",
+                             "tokenizer_config.json", "training.json"]
     assert receipt.uri == f"hf://team/student@{hub.repos[KEY].head}"
     assert json.loads((student / "published.json").read_text())["kind"] == "model"
     again = publish(student)
@@ -81,6 +82,30 @@ def test_what_was_published_is_the_same_model(hub, student, tmp_path):
     for path, data in hub.repos[KEY].files.items():
         (tmp_path / "copy" / path).write_bytes(data)
     assert checkpoint.load(tmp_path / "copy").fingerprint == checkpoint.load(student).fingerprint
+
+
+def test_a_student_that_was_downloaded_is_published_anew(hub, student, tmp_path):
+    publish(student)
+    (tmp_path / "copy").mkdir()
+    for path, data in hub.repos[KEY].files.items():
+        (tmp_path / "copy" / path).write_bytes(data)
+    assert not publish(tmp_path / "copy").sent_anything
+
+
+def test_what_transformers_cannot_open_is_published_without_code(hub, student):
+    """A config that is not as this package writes it keeps its bytes, and with them the fingerprint."""
+    publish(student)
+    config = (student / "config.json").read_bytes().replace(b"  ", b" ")
+    (student / "config.json").write_bytes(config)
+    publish(student)
+    files = hub.repos[KEY].files
+    assert files["config.json"] == config
+    assert not {"modeling_tsdfm.py", "tokenizer_config.json"} & files.keys()
+    from huggingface_hub import ModelCard
+
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data["pipeline_tag"], card.data["library_name"]) == ("text-generation", "tsdfm-pipeline")
+    assert "transformers alone" not in card.text
 
 
 def test_no_path_of_this_machine_is_published(hub, student, tmp_path_factory):
@@ -108,7 +133,11 @@ def test_the_model_card_and_its_table(hub, student, evaluation):
     text = files["README.md"].decode()
     card = ModelCard(text)
     assert card.data["license"] == "apache-2.0"
-    assert card.data["pipeline_tag"] == "text-generation"
+    assert (card.data["pipeline_tag"], card.data["library_name"]) == ("fill-mask", "transformers")
+    assert card.data["model_name"] == "student"
+    assert {(each.metric_type, each.dataset_args["steps"], each.metric_value) for each in card.data["eval_results"]} == {
+        ("perplexity", 8, 12.1825), ("entropy", 8, 4.0)}
+    assert 'from_pretrained("team/student", trust_remote_code=True)' in text
     assert "| **this student** | 8 | 1 | 12.2 (12.2-12.2) |" in text
     assert "| teacher | 8 |" in text
     assert "/home/me" not in text
