@@ -63,7 +63,7 @@ def rings_of_a_position(identity: Identity) -> float:
     """
     if identity.teacher.source == "mask":
         return 1.0
-    kappa = [t ** identity.teacher.kappa_exponent for t in identity.rollout.times]
+    kappa = [float(t**identity.teacher.kappa_exponent) for t in identity.rollout.times]
     return sum((after - before) / (1 - before) for before, after in itertools.pairwise(kappa))
 
 
