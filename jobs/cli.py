@@ -13,7 +13,7 @@ import click
 
 from tsdfm.jobs.shell.console import LEVELS, logged, say, set_log_level
 from tsdfm.jobs.shell.interrupts import Interrupted
-from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt, settled, waiting
+from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt, settled, unheeded, waiting
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 # Group -> command -> (where it is, what it does in a few words)
@@ -133,7 +133,7 @@ def _run() -> None:
         sys.exit(1)
     except Exception as error:
         say("".join(traceback.format_exception(error)).rstrip(), logging.DEBUG)
-        _fail(*((INTERRUPTED, CODE) if waiting() else _told(error)))
+        _fail(*((INTERRUPTED, CODE) if unheeded() else _told(error)))
 
 
 def _thread_fault(fault: threading.ExceptHookArgs) -> None:

@@ -128,7 +128,7 @@ def check_shard(table: pa.Table, grid: Grid) -> list[Fault]:
     Sizes are checked first: rows whose lists have the wrong lengths are reported and nothing further is asked of the shard.
     """
     if not table.schema.equals(ARROW_SCHEMA):
-        names = [f.name for f in ARROW_SCHEMA if f.name not in table.schema.names or table.schema.field(f.name) != f]
+        names = [f.name for f in ARROW_SCHEMA if table.schema.names.count(f.name) != 1 or table.schema.field(f.name) != f]
         extra = sorted(set(table.schema.names) - set(ARROW_SCHEMA.names))
         return [Fault(row=None, what=f"columns differ from the schema: {', '.join(names + extra) or 'their order'}")]
     nulls = [f.name for f in ARROW_SCHEMA if not f.nullable and table.column(f.name).null_count]

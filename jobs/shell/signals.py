@@ -37,6 +37,7 @@ class _Again:
     def settle(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
+            self.timer = None
         self.sent = self.waiting = False
 
     def _send(self, number: int) -> None:
@@ -60,6 +61,11 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 def waiting() -> bool:
     """Whether an interrupt came that could not be raised yet."""
     return _again.waiting
+
+
+def unheeded() -> bool:
+    """Whether an interrupt came that nobody has heeded: what fails now fails because of it, whatever a library makes of it."""
+    return _again.timer is not None
 
 
 def settled() -> None:

@@ -6,6 +6,7 @@ positions, which rise, as deltas. float16 lists stay plain: DuckDB (2.0) reads n
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,17 @@ def _schema(identity_digest: str) -> pa.Schema:
     return ARROW_SCHEMA.with_metadata({**features, IDENTITY_KEY: identity_digest.encode()})
 
 
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Whatever a file's bytes make its readers raise is an InputError that names it: pyarrow raises more than its own kinds."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
+
+
 def check_size(file: pa.NativeFile, where: str, rows: int, grid: Grid) -> None:
     """Refuse a shard that its own footer says is larger than the plan, before a byte of it is decoded. Raises InputError.
 
@@ -113,10 +125,8 @@ def check_size(file: pa.NativeFile, where: str, rows: int, grid: Grid) -> None:
         rows: that it should hold.
         grid: gives the most that a row can take.
     """
-    try:
+    with readable(where):
         footer = pq.read_metadata(file)
-    except Exception as error:  # pyarrow raises more than its own kinds for a broken footer
-        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
     if footer.num_rows != rows:
         raise InputError(f"{where}: holds {footer.num_rows} rows, not {rows}; restore or regenerate it")
     # Of groups, not of columns: pyarrow ends the process where a damaged footer describes no such column.
@@ -130,44 +140,39 @@ def check_size(file: pa.NativeFile, where: str, rows: int, grid: Grid) -> None:
 
 def decode(data: bytes, where: str) -> tuple[pa.Table, str]:
     """Parquet bytes to the table and the identity it names. Raises InputError if they are not a readable shard."""
-    try:
+    with readable(where):
         table = pq.read_table(pa.BufferReader(data))
         table.validate(full=True)  # text that is not UTF-8, offsets that point nowhere
-    except Exception as error:  # of bytes that were made to break a reader, pyarrow raises more than its own kinds
-        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
     identity = (table.schema.metadata or {}).get(IDENTITY_KEY, b"").decode(errors="replace")
     return table, identity
 
 
 def owner_of(file: pa.NativeFile, where: str) -> str:
     """The identity that a file names, "" if none. Raises InputError if it is no Parquet file."""
-    try:
+    with readable(where):
         metadata = pq.read_schema(file).metadata or {}
-    except Exception as error:  # as in `decode`
-        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
     return str(metadata.get(IDENTITY_KEY, b"").decode(errors="replace"))
 
 
 def decode_groups(file: pa.NativeFile, where: str, groups: Iterable[int] | None = None) -> Iterator[pa.Table]:
     """The tables of a file, a row group at a time; `groups`: of these alone. Raises InputError if one is not readable."""
-    try:
+    with readable(where):
         parquet = pq.ParquetFile(file)
-        for group in range(parquet.num_row_groups) if groups is None else groups:
+    for group in range(parquet.num_row_groups) if groups is None else groups:
+        with readable(where):
             table = parquet.read_row_group(group)
             table.validate(full=True)  # text that is not UTF-8, offsets that point nowhere
-            yield table
-    except InputError:
-        raise
-    except Exception as error:  # as in `decode`
-        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
+        yield table
 
 
 def groups_between(file: pa.NativeFile, where: str, start: int, stop: int) -> list[int]:
     """The row groups that hold the rows start..stop-1. Raises InputError if others are in them."""
-    footer = pq.read_metadata(file)
+    with readable(where):
+        footer = pq.read_metadata(file)
+        sizes = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
     groups, begins = [], 0
-    for group in range(footer.num_row_groups):
-        ends = begins + footer.row_group(group).num_rows
+    for group, size in enumerate(sizes):
+        ends = begins + size
         if begins < stop and ends > start:
             if begins < start or ends > stop:
                 raise InputError(f"{where}: row group {group} holds rows of several units; restore or regenerate it")
@@ -187,12 +192,10 @@ def sound_groups(file: pa.NativeFile, where: str, grid: Grid) -> Iterator[pa.Tab
 
 def count_events(file: pa.NativeFile, where: str) -> int:
     """How many events the rows of a file have; nothing else of it is decoded. Raises InputError."""
-    try:
+    with readable(where):
         parquet = pq.ParquetFile(file)
         return sum(len(values(parquet.read_row_group(group, columns=["event_step"]), "event_step"))
                    for group in range(parquet.num_row_groups))
-    except Exception as error:  # as in `decode`
-        raise InputError(f"{where}: not a readable Parquet file ({first_line(error, 100)}); restore or regenerate it") from None
 
 
 def read_sound(data: bytes, where: str, grid: Grid) -> pa.Table:
@@ -204,22 +207,24 @@ def read_sound(data: bytes, where: str, grid: Grid) -> pa.Table:
 
 def _refuse_faulty(table: pa.Table, where: str, grid: Grid, first: int) -> None:
     """Raises InputError naming the first fault of a table, whose rows begin at row `first` of its file."""
-    faults = check_shard(table, grid)
+    with readable(where):
+        faults = check_shard(table, grid)
     if faults:
         row = "" if faults[0].row is None else f"row {first + faults[0].row}: "
         raise InputError(f"{where}: {row}{faults[0].what}; "
                          "run verify to list all faults, and generate to remake the shard")
 
 
-def column_bytes(file: pa.NativeFile) -> dict[str, int]:
-    """Compressed bytes of each column of a Parquet file."""
-    group_metadata = pq.read_metadata(file)
+def column_bytes(file: pa.NativeFile, where: str) -> dict[str, int]:
+    """Compressed bytes of each column of a file that was read already: pyarrow ends the process over some damaged footers."""
     sizes: dict[str, int] = {}
-    for group in range(group_metadata.num_row_groups):
-        for index in range(group_metadata.num_columns):
-            column = group_metadata.row_group(group).column(index)
-            name = column.path_in_schema.split(".")[0]
-            sizes[name] = sizes.get(name, 0) + column.total_compressed_size
+    with readable(where):
+        footer = pq.read_metadata(file)
+        for group in range(footer.num_row_groups):
+            for index in range(footer.num_columns):
+                column = footer.row_group(group).column(index)
+                name = column.path_in_schema.split(".")[0]
+                sizes[name] = sizes.get(name, 0) + column.total_compressed_size
     return sizes
 
 

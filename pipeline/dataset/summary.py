@@ -91,8 +91,8 @@ def summarise(store: Store, progress: Progress = unheard) -> DatasetSummary:
     shaped_arm = "shaped" in arms and grid.candidates > 1 and bool(grid.shaped_steps)
     for done, record in enumerate(manifest.shards):
         with opened_shard(store, record) as file:
-            columns.update(shards.column_bytes(file))
-            for table in shards.sound_groups(file, f"{store.uri}/{record.path}", grid):
+            where = f"{store.uri}/{record.path}"
+            for table in shards.sound_groups(file, where, grid):
                 parts = {arm: table.filter(pc.equal(table.column("arm"), arm)) for arm in arms}
                 for arm, part in parts.items():
                     arms[arm].add(part)
@@ -100,6 +100,7 @@ def summarise(store: Store, progress: Progress = unheard) -> DatasetSummary:
                     choices.add(parts["shaped"])
                 if len(parts) == 2 and grid.compass:
                     pairs.add(parts["shaped"], parts["blind"])
+            columns.update(shards.column_bytes(file, where))
         progress("summing up shards", done + 1, len(manifest.shards))
     totals = manifest.totals
     return DatasetSummary(

@@ -1,5 +1,6 @@
 """How a command that is told to stop ends: one line, exit code 130, whatever the signal; and what is quoted steers no terminal."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -122,3 +123,18 @@ except KeyboardInterrupt:
 def test_an_interrupt_is_neither_lost_nor_repeated():
     done = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, text=True, timeout=60)
     assert done.stdout == "heard\nwhole\nthen\n", done.stderr
+
+
+def test_what_a_library_makes_of_an_interrupt_is_an_interrupt(cli, monkeypatch):
+    """pydantic, say, raises an error of its own where an interrupt came in a function that it calls."""
+    def swallowing() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise RuntimeError("error calling a function") from None
+
+    monkeypatch.setattr("tsdfm.jobs.recipe.recipes", swallowing)
+    outcome = cli("recipe")
+    assert outcome.code == 130
+    assert "interrupted" in outcome.stderr
+    assert "defect" not in outcome.stderr

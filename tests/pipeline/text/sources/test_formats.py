@@ -116,7 +116,7 @@ def test_compressed_text_whose_name_does_not_say_so_is_told_by_its_content(tmp_p
 
 
 @pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst", ".GZ"])
-@pytest.mark.parametrize("data", [b"", b"junk", lines(DOCUMENTS).encode(), zstandard.compress(b"x"), gzip.compress(b"x")])
+@pytest.mark.parametrize("data", [b"", b"junk", lines(DOCUMENTS).encode(), zstandard.compress(b"x"), gzip.compress(b"x", mtime=0)])
 def test_a_name_that_says_another_compression_is_refused(tmp_path, compression, data):
     if data[:2] in (b"\x1f\x8b", b"\x28\xb5") and compression.lower() in (".gz", ".zst"):
         data = lzma.compress(b"x")
