@@ -23,6 +23,7 @@ from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
 from tsdfm.pipeline.evaluation.samples import Samples, summarise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
+from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
@@ -75,7 +76,7 @@ class EvaluateJob:
         """Shapes of the models, the judges, and the settings that move the time."""
         return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
                 "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
-                "compile": self.config.compile, "reference": self.config.reference,
+                "compile": self.config.compile, "clocks": self.config.clocks, "reference": self.config.reference,
                 "corpus": self.config.corpus.path if self.config.reference or self.config.naive else None}
 
     def measure(self) -> Measurement:
@@ -102,13 +103,13 @@ class EvaluateJob:
         once = whole - sum(sampling) - len(results.rows) * (judging + small + each)
         numbers = {"start": self.started, "once": max(0.0, once), "row": each, "figures": full, "judge": judging / few}
         for index, opened in enumerate(self.models):
-            numbers |= _fitted(index, opened, [row for row in results.rows if row.model == config.model[index]], few)
+            numbers |= _fitted(config, index, opened, [row for row in results.rows if row.model == config.model[index]])
         return Measurement(this_machine(), 1, numbers)
 
     def _high(self) -> int:
         """The most steps that are measured."""
         steps = max(self.config.steps)
-        while steps > min(self.config.steps) and max(_visits(opened, steps) for opened in self.models) > VISITS:
+        while steps > min(self.config.steps) and max(_visits(self.config, opened, steps) for opened in self.models) > VISITS:
             steps = max(min(self.config.steps), steps // 2)
         return steps
 
@@ -131,7 +132,7 @@ class EvaluateJob:
         config, n = self.config, rates.numbers
         rows = list(itertools.product(range(len(self.models)), config.steps, config.swept))
         left = [row for row in rows if not has_texts(config, self.models[row[0]].fingerprint, row[1], row[2])]
-        passes = {row: _visits(self.models[row[0]], row[1]) for row in left}
+        passes = {row: _visits(config, self.models[row[0]], row[1]) for row in left}
         sampling = sum(n["row"] + config.samples * (n[f"{row[0]}.text"] + n[f"{row[0]}.visit"] * passes[row]) for row in left)
         kinds = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
         real = kinds * (config.reference + len(NAIVE) * config.naive)  # sets of texts that no model writes
@@ -147,15 +148,15 @@ class EvaluateJob:
             devices=1)
 
 
-def _visits(opened: ModelFolder[Denoiser], steps: int) -> float:
+def _visits(config: EvaluateConfig, opened: ModelFolder[Denoiser], steps: int) -> float:
     """The forward passes that a text in so many steps takes, expected."""
-    config = opened.network.config
-    return visits(MixturePath.of(config), RolloutConfig(steps=steps).times, config.length).steps
+    model, rollout = opened.network.config, RolloutConfig(steps=steps, clocks=config.clocks)
+    return visits(MixturePath.of(model), rollout.times, model.length, clocks=clocks_of(rollout, model)).steps
 
 
-def _fitted(index: int, opened: ModelFolder[Denoiser], rows: list[Row], texts: int) -> dict[str, float]:
+def _fitted(config: EvaluateConfig, index: int, opened: ModelFolder[Denoiser], rows: list[Row]) -> dict[str, float]:
     """Seconds of a text, and of each of its forward passes, through the rows of one model in the fewest and the most steps."""
-    points = sorted((_visits(opened, row.steps or 1), (row.seconds or 0.0) / texts) for row in rows)
+    points = sorted((_visits(config, opened, row.steps or 1), (row.seconds or 0.0) / row.samples) for row in rows)
     (few, quick), (many, slow) = points[0], points[-1]
     visit = (slow - quick) / (many - few) if many > few else slow / many
     visit = min(max(visit, 0.0), slow / many)

@@ -24,7 +24,7 @@ from tsdfm.pipeline.flow.opening import Models
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.schemas.manifest import Identity
-from tsdfm.schemas.terms import Arm, Solver
+from tsdfm.schemas.terms import Arm, Clocks, Solver
 
 STAGES: dict[Solver, int] = {"euler": 1, "rk4": 4, "rk4_chained": 4}  # forward passes, and choices, of a visited step
 LONG_SECONDS = 40.0  # a batch that would take longer is measured by fewer trajectories, and then in fewer steps
@@ -40,11 +40,16 @@ class Visits:
     events: float
 
 
-def visits(path: MixturePath, times: tuple[float, ...], length: int, shaped_steps: tuple[int, ...] = ()) -> Visits:
-    """The expected visits of a trajectory of `length` positions on a grid of N + 1 times."""
+def visits(
+    path: MixturePath, times: tuple[float, ...], length: int, shaped_steps: tuple[int, ...] = (), clocks: Clocks = "independent"
+) -> Visits:
+    """The expected visits of a trajectory of `length` positions on a grid of N + 1 times.
+
+    A step is visited if any clock rings. Of clocks that are not independent, as many ring as their share says, to within one.
+    """
     grid = torch.tensor(times, dtype=torch.float64)
     rings = path.ring_probability(grid[:-1], grid[1:]) if path.mask_id is None else path.kappa(grid).diff()
-    visited = 1 - (1 - rings) ** length
+    visited = 1 - (1 - rings) ** length if clocks == "independent" else (rings * length).clamp_max(1)
     return Visits(float(visited.sum()), float(visited[list(shaped_steps)].sum()), float(rings.sum()) * length)
 
 
@@ -64,7 +69,7 @@ class RolloutWork:
         """The work of so many trajectories of a dataset, in each of its arms."""
         teacher, rollout = identity.teacher, identity.rollout
         path = MixturePath(teacher.kappa_exponent, teacher.vocab_size, teacher.mask_id)
-        each = visits(path, rollout.times, identity.grid.length, identity.grid.shaped_steps)
+        each = visits(path, rollout.times, identity.grid.length, identity.grid.shaped_steps, rollout.clocks or "independent")
         stages, scored = STAGES[rollout.solver], identity.compass is not None
         choices = [_choices(identity, arm) * each.shaped * stages for arm in identity.arms]
         finals = len(identity.arms) if scored else 0  # the finished text of each row

@@ -71,6 +71,8 @@ def reading_notes(identity: Identity) -> str:
     source, events = (
         ("null in every row: all positions start as [MASK]", "E is L in every row") if found["source"] == "mask" else
         ("a list in every row: each starts from random tokens", "E differs from row to row"))
+    clocks = identity.rollout.clocks
+    spread = "" if clocks == "independent" else f"\n| clocks | {clocks} | which positions are written in the same step |"
     return f"""| | | |
 |---|---|---|
 | L | {found["tokens"]} | tokens of a text |
@@ -80,7 +82,7 @@ def reading_notes(identity: Identity) -> str:
 | k | {found["top_k"]} | likeliest tokens kept with an event |
 | V | {found["vocabulary"]} | token ids, 0 to V - 1; `tokenizer.json` decodes them |
 | source | {found["source"]} | what a text starts from |
-| mask id | {mask} | |
+| mask id | {mask} | |{spread}
 
 The YAML head of this file holds these numbers, too (`trajectories:`).
 

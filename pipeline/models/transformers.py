@@ -115,10 +115,7 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
     except Exception as error:
         raise InputError(f"{what}: transformers cannot open it ({first_line(error)}); give a causal LM in safetensors or "
                          "GGUF") from None
-    lacking = sorted({*told["missing_keys"], *(str(each[0]) for each in told["mismatched_keys"])})
-    if lacking:
-        raise InputError(f"{what}: its files lack {len(lacking)} tensors that its config.json wants, {lacking[0]} among them; "
-                         "copy it anew")
+    check_whole(what, told, "copy it anew")
     model.eval().requires_grad_(False).to(device)
     head = model.get_output_embeddings()
     if head is None:
@@ -131,6 +128,14 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
     opened = CausalModel(what, model, hidden, head.weight, getattr(head, "bias", None))
     _check(opened)
     return opened
+
+
+def check_whole(what: str, told: dict[str, Any], cure: str) -> None:
+    """Raises InputError where files lacked tensors, which the library would draw at random; `told`: its loading info."""
+    lacking = sorted({*told["missing_keys"], *(str(each[0]) for each in told["mismatched_keys"])})
+    if lacking:
+        raise InputError(f"{what}: its files lack {len(lacking)} tensors that its config.json wants, {lacking[0]} among them; "
+                         f"{cure}")
 
 
 def check_files(what: str, folder: Path, kind: Any, gguf: str | None = None) -> None:

@@ -19,7 +19,7 @@ from tsdfm.pipeline.models.folder import CONFIG_FILE
 from tsdfm.pipeline.models.foreign.imported import Imported
 from tsdfm.pipeline.models.foreign.places import Place
 from tsdfm.pipeline.models.masked import without_head
-from tsdfm.pipeline.models.transformers import check_files, library, open_options, quiet
+from tsdfm.pipeline.models.transformers import check_files, check_whole, library, open_options, quiet
 from tsdfm.pipeline.models.weights import undrawn
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
@@ -118,10 +118,7 @@ def _opened(what: str, place: Place) -> Any:
     except Exception as error:  # the library raises whatever a file makes it stumble over
         raise InputError(f"{what}: transformers cannot open it ({first_line(error, 160)}); give a masked language model of the "
                          "library, with its config.json; no code of a repository is run") from None
-    lacking = sorted({*told["missing_keys"], *(str(each[0]) for each in told["mismatched_keys"])})
-    if lacking:
-        raise InputError(f"{what}: its files lack {len(lacking)} tensors that its config.json wants, {lacking[0]} among them; "
-                         "give a checkpoint with the head of masked language modelling")
+    check_whole(what, told, "give a checkpoint with the head of masked language modelling")
     return model.eval().requires_grad_(False)
 
 

@@ -19,14 +19,14 @@ from tsdfm.schemas.generate import GenerateConfig, RolloutConfig
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("mask_id", [None, 9])
+@pytest.mark.parametrize(("mask_id", "clocks"), [(None, "independent"), (9, "independent"), (None, "spaced"), (9, "spaced"), (None, "even")])
 @pytest.mark.parametrize(("exponent", "steps", "length"), [(1.0, 8, 16), (2.0, 64, 5), (0.5, 1, 3)])
-def test_visits_are_the_mean_of_drawn_rings(mask_id, exponent, steps, length):
+def test_visits_are_the_mean_of_drawn_rings(mask_id, clocks, exponent, steps, length):
     path, times = MixturePath(exponent, 10, mask_id), RolloutConfig(steps=steps).times
     shaped = tuple(range(steps // 2, steps))
-    rings = draw_rings(path, Noise(3, torch.arange(4000)), times, length)
+    rings = draw_rings(path, Noise(3, torch.arange(4000)), times, length, clocks)
     visited = rings.any(-1).double()
-    told = visits(path, times, length, shaped)
+    told = visits(path, times, length, shaped, clocks)
     for found, samples in ((told.steps, visited.sum(1)), (told.shaped, visited[:, list(shaped)].sum(1)),
                            (told.events, rings.double().sum((1, 2)))):
         assert abs(found - float(samples.mean())) <= 5 * float(samples.std()) / math.sqrt(len(samples)) + 1e-9
