@@ -113,7 +113,11 @@ def main() -> None:
     former = {number: signal.signal(number, interrupt) for number in STOPPING}
     try:
         with logged():
-            _run()
+            try:
+                _run()
+            finally:
+                for number in STOPPING:  # the command is done: what comes now comes too late to stop anything
+                    signal.signal(number, signal.SIG_IGN)
     finally:
         settled()
         threading.excepthook = threads

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 
@@ -138,3 +139,17 @@ def test_what_a_library_makes_of_an_interrupt_is_an_interrupt(cli, monkeypatch):
     assert outcome.code == 130
     assert "interrupted" in outcome.stderr
     assert "defect" not in outcome.stderr
+
+
+def test_an_interrupt_as_logging_is_put_back_comes_too_late(cli, monkeypatch):
+    """The work is done: it ends as it would have, without a traceback."""
+    @contextmanager
+    def logged():
+        yield
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("tsdfm.jobs.cli.logged", logged)
+    outcome = cli("recipe")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
