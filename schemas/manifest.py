@@ -8,9 +8,9 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 from tsdfm.schemas.base import Frozen, Sha256
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.terms import Arm, Arms, CompassKind, DeviceKind, Source
-from tsdfm.schemas.trajectory import Grid
+from tsdfm.schemas.trajectory import Grid, format_version
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSIONS = (1, 2)
 FILES_A_FOLDER = 10_000
 
 
@@ -48,6 +48,13 @@ class CompassFacts(Frozen):
     fingerprint: Sha256
 
 
+class PromptFacts(Frozen):
+    """The prompts of a dataset, as far as its rows depend on them. Trajectory i is of prompt i // per_prompt, from 0."""
+
+    per_prompt: int = Field(ge=1, description="trajectories of each prompt; the last that is used may have fewer")
+    sha256: Sha256 = Field(description="of the fixed tokens and their positions, of all prompts that are used")
+
+
 class Identity(Frozen):
     """All that the bytes of the data files depend on. Two runs of one identity give the same files."""
 
@@ -62,6 +69,14 @@ class Identity(Frozen):
     device: DeviceKind
     shards_per_file: int | None = Field(None, ge=1, description=(
         "units of work of `shard_size` trajectories in one file; absent where files are one unit, and one row group, each"))
+
+    prompts: PromptFacts | None = Field(None, description=(
+        "what was given of the texts; absent where they were written whole"))
+
+    @property
+    def format_version(self) -> Literal[1, 2]:
+        """The version of the format that a dataset of these settings is written in."""
+        return format_version(self.grid)
 
     @property
     def trajectories_per_file(self) -> int:
@@ -86,10 +101,11 @@ class Identity(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Independent clocks, and files of one unit each, are not written: such manifests and their digests stay the same."""
+        """Independent clocks, files of one unit each and no prompts are not written: such manifests and their digests stay."""
         data: dict[str, Any] = handler(self)
-        if self.shards_per_file is None:
-            data.pop("shards_per_file", None)
+        for name in ("shards_per_file", "prompts"):
+            if data[name] is None:
+                del data[name]
         if self.rollout.clocks == "independent":
             data["rollout"].pop("clocks", None)
         return data
@@ -108,6 +124,7 @@ class Identity(Frozen):
             length=self.rollout.length, steps=self.rollout.steps, vocab_size=self.teacher.vocab_size,
             mask_id=self.teacher.mask_id, candidates=self.shaping.candidates, top_k=self.rollout.top_k,
             shaped_steps=self.shaping.steps_of(self.rollout), select=self.shaping.select, compass=self.compass is not None,
+            fixed=self.prompts is not None,
         )
 
 
@@ -133,7 +150,7 @@ class FormerDataset(Frozen):
 class DatasetManifest(Frozen):
     """The whole dataset."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = 1
     identity: Identity
     time_grid: list[float] = Field(min_length=2, description="the N + 1 times of the rollout")
     shaped_steps: list[int] = Field(description="the steps that were shaped, in order of step_choice")
@@ -147,6 +164,23 @@ class DatasetManifest(Frozen):
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in handler(self).items() if name != "history" or value}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_a_known_version(cls, data: Any) -> Any:
+        """Of a version that is not known, nothing else can be said."""
+        found = data.get("format_version", 1) if isinstance(data, dict) else 1
+        if isinstance(found, bool) or found not in FORMAT_VERSIONS:
+            known = " and ".join(map(str, FORMAT_VERSIONS))
+            raise ValueError(f"format_version {found!r:.40} is unknown, only {known} can be read; update tsdfm-pipeline")
+        return data
+
+    @model_validator(mode="after")
+    def _is_of_its_settings(self) -> "DatasetManifest":
+        wanted = self.identity.format_version
+        if self.format_version != wanted:
+            raise ValueError(f"format_version is {self.format_version}, and a dataset of its settings is of version {wanted}")
+        return self
 
     @model_validator(mode="after")
     def _adds_up(self) -> "DatasetManifest":

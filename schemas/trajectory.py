@@ -4,19 +4,22 @@ Invariants of a row of L tokens, E events, S shaped steps, K candidates (1 on th
 events are sorted by (step, position), each pair once; replaying them on the source gives `tokens`; with the mask source every
 position has exactly one event; the kept token of a shaped step is the chosen candidate, that of an unshaped step is repeated K
 times; with `argmin` the choice is the first lowest energy; energies are NaN, and the choice 0, where all candidates agree;
-top-k log-probabilities fall, and their probabilities sum to at most 1.
+top-k log-probabilities fall, and their probabilities sum to at most 1. A fixed position has no event; its token stands in the
+source, which then is stored with the mask source, too, as [MASK] everywhere else.
+
+Columns that only some settings need are listed once, in NEWER_COLUMNS; a dataset that has one is of format version 2.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.columns import Ragged, ragged
 from tsdfm.schemas.terms import Arm, Select
 
@@ -42,6 +45,8 @@ class TrajectoryRow(Frozen):
         description="energies of the candidates of each shaped step (S*K), nats per token")
     step_choice: list[Annotated[int, Field(ge=0, le=127)]] = Field(description="chosen candidate of each shaped step (S)")
     final_energy: float | None = Field(description="energy of `tokens`; null without a compass")
+    fixed_positions: list[Word] | None = Field(None, description=(
+        "positions of given tokens, rising (F); only in a dataset made with prompts"))
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "TrajectoryRow":
@@ -58,8 +63,12 @@ class TrajectoryRow(Frozen):
             raise ValueError("step_energy must hold a whole number of entries per step_choice")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, **{newer.column.name: None for newer in NEWER_COLUMNS})
 
-ARROW_SCHEMA = pa.schema([
+
+ARROW_SCHEMA = pa.schema([  # of format version 1; those of version 2 begin with it
     pa.field("trajectory_id", pa.int64(), nullable=False),
     pa.field("arm", pa.string(), nullable=False),
     pa.field("text", pa.string(), nullable=False),
@@ -89,6 +98,7 @@ class Grid(Frozen):
     shaped_steps: tuple[int, ...]
     select: Select
     compass: bool
+    fixed: bool = False  # whether rows say which of their positions are fixed
 
     def candidates_of(self, arm: Arm) -> int:
         """Candidate tokens stored per event of an arm: K where its jumps were chosen, else 1."""
@@ -104,6 +114,29 @@ class Grid(Frozen):
         slots = np.full(self.steps, -1)
         slots[list(self.shaped_steps)] = np.arange(len(self.shaped_steps))
         return slots
+
+
+class Newer(NamedTuple):
+    """A column that version 1 doesn't have, and whether a dataset of these settings has it."""
+
+    column: pa.Field
+    wanted: Callable[[Grid], bool]
+
+
+NEWER_COLUMNS = (  # in the order in which they follow those of version 1
+    Newer(pa.field("fixed_positions", pa.list_(pa.int32()), nullable=False), lambda grid: grid.fixed),
+)
+WHOLE_SCHEMA = pa.schema([*ARROW_SCHEMA, *(newer.column for newer in NEWER_COLUMNS)])
+
+
+def arrow_schema(grid: Grid) -> pa.Schema:
+    """The columns of a dataset's files, as its settings choose them."""
+    return pa.schema([*ARROW_SCHEMA, *(newer.column for newer in NEWER_COLUMNS if newer.wanted(grid))])
+
+
+def format_version(grid: Grid) -> Literal[1, 2]:
+    """2 where the settings need a column that version 1 doesn't have, else 1."""
+    return 2 if any(newer.wanted(grid) for newer in NEWER_COLUMNS) else 1
 
 
 class Fault(Frozen):
@@ -127,16 +160,17 @@ def check_shard(table: pa.Table, grid: Grid) -> list[Fault]:
 
     Sizes are checked first: rows whose lists have the wrong lengths are reported and nothing further is asked of the shard.
     """
-    if not table.schema.equals(ARROW_SCHEMA):
-        names = [f.name for f in ARROW_SCHEMA if table.schema.names.count(f.name) != 1 or table.schema.field(f.name) != f]
-        extra = sorted(set(table.schema.names) - set(ARROW_SCHEMA.names))
+    wanted = arrow_schema(grid)
+    if not table.schema.equals(wanted):
+        names = [f.name for f in wanted if table.schema.names.count(f.name) != 1 or table.schema.field(f.name) != f]
+        extra = sorted(set(table.schema.names) - set(wanted.names))
         return [Fault(row=None, what=f"columns differ from the schema: {', '.join(names + extra) or 'their order'}")]
-    nulls = [f.name for f in ARROW_SCHEMA if not f.nullable and table.column(f.name).null_count]
+    nulls = [f.name for f in wanted if not f.nullable and table.column(f.name).null_count]
     if nulls:
         return [Fault(row=None, what=f"nulls in {', '.join(nulls)}")]
     if not table.num_rows:
         return []
-    faults = list(_check_sizes(table, grid))
+    faults = [*_check_sizes(table, grid), *_check_fixed(table, grid)]
     return faults or [*_check_events(table, grid), *_check_choices(table, grid), *_check_topk(table, grid)]
 
 
@@ -160,7 +194,7 @@ def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     for name, sizes in wanted.items():
         yield from _faults(ragged(table, name).sizes != sizes, f"{name} has the wrong length")
     source = ragged(table, "source_tokens")
-    if grid.mask_id is None:
+    if grid.mask_id is None or grid.fixed:
         yield from _faults(source.null | (source.sizes != grid.length), "source_tokens is missing or has the wrong length")
     else:
         yield from _faults(~source.null, "source_tokens must be null for the mask source")
@@ -169,6 +203,40 @@ def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     yield from _faults(energy_null == grid.compass, what)
     energies = table.column("final_energy").to_numpy()  # nulls as NaN
     yield from _faults(~energy_null & ~np.isfinite(energies.astype(np.float64)), "final_energy is not finite")
+
+
+def fixed_in(table: pa.Table, grid: Grid) -> npt.NDArray[np.bool_]:
+    """Which positions of a checked table's rows are fixed, [n, L]."""
+    fixed = np.zeros((table.num_rows, grid.length), bool)
+    if grid.fixed:
+        positions = ragged(table, "fixed_positions")
+        fixed[positions.row, positions.values] = True
+    return fixed
+
+
+def _check_fixed(table: pa.Table, grid: Grid) -> Iterator[Fault]:
+    """Of fixed positions, what the checks that follow rely on: that they are positions, rising, and leave one free."""
+    if not grid.fixed:
+        return
+    fixed = ragged(table, "fixed_positions")
+    outside = (fixed.values < 0) | (fixed.values >= grid.length)
+    yield from _faults(_rows_with(outside, fixed), f"fixed_positions outside 0..{grid.length - 1}")
+    unsorted = np.zeros(len(fixed.values), bool)
+    unsorted[1:] = (np.diff(fixed.values.astype(np.int64)) <= 0) & (np.diff(fixed.row) == 0)
+    yield from _faults(_rows_with(unsorted, fixed), "fixed_positions are not rising, or one occurs twice")
+    yield from _faults(fixed.sizes >= grid.length, "fixed_positions leave no position free")
+
+
+def _check_given(table: pa.Table, grid: Grid) -> Iterator[Fault]:
+    """Fixed positions have no events, and their tokens are in the source; free ones of the mask source are masked there."""
+    fixed = fixed_in(table, grid)
+    source, tokens = (ragged(table, name).values.reshape(fixed.shape) for name in ("source_tokens", "tokens"))
+    position = ragged(table, "event_position")
+    yield from _faults(_rows_with(fixed[position.row, position.values], position), "a fixed position has an event")
+    yield from _faults((fixed & (source != tokens)).any(1), "the token of a fixed position is another in source_tokens")
+    if grid.mask_id is not None:
+        yield from _faults((fixed == (source == grid.mask_id)).any(1),
+                           "source_tokens is not [MASK] exactly where no position is fixed")
 
 
 def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:
@@ -180,7 +248,7 @@ def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     for name in ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids"):
         column = ragged(table, name)
         unknown = (column.values < 0) | (column.values >= grid.vocab_size)
-        if grid.mask_id is not None:
+        if grid.mask_id is not None and name != "source_tokens":
             unknown |= column.values == grid.mask_id
         yield from _faults(_rows_with(unknown, column), f"{name} holds an id outside the vocabulary")
     if outside.any() or misplaced.any():
@@ -190,13 +258,17 @@ def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     unsorted[1:] = (np.diff(order) <= 0) & (np.diff(step.row) == 0)
     yield from _faults(_rows_with(unsorted, step), "events are not sorted by (step, position), or one occurs twice")
     replayed = np.full((table.num_rows, grid.length), -1 if grid.mask_id is None else grid.mask_id, dtype=np.int64)
-    if grid.mask_id is None:
+    if grid.mask_id is None or grid.fixed:
         replayed[:] = ragged(table, "source_tokens").values.reshape(-1, grid.length)
     replayed[step.row, position.values] = token.values  # numpy keeps the last of repeated assignments
     wrong = (replayed != ragged(table, "tokens").values.reshape(-1, grid.length)).any(1)
     yield from _faults(wrong, "replaying the events on the source does not give tokens")
     if grid.mask_id is not None:
-        yield from _faults(step.sizes != grid.length, "the mask source needs exactly one event per position")
+        free = grid.length - fixed_in(table, grid).sum(1)
+        yield from _faults(step.sizes != free, "the mask source needs exactly one event per position that is not fixed"
+                           if grid.fixed else "the mask source needs exactly one event per position")
+    if grid.fixed:
+        yield from _check_given(table, grid)
 
 
 def _check_choices(table: pa.Table, grid: Grid) -> Iterator[Fault]:

@@ -21,7 +21,7 @@ from tsdfm.schemas.ablate import Sweep, TrialConfig
 from tsdfm.schemas.base import Frozen, InputError, parse
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.trajectory import ARROW_SCHEMA
+from tsdfm.schemas.trajectory import WHOLE_SCHEMA
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = [".", "schemas", "jobs", "pipeline", "kernels", "tests", "tests/benchmarks", "docker"]
@@ -154,6 +154,6 @@ def test_make_targets_and_scripts_exist(folder):
 def test_every_column_is_documented_with_its_type():
     lines = READMES["schemas"].splitlines()
     names = {"halffloat": "float16", "float": "float32"}
-    for field in ARROW_SCHEMA:
+    for field in WHOLE_SCHEMA:
         kind = re.sub(r"halffloat|float", lambda found: names[found[0]], re.sub(r"\w+: ", "", str(field.type)))  # list<item: float> -> list<float32>
         assert any(line.startswith(f"| `{field.name}` | `{kind}`") for line in lines), (field.name, kind)

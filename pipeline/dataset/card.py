@@ -8,7 +8,7 @@ import yaml
 
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.terms import Arm
-from tsdfm.schemas.trajectory import ARROW_SCHEMA, TrajectoryRow
+from tsdfm.schemas.trajectory import TrajectoryRow, arrow_schema
 from tsdfm.schemas.words import count
 
 ARMS_CONFIG = "arms"
@@ -40,10 +40,10 @@ def read_front_matter(card: str) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def column_table() -> str:
-    """The columns of a row, their Arrow types and meaning, as Markdown."""
+def column_table(identity: Identity) -> str:
+    """The columns of a dataset's rows, their Arrow types and meaning, as Markdown."""
     rows = "\n".join(f"| `{field.name}` | {_type(field.type)} | {TrajectoryRow.model_fields[field.name].description} |"
-                     for field in ARROW_SCHEMA)
+                     for field in arrow_schema(identity.grid))
     return f"| column | type | meaning |\n|---|---|---|\n{rows}"
 
 
@@ -68,10 +68,9 @@ def reading_notes(identity: Identity) -> str:
     """The sizes of a dataset, and what surprises who reads it for the first time, as Markdown."""
     found = sizes(identity)
     mask = "none: no position is ever masked" if found["mask_id"] is None else f"{found['mask_id']}"
-    source, events = (
-        ("null in every row: all positions start as [MASK]", "E is L in every row") if found["source"] == "mask" else
-        ("a list in every row: each starts from random tokens", "E differs from row to row"))
+    source, events = _starts(identity)
     clocks = identity.rollout.clocks
+    given = _GIVEN if identity.prompts else ""
     spread = "" if clocks == "independent" else f"\n| clocks | {clocks} | which positions are written in the same step |"
     return f"""| | | |
 |---|---|---|
@@ -89,9 +88,23 @@ The YAML head of this file holds these numbers, too (`trajectories:`).
 - `source_tokens` is {source}.
 - Lists are flat, and their lengths differ between rows and arms ({events}): a default collate function can't stack them.
   `schemas/README.md` of the package has one that can.
-- Energies in `step_energy` may be NaN: where all candidates of a step were the same there was nothing to choose, and so
+{given}- Energies in `step_energy` may be NaN: where all candidates of a step were the same there was nothing to choose, and so
   nothing was scored. Leave them out of means (`numpy.nanmean`).
 """
+
+
+_GIVEN = """- Texts were made with prompts: `fixed_positions` lists the positions of a row whose tokens were given. They stand in
+  `source_tokens` from the start, and no event writes them.
+"""
+
+
+def _starts(identity: Identity) -> tuple[str, str]:
+    """What `source_tokens` is, and how many events a row has."""
+    if identity.teacher.source == "uniform":
+        return "a list in every row: each starts from random tokens", "E differs from row to row"
+    if identity.prompts:
+        return "a list in every row: [MASK], but for the tokens that were given", "E is L less what was given of a row"
+    return "null in every row: all positions start as [MASK]", "E is L in every row"
 
 
 def dataset_card(manifest: DatasetManifest) -> str:
@@ -121,7 +134,7 @@ A trajectory is its source and its events: replaying (`event_position`, `event_t
 `manifest.json` holds the full configuration, the models' fingerprints and a checksum per shard.
 
 {reading_notes(identity)}
-{column_table()}
+{column_table(identity)}
 """
 
 

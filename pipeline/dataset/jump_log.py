@@ -32,6 +32,7 @@ class JumpLog:
     step_energy: npt.NDArray[np.float32]  # [S, K]; NaN where all candidates agreed and none was scored
     step_choice: npt.NDArray[np.int8]  # [S]
     final_energy: float | None
+    fixed_positions: Int32 | None = None  # [F], rising; None: of a dataset without prompts, where none is fixed
 
     def source(self, mask_id: int | None) -> Int32:
         """x_0 [L]: the stored source, or all `mask_id`."""

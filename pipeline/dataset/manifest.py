@@ -225,7 +225,7 @@ def commit(
         raise ValueError("commit needs one finished shard per planned one, in order")
     rows = sum(record.rows for record in records)
     manifest = DatasetManifest(
-        identity=identity, time_grid=list(identity.rollout.times),
+        format_version=identity.format_version, identity=identity, time_grid=list(identity.rollout.times),
         shaped_steps=list(identity.grid.shaped_steps), shards=records,
         totals=Totals(rows=rows, events=sum(shard.events for shard in done), tokens=rows * (identity.rollout.length or 0),
                       bytes=sum(record.bytes for record in records)),

@@ -18,7 +18,7 @@ from tsdfm.schemas.terms import Arm
 TIME_SLACK = 1e-9  # of t N, which may miss a whole number by a rounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row(JumpLog):
     """One trajectory in one arm, as `JumpLog`, with what it takes to replay it."""
 

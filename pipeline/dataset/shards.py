@@ -7,6 +7,7 @@ positions, which rise, as deltas. float16 lists stay plain: DuckDB (2.0) reads n
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, first_line
 from tsdfm.schemas.columns import values
-from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, check_shard
+from tsdfm.schemas.trajectory import ARROW_SCHEMA, WHOLE_SCHEMA, Grid, check_shard
 
 ZSTD_LEVEL = 15
 GROUP_BYTES = 96 << 20  # of a row group, decoded, at the most
@@ -29,27 +30,26 @@ SIZE_SLACK = 2  # of the most that rows can take: levels and headers of pages co
 TEXT_BYTES = 64  # of decoded text per token, at the most
 SMALLEST = 1 << 20
 _SPLIT = ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids", "step_energy")
-_DELTA = ("event_step", "event_position")
-_ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SPLIT}
-_ENCODINGS |= {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA}
+_DELTA = ("event_step", "event_position", "fixed_positions")
+_ENCODINGS = dict.fromkeys(_SPLIT, "BYTE_STREAM_SPLIT") | dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED")
 
 
 def columns_of(log: JumpLog, vocabulary: Vocabulary) -> dict[str, object]:
-    """One row's columns, flat arrays, in the order of the schema."""
+    """One row's columns, flat arrays, in the order of WHOLE_SCHEMA; None for one that its dataset doesn't have."""
     return {
         "trajectory_id": log.trajectory_id, "arm": log.arm, "text": vocabulary.decode(log.tokens.tolist()),
         "tokens": log.tokens, "source_tokens": log.source_tokens, "event_step": log.event_step,
         "event_position": log.event_position, "event_token": log.event_token,
         "event_candidates": log.event_candidates.ravel(), "event_topk_ids": log.event_topk_ids.ravel(),
         "event_topk_logprobs": log.event_topk_logprobs.ravel(), "step_energy": log.step_energy.ravel(),
-        "step_choice": log.step_choice, "final_energy": log.final_energy,
+        "step_choice": log.step_choice, "final_energy": log.final_energy, "fixed_positions": log.fixed_positions,
     }
 
 
-def to_table(logs: Sequence[JumpLog], vocabulary: Vocabulary) -> pa.Table:
-    """An Arrow table of ARROW_SCHEMA, one row per log."""
+def to_table(logs: Sequence[JumpLog], vocabulary: Vocabulary, schema: pa.Schema = ARROW_SCHEMA) -> pa.Table:
+    """An Arrow table of a dataset's schema (see `arrow_schema`), one row per log."""
     rows = [columns_of(log, vocabulary) for log in logs]
-    return pa.Table.from_pydict({name: [row[name] for row in rows] for name in ARROW_SCHEMA.names}, schema=ARROW_SCHEMA)
+    return pa.Table.from_pydict({name: [row[name] for row in rows] for name in schema.names}, schema=schema)
 
 
 def encode(table: pa.Table, identity_digest: str) -> bytes:
@@ -57,8 +57,8 @@ def encode(table: pa.Table, identity_digest: str) -> bytes:
     buffer = io.BytesIO()
     # One row group and no page index: a shard is read whole. use_dictionary=False, or the encodings would not apply.
     pq.write_table(
-        table.cast(_schema(identity_digest)), buffer, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False,
-        column_encoding=_ENCODINGS, write_statistics=["trajectory_id"], data_page_size=1 << 26,
+        table.cast(_schema(table, identity_digest)), buffer, compression="zstd", compression_level=ZSTD_LEVEL,
+        use_dictionary=False, column_encoding=_encodings(table), write_statistics=["trajectory_id"], data_page_size=1 << 26,
         row_group_size=max(1, table.num_rows),
     )
     return buffer.getvalue()
@@ -68,16 +68,17 @@ def encode_units(units: Iterable[pa.Table], identity_digest: str, arms: int) -> 
     """The Parquet bytes of a file of several units of work: each its own row groups, of at most GROUP_BYTES, with a page index.
 
     Args:
-        units: the table of each, taken one at a time.
+        units: the table of each, taken one at a time; at least one.
         identity_digest: of the dataset.
         arms: rows of one trajectory, which stay in one row group.
     """
-    buffer = io.BytesIO()
-    schema = _schema(identity_digest)
+    buffer, coming = io.BytesIO(), iter(units)
+    first = next(coming)
+    schema = _schema(first, identity_digest)
     with pq.ParquetWriter(buffer, schema, compression="zstd", compression_level=ZSTD_LEVEL, use_dictionary=False,
-                          column_encoding=_ENCODINGS, write_statistics=["trajectory_id"], data_page_size=PAGE_BYTES,
+                          column_encoding=_encodings(first), write_statistics=["trajectory_id"], data_page_size=PAGE_BYTES,
                           write_page_index=True) as writer:
-        for table in units:
+        for table in chain([first], coming):
             writer.write_table(table.cast(schema), row_group_size=rows_per_group(table, arms))
     return buffer.getvalue()
 
@@ -98,11 +99,17 @@ def rows_per_group(table: pa.Table, arms: int) -> int:
     return max(1, GROUP_BYTES // max(1, largest * arms)) * arms
 
 
-def _schema(identity_digest: str) -> pa.Schema:
+def _schema(table: pa.Table, identity_digest: str) -> pa.Schema:
+    """The schema of a table's columns as it stands in a file, whatever else a table that was read brings along."""
     from datasets import Features
 
-    features = Features.from_arrow_schema(ARROW_SCHEMA).arrow_schema.metadata
-    return ARROW_SCHEMA.with_metadata({**features, IDENTITY_KEY: identity_digest.encode()})
+    columns = pa.schema([WHOLE_SCHEMA.field(name) for name in table.schema.names])
+    features = Features.from_arrow_schema(columns).arrow_schema.metadata
+    return columns.with_metadata({**features, IDENTITY_KEY: identity_digest.encode()})
+
+
+def _encodings(table: pa.Table) -> dict[str, str]:
+    return {f"{name}.list.element": encoding for name, encoding in _ENCODINGS.items() if name in table.schema.names}
 
 
 @contextmanager
@@ -132,7 +139,8 @@ def check_size(file: pa.NativeFile, where: str, rows: int, grid: Grid) -> None:
     # Of groups, not of columns: pyarrow ends the process where a damaged footer describes no such column.
     size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
     events = grid.length * (1 if grid.mask_id is not None else grid.steps)
-    words = events * (3 + grid.candidates + 2 * grid.top_k) + len(grid.shaped_steps) * (grid.candidates + 1) + 2 * grid.length
+    words = events * (3 + grid.candidates + 2 * grid.top_k) + len(grid.shaped_steps) * (grid.candidates + 1)
+    words += (3 if grid.fixed else 2) * grid.length
     if size > SIZE_SLACK * (rows * (4 * words + TEXT_BYTES * grid.length) + SMALLEST):
         raise InputError(f"{where}: would decode to {size:,} bytes, more than its {rows} rows can hold; restore or regenerate "
                          "it")
@@ -230,7 +238,7 @@ def column_bytes(file: pa.NativeFile, where: str) -> dict[str, int]:
 
 def to_log(table: pa.Table, row: int) -> JumpLog:
     """One row of a checked table as a jump log."""
-    cells = {name: table.column(name)[row] for name in ARROW_SCHEMA.names}
+    cells = {name: table.column(name)[row] for name in table.schema.names}
 
     def array(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
         return np.asarray(cells[name].values.to_numpy(zero_copy_only=False), dtype=dtype)
@@ -248,4 +256,5 @@ def to_log(table: pa.Table, row: int) -> JumpLog:
         event_topk_logprobs=array("event_topk_logprobs", np.float16).reshape(events, -1),
         step_energy=array("step_energy", np.float32).reshape(len(choices), -1 if len(choices) else 1),
         step_choice=choices, final_energy=final,
+        fixed_positions=array("fixed_positions", np.int32) if "fixed_positions" in cells else None,
     )

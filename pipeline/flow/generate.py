@@ -50,6 +50,7 @@ from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.reports import GenerateReport
+from tsdfm.schemas.trajectory import arrow_schema
 
 NO_OUT = "out: no folder for the dataset; give --out OUT, or 'out' in the config"
 
@@ -214,7 +215,7 @@ def rows_of(models: Models, identity: Identity, item: ShardPlan) -> pa.Table:
         by_arm = [roll_out(models.teacher.network, models.compass, identity.rollout, identity.shaping, ids, arm)
                   for arm in identity.arms]
         logs += [log for pair in zip(*by_arm, strict=True) for log in pair]
-    return shards.to_table(logs, models.teacher.vocabulary)
+    return shards.to_table(logs, models.teacher.vocabulary, arrow_schema(identity.grid))
 
 
 def _work(config: GenerateConfig, models: Models, identity: Identity, store: Store, check: Callable[[], None]) -> Work:

@@ -70,6 +70,7 @@ class _Recorder:
     energy: Tensor  # [B, N, K]
     choice: Tensor  # [B, N]
     shaped: Tensor  # [N] bool, the steps whose energies and choices a log keeps
+    free: Tensor | None  # [B, L] bool, positions that have a clock; None: all, and logs say nothing of it
 
     def record(self, now: StepState, jump: Jump) -> None:
         self.events.append((
@@ -135,7 +136,7 @@ def roll_out_begun(
     rings = draw_rings(path, noise, rollout.times, length, clocks_of(rollout, teacher.config), free)
     state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool) if free is None else free.clone()
     recorder = _Recorder([], torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
-                         torch.zeros(batch, steps, dtype=torch.long, device=device), shaped)
+                         torch.zeros(batch, steps, dtype=torch.long, device=device), shaped, free)
     for each in rounds(rings, shaped_steps):
         row, step = each.rows, each.steps
         now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], shaped[step], 1 / steps, each.shaped,
@@ -180,6 +181,7 @@ def _split(
     finals = None if final is None else final.tolist()
     tokens = state.cpu().numpy().astype(np.int32)
     sources = None if source is None else source.cpu().numpy().astype(np.int32)
+    fixed = None if recorder.free is None else ~recorder.free.cpu().numpy()
     logs = []
     for index, trajectory_id in enumerate(ids):
         part = slice(bounds[index], bounds[index + 1])
@@ -191,5 +193,6 @@ def _split(
             event_topk_logprobs=_halved(topk_logprobs[part]),
             step_energy=energy[index].astype(np.float32), step_choice=choice[index].astype(np.int8),
             final_energy=None if finals is None else finals[index],
+            fixed_positions=None if fixed is None else np.flatnonzero(fixed[index]).astype(np.int32),
         ))
     return logs

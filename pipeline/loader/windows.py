@@ -80,7 +80,7 @@ class Trajectories:
 
     length: int
     steps: int  # N
-    source: Int32  # [n, L], filled with the mask id for the mask source
+    source: Int32  # [n, L]; of the mask source the mask id, but for fixed positions, whose token is there from the start
     tokens: Int32  # [n, L], the states at t = 1
     offsets: Int  # [n + 1], where each row's events begin
     moment: Int  # [E], row * N + step: it rises, so that any step of any row is found by bisection
@@ -101,7 +101,7 @@ class Trajectories:
         step = ragged(table, "event_step")
         events = len(step.values)
         tokens = _flat(table, "tokens", np.int32).reshape(rows, grid.length)
-        masked = grid.mask_id is not None
+        masked = grid.mask_id is not None and not grid.fixed
         source = np.full_like(tokens, grid.mask_id) if masked else _flat(table, "source_tokens", np.int32)
         return cls(
             length=grid.length, steps=grid.steps, source=source.reshape(rows, grid.length), tokens=tokens,

@@ -83,7 +83,7 @@ REVISION is a commit of this repository; every shard's checksum (`manifest.json`
 def _columns(identity: Identity) -> str:
     return f"""## Columns
 
-{column_table()}
+{column_table(identity)}
 
 ## Sizes, and how to read the lists
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.flow.compass import CausalCompass
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
 from tsdfm.pipeline.models import folder as checkpoint
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
-from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, TrajectoryRow, check_shard
+from tsdfm.schemas.trajectory import ARROW_SCHEMA, WHOLE_SCHEMA, Grid, TrajectoryRow, arrow_schema, check_shard, format_version
 
 VOCAB, MASK = 12, 11  # toy logs; the text column is decoded by a stub
 energies = st.one_of(st.floats(-100, 100, width=32), st.just(math.nan))
@@ -40,24 +40,29 @@ WORDS = cast(Vocabulary, Words)
 
 
 @st.composite
-def logs(draw, mask=None):
-    """Any log that a rollout could write, and the steps N: mask or uniform source, shaped or not, with or without a top-k."""
+def logs(draw, mask=None, given=None):
+    """Any log that a rollout could write, and the steps N: mask or uniform source, shaped or not, with a top-k, with fixed positions."""
     length, steps = draw(st.integers(1, 6)), draw(st.integers(1, 9))
     k, top_k, shaped = draw(st.integers(1, 4)), draw(st.integers(0, 3)), draw(st.integers(0, 5))
     mask = draw(st.booleans()) if mask is None else mask
+    given = draw(st.booleans()) if given is None else given
+    fixed = sorted(draw(st.sets(st.integers(0, length - 1), max_size=length - 1))) if given else []
+    free = [i for i in range(length) if i not in fixed]
     if mask:
-        when = draw(st.lists(st.integers(0, steps - 1), min_size=length, max_size=length))
-        events = sorted((s, i) for i, s in enumerate(when))
+        when = draw(st.lists(st.integers(0, steps - 1), min_size=len(free), max_size=len(free)))
+        events = sorted(zip(when, free, strict=True))
     else:
-        pairs = st.tuples(st.integers(0, steps - 1), st.integers(0, length - 1))
-        events = sorted(draw(st.sets(pairs, min_size=1, max_size=3 * length)) | {(steps - 1, i) for i in range(length)})
+        pairs = st.tuples(st.integers(0, steps - 1), st.sampled_from(free))
+        events = sorted(draw(st.sets(pairs, min_size=1, max_size=3 * length)) | {(steps - 1, i) for i in free})
     count = len(events)
 
     def ints(size, high=MASK - 1):
         return np.array(draw(st.lists(st.integers(0, high), min_size=size, max_size=size)), dtype=np.int32)
 
     token = ints(count)
-    source = None if mask else ints(length)
+    source = None if mask and not given else ints(length)
+    if mask and source is not None:
+        source[free] = MASK
     state = np.full(length, MASK, np.int32) if source is None else source.copy()
     for (_, i), v in zip(events, token, strict=True):
         state[i] = v
@@ -72,7 +77,13 @@ def logs(draw, mask=None):
         event_topk_logprobs=falling.astype(np.float16).reshape(count, top_k),
         step_energy=np.array(floats, np.float32).reshape(shaped, k) if shaped else np.empty((0, 1), np.float32),
         step_choice=ints(shaped, k - 1).astype(np.int8), final_energy=draw(st.one_of(st.none(), st.floats(-9, 9, width=32))),
+        fixed_positions=np.array(fixed, np.int32) if given else None,
     )
+
+
+def schema_of(log):
+    """The columns of the dataset that a log is of."""
+    return ARROW_SCHEMA if log.fixed_positions is None else WHOLE_SCHEMA
 
 
 def row_of(log):
@@ -114,22 +125,23 @@ def test_state_after_is_the_naive_replay(drawn):
         np.testing.assert_array_equal(log.source_tokens, before[1])  # a replay never writes into the source
 
 
-@given(drawn=st.lists(logs(mask=True) | logs(mask=False), max_size=4))
+@given(drawn=st.booleans().flatmap(lambda given: st.lists(logs(given=given), max_size=4)))
 def test_round_trip_through_parquet(drawn):
     """to_table -> encode -> decode -> to_log gives the same log, and the same rows always the same bytes."""
     rows = [log for _, log in drawn]
-    table = shards.to_table(rows, WORDS)
-    assert table.schema.equals(ARROW_SCHEMA)
+    schema = schema_of(rows[0]) if rows else ARROW_SCHEMA
+    table = shards.to_table(rows, WORDS, schema)
+    assert table.schema.equals(schema)
     table.validate(full=True)
     data = shards.encode(table, "ab" * 32)
-    assert shards.encode(shards.to_table(rows, WORDS), "ab" * 32) == data
+    assert shards.encode(shards.to_table(rows, WORDS, schema), "ab" * 32) == data
     read, identity = shards.decode(data, "somewhere")
     assert identity == "ab" * 32
-    assert read.schema.equals(ARROW_SCHEMA)
+    assert read.schema.equals(schema)
     assert read.num_rows == len(rows)
     for index, log in enumerate(rows):
         assert_equal(shards.to_log(read, index), log)
-    assert shards.encode(shards.to_table([shards.to_log(read, i) for i in range(len(rows))], WORDS), "ab" * 32) == data
+    assert shards.encode(shards.to_table([shards.to_log(read, i) for i in range(len(rows))], WORDS, schema), "ab" * 32) == data
     if rows:
         assert shards.encode(table, "cd" * 32) != data
 
@@ -138,9 +150,9 @@ def test_round_trip_through_parquet(drawn):
 def test_a_row_validates_and_equals_its_arrow_cells(drawn):
     _, log = drawn
     row = row_of(log)
-    cells = shards.to_table([log], WORDS).to_pylist()[0]
+    cells = shards.to_table([log], WORDS, schema_of(log)).to_pylist()[0]
     plain = row.model_dump()
-    assert list(plain) == list(cells) == ARROW_SCHEMA.names
+    assert list(plain) == list(cells) == schema_of(log).names
     for name in cells:
         np.testing.assert_equal(plain[name], cells[name])  # NaN equals NaN
     assert plain["event_candidates"] == log.event_candidates.ravel().tolist()  # row-major
@@ -168,11 +180,11 @@ def bare(annotation):
 
 
 def test_row_model_and_arrow_schema_agree():
-    assert list(TrajectoryRow.model_fields) == ARROW_SCHEMA.names
-    for field in ARROW_SCHEMA:
+    assert list(TrajectoryRow.model_fields) == WHOLE_SCHEMA.names
+    for field in WHOLE_SCHEMA:
         python, is_list, optional = bare(TrajectoryRow.model_fields[field.name].annotation)
         assert is_list == pa.types.is_list(field.type), field.name
-        assert optional == field.nullable, field.name
+        assert optional == (field.nullable or field.name not in ARROW_SCHEMA.names), field.name
         assert python is PLAIN[field.type.value_type if is_list else field.type], field.name
 
 
@@ -217,16 +229,19 @@ def rolled(tiny_models):
     assert isinstance(network, CausalLM)
     compass = CausalCompass(network)
 
-    def roll(source, arm, rollout=None, shaping=None, count=6):
+    def roll(source, arm, rollout=None, shaping=None, count=6, given=()):
         teacher = checkpoint.load_denoiser(getattr(tiny_models, source)).network
         rollout_config = RolloutConfig(**{"steps": 12, "seed": 1, "top_k": 3} | (rollout or {}))
         shaping_config = ShapingConfig(**{"candidates": 4} | (shaping or {}))
-        made = roll_out(teacher, compass, rollout_config, shaping_config, range(count), arm)
+        fixed = torch.full((count, rollout_config.length or teacher.config.length), -1)
+        fixed[:, list(given)] = torch.arange(count)[:, None] + 5
+        begun = Begun(range(count), fixed if given else None)
+        made = roll_out_begun(teacher, compass, rollout_config, shaping_config, begun, arm)
         grid = Grid(
             length=rollout_config.length or teacher.config.length, steps=rollout_config.steps, compass=True,
             vocab_size=teacher.config.vocab_size, mask_id=teacher.config.mask_id, candidates=shaping_config.candidates,
             shaped_steps=shaping_config.steps_of(rollout_config), select=shaping_config.select,
-            top_k=rollout_config.top_k)
+            top_k=rollout_config.top_k, fixed=bool(given))
         return made, grid
 
     return roll
@@ -237,9 +252,11 @@ def rolled(tiny_models):
 @pytest.mark.parametrize("select", ["argmin", "resample"])
 @pytest.mark.parametrize("rollout", [{}, {"top_k": 0}, {"steps": 1}, {"solver": "rk4"}, {"temperature": 0.2}, {"length": 5}],
                          ids=str)
-def test_a_rollout_passes_every_check(rolled, source, arm, select, rollout):
-    made, grid = rolled(source, arm, rollout, {"select": select})
-    table = shards.to_table(made, WORDS)
+@pytest.mark.parametrize("given", [(), (0, 1, 4)], ids=["whole", "given"])
+def test_a_rollout_passes_every_check(rolled, source, arm, select, rollout, given):
+    made, grid = rolled(source, arm, rollout, {"select": select}, given=given)
+    assert format_version(grid) == (2 if given else 1)
+    table = shards.to_table(made, WORDS, arrow_schema(grid))
     assert check_shard(table, grid) == []
     read, _ = shards.decode(shards.encode(table, "ab"), "x")
     assert check_shard(read, grid) == []
@@ -291,6 +308,39 @@ def test_every_broken_event_is_found(rolled):
     for name, log in broken.items():
         faults = check_shard(shards.to_table([*made[:2], log, *made[3:]], WORDS), grid)
         assert {fault.row for fault in faults} == {2}, name
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+def test_every_broken_fixed_position_is_found(rolled, source):
+    """Story: one number of one row of a dataset with prompts was changed after the fact."""
+    made, grid = rolled(source, "shaped", given=(0, 1, 4))
+    good = made[2]
+    other = good.source_tokens.copy()
+    other[1] += 1
+    hidden = good.source_tokens.copy()
+    hidden[4] = 9 if grid.mask_id is None else grid.mask_id
+    broken = {
+        "outside 0..": [replace(good, fixed_positions=np.array(given, np.int32)) for given in ([-1, 1, 4], [0, 1, grid.length])],
+        "not rising": [replace(good, fixed_positions=np.array(given, np.int32)) for given in ([0, 4, 1], [0, 1, 1, 4])],
+        "leave no position free": [replace(good, fixed_positions=np.arange(grid.length, dtype=np.int32))],
+        "has an event": [replace(good, fixed_positions=np.sort(np.array([0, 1, 4, good.event_position[0]], np.int32)))],
+        "another in source_tokens": [replace(good, source_tokens=other), replace(good, source_tokens=hidden)],
+        "source_tokens is missing": [replace(good, source_tokens=None)],
+    }
+    if source == "mask":
+        broken["not [MASK] exactly"] = [replace(good, fixed_positions=np.array([0, 1], np.int32))]
+    for what, logs_of in broken.items():
+        for log in logs_of:
+            faults = check_shard(shards.to_table([*made[:2], log, *made[3:]], WORDS, arrow_schema(grid)), grid)
+            assert {fault.row for fault in faults} == {2}, what
+            assert any(what in fault.what for fault in faults), (what, faults)
+
+
+def test_the_columns_are_those_of_the_settings(rolled):
+    """A file with a column of version 2 in a dataset of version 1, or without one in a dataset of version 2, is told as that."""
+    (made, grid), (plain, older) = rolled("mask", "shaped", given=(0,)), rolled("mask", "shaped")
+    assert [fault.what for fault in check_shard(shards.to_table(made, WORDS, arrow_schema(grid)), older)] == ["columns differ from the schema: fixed_positions"]
+    assert [fault.what for fault in check_shard(shards.to_table(plain, WORDS), grid)] == ["columns differ from the schema: fixed_positions"]
 
 
 def test_text_is_the_decoded_tokens(tiny_models, rolled):
