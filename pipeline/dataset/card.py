@@ -93,8 +93,8 @@ The YAML head of this file holds these numbers, too (`trajectories:`).
 """
 
 
-_GIVEN = """- Texts were made with prompts: `fixed_positions` lists the positions of a row whose tokens were given. They stand in
-  `source_tokens` from the start, and no event writes them.
+_GIVEN = """- Texts were made with prompts: `fixed_positions` lists the positions of a row whose tokens were given. They
+  stand in `source_tokens` from the start, and no event writes them.
 """
 
 
