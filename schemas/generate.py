@@ -6,6 +6,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.paths import PathName
+from tsdfm.schemas.prompts import PromptField, PromptFile, PromptGaps
 from tsdfm.schemas.terms import Arms, Clocks, Dtype, Form, Select, Solver, Source
 
 
@@ -79,7 +80,8 @@ class GenerateConfig(Frozen):
     """`tsdfm-pipeline generate`: a frozen dataset of trajectories. Every field is also a flag."""
 
     out: PathName | None = Field(None, description="Folder of the dataset: a local path or a filesystem URI")
-    trajectories: int = Field(256, ge=1, lt=2**31, description="How many trajectories to make: each is one text being written")
+    trajectories: int | None = Field(None, ge=1, lt=2**31, description=(
+        "How many trajectories to make: each is one text being written; null: 256, or with --prompts --per-prompt of each"))
     teacher: PathName = Field("embedded", description=(
         "The model that is rolled out: 'embedded' (a small one that ships with the package), 'embedded:uniform', a folder, "
         "or hub:USER/NAME[@REVISION]"))
@@ -92,6 +94,11 @@ class GenerateConfig(Frozen):
     arm: Arms = Field("shaped", description=(
         "Which trajectories to make: 'shaped' (the compass chooses), 'blind' (the teacher alone), or 'both', paired by "
         "their noise"))
+    prompts: PromptFile = None
+    prompt_field: PromptField = "prompt"
+    prompt_gaps: PromptGaps = False
+    per_prompt: int = Field(1, ge=1, lt=2**31, description=(
+        "Trajectories of each prompt of --prompts: trajectory i is of prompt i // per_prompt, counted from 0"))
     rollout: RolloutConfig = RolloutConfig()
     shaping: ShapingConfig = ShapingConfig()
     shard_size: int = Field(64, ge=1, le=10**7, description=(
@@ -109,4 +116,11 @@ class GenerateConfig(Frozen):
     def _shaped_needs_compass(self) -> "GenerateConfig":
         if self.compass == "none" and self.arm != "blind" and self.shaping.candidates > 1:
             raise ValueError(f"arm '{self.arm}' needs a compass; give compass a folder or 'embedded', or set arm to 'blind'")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_prompts_need_them(self) -> "GenerateConfig":
+        if self.prompts is None and (self.per_prompt > 1 or self.prompt_gaps):
+            name = "per_prompt" if self.per_prompt > 1 else "prompt_gaps"
+            raise ValueError(f"{name}: says how prompts are taken, and there are none; give prompts a file, or leave it out")
         return self

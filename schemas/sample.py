@@ -1,14 +1,11 @@
 """The config of `tsdfm-pipeline sample`."""
 
-import re
-
 from pydantic import Field, model_validator
 
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.paths import PathName
-
-BLANK = re.compile(r"\s*_{3,}")  # of a text with gaps; what a token begins with, a blank mostly, is the model's to write
+from tsdfm.schemas.prompts import BLANK, PromptField, PromptFile, PromptGaps
 
 
 class SampleConfig(Frozen):
@@ -19,10 +16,9 @@ class SampleConfig(Frozen):
         "of a teacher or student, or hub:USER/NAME[@REVISION]"))
     number: int = Field(4, ge=1, lt=2**31, description="How many texts to write, to each prompt if there are any")
     prompt: str | None = Field(None, min_length=1, description="What each text begins with; the model writes the rest")
-    prompts: PathName | None = Field(None, description=(
-        "File of prompts, each a beginning as of --prompt: a .txt with one a line, or records or a table (.jsonl, .csv, "
-        ".parquet, and what else a corpus may be)"))
-    prompt_field: str = Field("prompt", min_length=1, description="Name of the field of --prompts that holds them")
+    prompts: PromptFile = None
+    prompt_field: PromptField = "prompt"
+    prompt_gaps: PromptGaps = False
     infill: str | None = Field(None, min_length=1, description=(
         "A text with gaps, each written ___ (three low lines or more); the model fills them, and they share evenly the tokens "
         "that a text has beside the given ones (--length)"))

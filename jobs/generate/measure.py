@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -12,19 +12,21 @@ from ray.exceptions import RayError
 
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.tasks import Need, node_name
+from tsdfm.jobs.generate.worker import Order, check_alike
 from tsdfm.jobs.plan.plan import CALIBRATE_SECONDS, Measurement
 from tsdfm.jobs.plan.rates import device_name
 from tsdfm.jobs.plan.rollouts import Measured, measure
 from tsdfm.jobs.shell.cluster import cluster, cores_here, gpus_at
 from tsdfm.jobs.shell.console import ticker
-from tsdfm.pipeline.dataset.manifest import digest
-from tsdfm.pipeline.flow.opening import identity_of, open_models
+from tsdfm.pipeline.flow.opening import open_models
+from tsdfm.pipeline.flow.prompts import Given
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.plan import Machine
 
 MOST = 256  # workers that are measured, of however many
+MOST_GIVEN = 4096  # trajectories whose prompts are taken for all, which they stand for
 POLL_SECONDS = 0.5
 
 
@@ -39,17 +41,16 @@ class Told:
     whole: float
 
 
-def measured_there(config: GenerateConfig, identity: Identity, first: int) -> Told:
+def measured_there(config: GenerateConfig, identity: Identity, given: Given | None, first: int) -> Told:
     """Make a few trajectories, `first` and those after it, in this worker. Raises WorkError, which names the node."""
     began = time.monotonic()
     torch.set_num_threads(config.rollout.threads)
     device = torch.device("cuda" if identity.device == "cuda" else "cpu")
     try:
         models = open_models(config, device)
-        if digest(identity_of(config, models, device)) != digest(identity):
-            raise WorkError("its teacher, compass or tokenizer differs from the driver's; give every node the same files")
+        check_alike(config, models, identity, device)
         opening = time.monotonic() - began
-        found = measure(models, identity, first, CALIBRATE_SECONDS)
+        found = measure(replace(models, given=given), identity, first, CALIBRATE_SECONDS)
     except (InputError, WorkError) as error:
         raise WorkError(f"node {node_name()}: {error}") from None
     return Told(node_name(), device_name(), found, opening, time.monotonic() - began)
@@ -66,7 +67,7 @@ def places(config: GenerateConfig, shards: int) -> int:
     return max(1, min(shards, most))
 
 
-def measured(config: GenerateConfig, identity: Identity, workers: int) -> Measurement:
+def measured(config: GenerateConfig, identity: Identity, given: Given | None, workers: int) -> Measurement:
     """Measure on so many workers at once, MOST at the most.
 
     Numbers: `ray` and `worker` seconds until it runs and until a worker begins, `opening` the models there, `trajectory`
@@ -84,7 +85,9 @@ def measured(config: GenerateConfig, identity: Identity, workers: int) -> Measur
         resources = {"num_cpus": 1, "num_gpus": 1} if identity.device == "cuda" else {"num_cpus": threads}
         task = task.options(**resources, max_retries=0, scheduling_strategy="SPREAD")
         batch = min(identity.rollout.batch_size, identity.shard_size)
-        refs = [task.remote(config, identity, number * 1000 * batch) for number in range(workers)]
+        some = None if given is None else given.of_trajectories(0, min(identity.trajectories, MOST_GIVEN))
+        config = Order.of(config, identity, "").config
+        refs = [task.remote(config, identity, some, number * 1000 * batch) for number in range(workers)]
         ready: list[Any] = []
         while len(ready) < workers:
             show.waiting(len(ready), workers, f"{workers} at work")

@@ -86,7 +86,7 @@ class GenerateJob:
 
     def measure(self) -> Measurement:
         """See `measure.measured`. Where nothing is left to make, a shard is measured all the same: rates may be for others."""
-        found = measured(self.config, self.standing.identity, self.workers or 1)
+        found = measured(self.config, self.standing.identity, self.standing.models.given, self.workers or 1)
         return Measurement(found.machine, found.workers, {
             **found.numbers, "start": self.started - self.connecting, "ray": found.numbers["ray"] + self.connecting})
 
@@ -95,7 +95,7 @@ class GenerateJob:
         identity, items, missing = self.standing.identity, self.standing.items, self.standing.missing
         n, left = rates.numbers, [items[index].stop - items[index].start for index in missing]
         workers = max(1, min(self.workers or rates.workers, len(missing) or 1))
-        work, trajectories, arms = RolloutWork.of(identity, sum(left)), sum(left), len(identity.arms)
+        work, trajectories, arms = RolloutWork.of(identity, sum(left), self._free), sum(left), len(identity.arms)
         stages = [Stage(what="start, models, what is there", seconds=n["start"])]
         if missing:
             stages += [Stage(what="Ray and its workers", seconds=n["ray"] + n["worker"] + n["opening"]),
@@ -111,6 +111,11 @@ class GenerateJob:
                   "candidates to score": work.candidates, "tokens through the compass": n["compass_tokens"] * trajectories,
                   "jumps": work.events},
             stages=stages, devices=workers, remarks=self._remarks(rates, workers))
+
+    @property
+    def _free(self) -> float | None:
+        given = self.standing.models.given
+        return None if given is None else given.free
 
     @property
     def _carried_trajectories(self) -> int:
@@ -135,4 +140,4 @@ def measured_for(identity: Identity, models: Models) -> dict[str, Any]:
     return {
         "teacher": as_json(models.teacher.network.config), "compass": {"kind": kind, "shape": shape}, "arm": identity.arm,
         "rollout": identity.rollout.model_dump(mode="json", exclude={"seed"}), "shaping": as_json(identity.shaping),
-        "device": identity.device}
+        "device": identity.device} | ({} if models.given is None else {"free positions": round(models.given.free, 2)})

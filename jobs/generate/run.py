@@ -21,6 +21,7 @@ from tsdfm.jobs.shell.console import Stages, say, say_if_slow
 from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.flow.generate import Work, generate_dataset
+from tsdfm.pipeline.flow.prompts import Given
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.progress import Progress
 from tsdfm.schemas.reports import GenerateReport
@@ -71,11 +72,17 @@ class _OnRay:
         need = Need("GPU", 1) if gpus else Need("CPU", threads)
         workers = min(len(missing), self.config.workers or need.places(asking))
         say(f"{len(missing)} of {count(len(work.items), 'shard')} to make, {count(workers, f'{need.what} worker')}")
-        order, made = Order(self.config, work.identity, work.store.address), dict[int, Finished]()
-        call = Call("ShardWorker.make", make, lambda index: (order, work.items[index]), alike=True)
+        order, made = Order.of(self.config, work.identity, work.store.address), dict[int, Finished]()
+        call = Call("ShardWorker.make", make, lambda index: (order, work.items[index], _given(work, index)), alike=True)
         tasks: Tasks[Finished] = Tasks(call, need, self.config.workers, asking)
         collect(tasks, _told(work.items), missing, made.__setitem__, work.check)
         return made
+
+
+def _given(work: Work, index: int) -> Given | None:
+    """The prompts of one unit of work, which travel with it."""
+    item = work.items[index]
+    return None if work.models.given is None else work.models.given.of_trajectories(item.start, item.stop)
 
 
 def _told(items: Sequence[ShardPlan]) -> Told:

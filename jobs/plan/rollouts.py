@@ -9,7 +9,7 @@ import heapq
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import torch
@@ -21,7 +21,7 @@ from tsdfm.pipeline.flow.compass import CausalCompass, Compass, NceCompass
 from tsdfm.pipeline.flow.generate import rows_of
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.opening import Models
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.terms import Arm, Clocks, Solver
@@ -41,9 +41,10 @@ class Visits:
 
 
 def visits(
-    path: MixturePath, times: tuple[float, ...], length: int, shaped_steps: tuple[int, ...] = (), clocks: Clocks = "independent"
+    path: MixturePath, times: tuple[float, ...], length: float, shaped_steps: tuple[int, ...] = (),
+    clocks: Clocks = "independent",
 ) -> Visits:
-    """The expected visits of a trajectory of `length` positions on a grid of N + 1 times.
+    """The expected visits of a trajectory of `length` positions that have a clock on a grid of N + 1 times.
 
     A step is visited if any clock rings. Of clocks that are not independent, as many ring as their share says, to within one.
     """
@@ -65,11 +66,15 @@ class RolloutWork:
     events: float
 
     @classmethod
-    def of(cls, identity: Identity, trajectories: int) -> "RolloutWork":
-        """The work of so many trajectories of a dataset, in each of its arms."""
+    def of(cls, identity: Identity, trajectories: int, free: float | None = None) -> "RolloutWork":
+        """The work of so many trajectories of a dataset, in each of its arms.
+
+        `free`: positions of a text that aren't fixed, on average, which all texts are taken to have; None: all positions.
+        """
         teacher, rollout = identity.teacher, identity.rollout
         path = MixturePath(teacher.kappa_exponent, teacher.vocab_size, teacher.mask_id)
-        each = visits(path, rollout.times, identity.grid.length, identity.grid.shaped_steps, rollout.clocks or "independent")
+        positions = identity.grid.length if free is None else free
+        each = visits(path, rollout.times, positions, identity.grid.shaped_steps, rollout.clocks or "independent")
         stages, scored = STAGES[rollout.solver], identity.compass is not None
         choices = [_choices(identity, arm) * each.shaped * stages for arm in identity.arms]
         finals = len(identity.arms) if scored else 0  # the finished text of each row
@@ -102,7 +107,7 @@ class Meter:
             hooks.append(embedding.register_forward_pre_hook(self._compass))
         try:
             metered = None if models.compass is None else _Metered(models.compass, self, counts=network is None)
-            yield Models(models.teacher, metered, models.compass_facts)
+            yield replace(models, compass=metered)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -209,7 +214,8 @@ def _seconds_of(models: Models, identity: Identity, ids: range) -> Seconds:
     for steps in (1, 1, PROBE_STEPS):  # the first warms up
         rollout, began = identity.rollout.model_copy(update={"steps": steps}), time.monotonic()
         for arm in identity.arms:
-            roll_out(models.teacher.network, models.compass, rollout, identity.shaping, ids, arm)
+            begun = Begun(ids, None if models.given is None else models.given.fixed(ids))
+            roll_out_begun(models.teacher.network, models.compass, rollout, identity.shaping, begun, arm)
         taken.append(time.monotonic() - began)
     more = _visited(identity, PROBE_STEPS) - 1
     a_visit = max((taken[2] - taken[1]) / more, taken[2] / (more + 1) / 10)

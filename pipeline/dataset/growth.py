@@ -11,6 +11,7 @@ as unfinished, and whatever interrupts that, the next run ends it.
 import hashlib
 import json
 import time
+from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -37,44 +38,49 @@ from tsdfm.schemas.manifest import DatasetManifest, FormerDataset, Identity, Sha
 GROWING = ".growing"
 
 
-def former_dataset(store: Store, identity: Identity) -> DatasetManifest | None:
+Resized = Callable[[int], Identity]  # the identity of the dataset in so many trajectories, if it had them
+
+
+def former_dataset(store: Store, identity: Identity, resized: Resized) -> DatasetManifest | None:
     """The finished dataset that is to grow to `identity`; None if there is none.
 
     Raises InputError if `identity` has fewer trajectories, or others than a dataset or a growth that is unfinished.
     """
     asked = identity.trajectories
     if store.read(MANIFEST_FILE) is None:
-        there = _only_other_size(store.read(RUN_FILE), identity)
+        there = _only_other_size(store.read(RUN_FILE), identity, resized)
         if there is not None:
             raise InputError(f"{store.uri}: holds an unfinished dataset of {there} trajectories; finish it with --trajectories "
                              f"{there}, and then let it grow, or give another --out")
         return None
     manifest = read_manifest(store)
     there = manifest.identity.trajectories
-    if not _differ_in_size_alone(manifest.identity.model_dump(mode="json"), identity):
+    if not _differ_in_size_alone(manifest.identity.model_dump(mode="json"), identity, resized):
         return None
     if asked < there:
         raise InputError(f"{store.uri}: holds {there} trajectories, and a dataset does not shrink; give --trajectories {there} "
                          "or more, or another --out (readers can take fewer: `distill --set data.trajectories=N`)")
-    begun = _only_other_size(store.read(f"{GROWING}/{RUN_FILE}"), identity)
+    begun = _only_other_size(store.read(f"{GROWING}/{RUN_FILE}"), identity, resized)
     if begun is not None:
         raise InputError(f"{store.uri}: is growing to {begun} trajectories; finish that with --trajectories {begun}, or give "
                          f"it up with --trajectories {there}")
     return manifest
 
 
-def _only_other_size(run: bytes | None, identity: Identity) -> int | None:
+def _only_other_size(run: bytes | None, identity: Identity, resized: Resized) -> int | None:
     """The number of trajectories of an unfinished run that differs from `identity` in nothing else; None if it is not so."""
     try:
         found = json.loads(run or b"null")
     except ValueError:
         return None
-    return int(found["trajectories"]) if isinstance(found, dict) and _differ_in_size_alone(found, identity) else None
+    return int(found["trajectories"]) if isinstance(found, dict) and _differ_in_size_alone(found, identity, resized) else None
 
 
-def _differ_in_size_alone(old: dict[str, object], identity: Identity) -> bool:
-    named = [each.partition(" ")[0] for each in differences(old, identity.model_dump(mode="json"))]
-    return named == ["trajectories"]
+def _differ_in_size_alone(old: dict[str, object], identity: Identity, resized: Resized) -> bool:
+    there = old.get("trajectories")
+    if not isinstance(there, int) or there in (identity.trajectories, True) or there < 1:
+        return False
+    return not differences(old, resized(there).model_dump(mode="json"))
 
 
 def whole_files(former: DatasetManifest) -> dict[tuple[int, int], ShardRecord]:

@@ -71,13 +71,16 @@ def _canonical(data: object) -> str:
     return json.dumps(data, sort_keys=True, separators=(",", ":"))
 
 
-def claim(store: Store, identity: Identity) -> None:
-    """Mark a folder as this identity's run. Raises InputError if it holds another dataset's run, or something else."""
-    if not may_claim(store, identity):
+def claim(store: Store, identity: Identity, prompts: str | None = None) -> None:
+    """Mark a folder as this identity's run. Raises InputError if it holds another dataset's run, or something else.
+
+    `prompts`: the file that the identity's prompts were read from, which messages name.
+    """
+    if not may_claim(store, identity, prompts):
         store.write(RUN_FILE, (json.dumps(identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
 
 
-def may_claim(store: Store, identity: Identity) -> bool:
+def may_claim(store: Store, identity: Identity, prompts: str | None = None) -> bool:
     """Whether a folder is marked as this identity's run already; False: it is empty. Raises InputError as `claim` does."""
     names = {name for name in store.names() if not name.startswith(LOCK_FILE)}
     for file in (MANIFEST_FILE, RUN_FILE):
@@ -91,8 +94,10 @@ def may_claim(store: Store, identity: Identity) -> bool:
             raise InputError(f"{store.uri}/{file}: not readable; restore it, or give another --out") from None
         differing = _differing(old, identity)
         if differing:
+            others = any(each.startswith("prompts") for each in differing)
+            told = f" (the prompts here are those of {prompts})" if others and prompts else ""
             raise InputError(f"{store.uri}: holds a dataset of another config; give another --out, or make these equal: "
-                             + "; ".join(differing))
+                             + "; ".join(differing) + told)
         return True
     if names:
         raise InputError(f"{store.uri}: holds files and no dataset ({', '.join(sorted(names)[:3])}); give an empty --out")

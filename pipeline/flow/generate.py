@@ -7,6 +7,7 @@ which order: `generate_dataset` makes them in this process, and the Ray job hand
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import pyarrow as pa
@@ -38,8 +39,8 @@ from tsdfm.pipeline.dataset.manifest import (
     receipt_path,
 )
 from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
-from tsdfm.pipeline.flow.opening import Models, identity_of, open_models
-from tsdfm.pipeline.flow.rollout import roll_out
+from tsdfm.pipeline.flow.opening import Models, identity_of, open_models, resized
+from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
 from tsdfm.pipeline.models.folder import EMBEDDED
 from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.storage.in_order import in_order
@@ -130,9 +131,9 @@ def generate_dataset(
     with store.owned(progress) as check:
         finish_growth(store)
         identity = with_layout(asked, store)
-        former = former_dataset(store, identity)
+        former = former_dataset(store, identity, partial(resized, identity, models))
         work = _work(config, models, identity, store if former is None else store.inside(GROWING), check)
-        claim(work.store, identity)
+        claim(work.store, identity, config.prompts)
         if former is None:
             remove_growth(store)  # one that was begun, and is not asked for any more
         kept, unsound = _kept(work, progress)
@@ -185,9 +186,9 @@ def standing(config: GenerateConfig, device: torch.device, progress: Progress = 
     identity = with_layout(identity_of(config, models, device), store)
     if store.read(f"{GROWING}/{MANIFEST_FILE}") is not None:  # complete, and not yet in its place
         store = store.inside(GROWING)
-    former = former_dataset(store, identity)
+    former = former_dataset(store, identity, partial(resized, identity, models))
     work = _work(config, models, identity, store if former is None else store.inside(GROWING), lambda: None)
-    may_claim(work.store, identity)
+    may_claim(work.store, identity, config.prompts)
     kept, _ = _kept(work, progress)
     units = _units_there(work, kept)
     size, whole = identity.trajectories_per_file, 0 if former is None else former.identity.trajectories
@@ -212,7 +213,8 @@ def rows_of(models: Models, identity: Identity, item: ShardPlan) -> pa.Table:
     logs, batch = [], identity.rollout.batch_size
     for start in range(item.start, item.stop, batch):
         ids = range(start, min(start + batch, item.stop))
-        by_arm = [roll_out(models.teacher.network, models.compass, identity.rollout, identity.shaping, ids, arm)
+        begun = Begun(ids, None if models.given is None else models.given.fixed(ids))
+        by_arm = [roll_out_begun(models.teacher.network, models.compass, identity.rollout, identity.shaping, begun, arm)
                   for arm in identity.arms]
         logs += [log for pair in zip(*by_arm, strict=True) for log in pair]
     return shards.to_table(logs, models.teacher.vocabulary, arrow_schema(identity.grid))

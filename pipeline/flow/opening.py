@@ -1,7 +1,7 @@
-"""Open the teacher and the compass that a config names, and check that they belong together."""
+"""Open the teacher, the compass and the prompts that a config names, and check that they belong together."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from tsdfm.pipeline.flow.compass import (
     NceCompass,
     name_of,
 )
+from tsdfm.pipeline.flow.prompts import Given, Prompt, prompts_in
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.pipeline.models.causal import CausalLM
@@ -31,14 +32,17 @@ from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.terms import Dtype
 
+TRAJECTORIES = 256  # of a dataset, where nothing says how many
+
 
 @dataclass(frozen=True)
 class Models:
-    """What makes trajectories: teacher and compass, opened, and the facts that a manifest records of the compass."""
+    """What makes trajectories: teacher, compass and prompts, opened, and what a manifest records of the compass."""
 
     teacher: ModelFolder[Denoiser]
     compass: Compass | None
     compass_facts: CompassFacts | None
+    given: Given | None = None  # the prompts of the trajectories; None: they are written whole
 
     def compass_in(self, dtype: Dtype) -> None:
         """Have the compass compute in a dtype (see `models.computing`)."""
@@ -63,8 +67,9 @@ def open_models(
 
     `compass`, if given, is taken in place of the config's: an object of the protocol, or a function. It computes as it does.
 
-    Raises InputError if either is missing, or they don't fit together, or nothing can be compiled here.
+    Raises InputError if anything is missing, or they don't fit together, or nothing can be compiled here.
     """
+    prompts = None if config.prompts is None else prompts_in(config.prompts, config.prompt_field, gaps=config.prompt_gaps)
     folder = teacher_folder(config.teacher, config.source)
     opened = load_denoiser(folder)
     teacher = opened.network
@@ -79,6 +84,7 @@ def open_models(
     if config.rollout.top_k > teacher.config.vocab_size - (teacher.config.mask_id is not None):
         raise InputError(f"rollout.top_k: {config.rollout.top_k} is more than the teacher's vocabulary; lower it")
     length = length or teacher.config.length
+    given = None if prompts is None else _given(config, prompts, opened, length)
     if compass is not None:
         _check_custom(compass, opened, length)
         models = Models(opened, compass if isinstance(compass, Compass) else FunctionCompass(compass), _facts_of(compass))
@@ -87,7 +93,16 @@ def open_models(
         models.compass_in(config.rollout.dtype)
     prepare(teacher, config.rollout.dtype, config.rollout.compile)
     teacher.to(device)
-    return models
+    return replace(models, given=given)
+
+
+def _given(config: GenerateConfig, prompts: list[Prompt], teacher: ModelFolder[Denoiser], length: int) -> Given:
+    """The prompts as tokens. Raises InputError: one can't be given to this teacher, or there are fewer than trajectories."""
+    given = Given.of(prompts, teacher.vocabulary, length, config.per_prompt)
+    if (config.trajectories or given.trajectories) > given.trajectories or given.trajectories >= 2**31:
+        raise InputError(f"{config.prompts}: has {len(given):,} prompts, which are {given.trajectories:,} trajectories of "
+                         f"{config.per_prompt:,} each; give --trajectories up to that (and 2^31), or another --per-prompt")
+    return given
 
 
 def _check_custom(compass: Compass | EnergyFunction, teacher: ModelFolder[Denoiser], length: int) -> None:
@@ -160,10 +175,11 @@ def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserCo
 
 def identity_of(config: GenerateConfig, models: Models, device: torch.device) -> Identity:
     """All that the dataset's bytes depend on, with every default resolved."""
-    opened = models.teacher
+    opened, given = models.teacher, models.given
     teacher = opened.network.config
+    trajectories = config.trajectories or (TRAJECTORIES if given is None else given.trajectories)
     return Identity(
-        trajectories=config.trajectories, arm=config.arm, shard_size=config.shard_size,
+        trajectories=trajectories, arm=config.arm, shard_size=config.shard_size,
         rollout=config.rollout.model_copy(update={
             "length": config.rollout.length or teacher.length, "clocks": clocks_of(config.rollout, teacher)}),
         shaping=config.shaping,
@@ -172,4 +188,12 @@ def identity_of(config: GenerateConfig, models: Models, device: torch.device) ->
             mask_id=teacher.mask_id, kappa_exponent=teacher.kappa_exponent),
         compass=models.compass_facts, tokenizer=opened.vocabulary.fingerprint,
         device="cuda" if device.type == "cuda" else "cpu", shards_per_file=config.shards_per_file,
+        prompts=None if given is None else given.facts(trajectories),
     )
+
+
+def resized(identity: Identity, models: Models, trajectories: int) -> Identity:
+    """The identity of the dataset of another number of trajectories, else the same: of the prompts, those that they need."""
+    given = models.given
+    prompts = None if given is None else given.facts(min(trajectories, given.trajectories))
+    return identity.model_copy(update={"trajectories": trajectories, "prompts": prompts})

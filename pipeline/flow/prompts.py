@@ -4,16 +4,24 @@ Each piece of a prompt becomes tokens by itself, in the Unicode form of all trai
 ends, and the model can't go on in the middle of one.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from unicodedata import normalize
 
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
 from tsdfm.pipeline.text.sources.formats import short_texts
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.sample import BLANK, SampleConfig
+from tsdfm.schemas.manifest import PromptFacts
+from tsdfm.schemas.prompts import BLANK
+from tsdfm.schemas.sample import SampleConfig
 
 FREE = -1
 
@@ -53,29 +61,100 @@ class Prompt:
 def prompts_of(config: SampleConfig) -> list[Prompt]:
     """The prompts that a config asks for, none or some. Raises InputError: a file that can't be read, or an empty prompt."""
     if config.infill is not None:
-        pieces = BLANK.split(config.infill)
-        ends_free = not pieces[-1]
-        return [Prompt(config.infill, "infill", pieces[:-1] if ends_free else pieces, ends_free)]
+        return [_with_gaps(config.infill, "infill")]
     if config.prompt is not None:
         return [_beginning(config.prompt, "prompt")]
-    return list(_of_file(Path(config.prompts), config.prompt_field)) if config.prompts is not None else []
+    return [] if config.prompts is None else prompts_in(config.prompts, config.prompt_field, gaps=config.prompt_gaps)
+
+
+def prompts_in(file: str, field: str, *, gaps: bool) -> list[Prompt]:
+    """The prompts of a file, at least one. `gaps`: whether ___ is one.
+
+    Raises InputError: it can't be read, lacks the field, or a prompt is empty.
+    """
+    read, found = _with_gaps if gaps else _beginning, list[Prompt]()
+    for number, text in enumerate(short_texts(Path(file), field), 1):
+        if not text:
+            raise InputError(f"{file}: prompt {number} is {'null' if text is None else 'empty'}; write one, or remove it")
+        found.append(read(text, f"{file}: prompt {number}"))
+    if not found:
+        raise InputError(f"{file}: holds no prompt; write one a line")
+    return found
 
 
 def _beginning(text: str, where: str) -> Prompt:
     return Prompt(text, where, [text], ends_free=True)
 
 
-def _of_file(path: Path, field: str) -> Iterator[Prompt]:
-    number = 0
-    for number, text in enumerate(short_texts(path, field), 1):
-        if not text:
-            raise InputError(f"{path}: prompt {number} is {'null' if text is None else 'empty'}; write one, or remove it")
-        yield _beginning(text, f"{path}: prompt {number}")
-    if not number:
-        raise InputError(f"{path}: holds no prompt; write one a line")
+def _with_gaps(text: str, where: str) -> Prompt:
+    """What stands between the gaps of a text; of one without a gap, its beginning."""
+    pieces = BLANK.split(text)
+    ends_free = not pieces[-1] or len(pieces) == 1
+    return Prompt(text, where, pieces[:-1] if ends_free and len(pieces) > 1 else pieces, ends_free)
 
 
 def written(tokens: list[int], fixed: list[int], vocabulary: Vocabulary) -> list[str]:
     """What stands in each run of free positions, decoded."""
     runs = groupby(zip(tokens, fixed, strict=True), lambda pair: pair[1] == FREE)
     return [vocabulary.decode([token for token, _ in run]) for free, run in runs if free]
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no truth value: equal means the same object
+class Given:
+    """The fixed tokens of a dataset's prompts, of all or of some in a row. Trajectory i is of prompt i // per_prompt."""
+
+    length: int  # L of the texts
+    per_prompt: int
+    first: int  # the number of the first prompt that is here
+    offsets: npt.NDArray[np.int64]  # [P + 1], where each prompt's begin
+    positions: npt.NDArray[np.int32]  # [T], rising in each prompt
+    tokens: npt.NDArray[np.int32]  # [T]
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], vocabulary: Vocabulary, length: int, per_prompt: int) -> "Given":
+        """The tokens of prompts in texts of `length` tokens. Raises InputError, naming the prompt that can't be given."""
+        patterns = (np.array(prompt.fixed(vocabulary, length), np.int32) for prompt in prompts)
+        kept = [(np.flatnonzero(pattern != FREE).astype(np.int32), pattern[pattern != FREE]) for pattern in patterns]
+        sizes = np.cumsum([0, *(len(positions) for positions, _ in kept)])
+        return cls(length, per_prompt, 0, sizes, *(np.concatenate(part) for part in zip(*kept, strict=True)))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def trajectories(self) -> int:
+        """How many there are of all prompts."""
+        return len(self) * self.per_prompt
+
+    @property
+    def free(self) -> float:
+        """How many positions of a text are not fixed, on average over prompts."""
+        return self.length - len(self.tokens) / len(self)
+
+    def fixed(self, ids: Sequence[int]) -> Tensor:
+        """The tokens [n, L] of the trajectories `ids`, FREE where none is fixed; int64.
+
+        Ids after the last prompt's begin with the first prompt again: a plan measures trajectories that no dataset has.
+        """
+        found = torch.full((len(ids), self.length), FREE)
+        for row, number in enumerate(ids):
+            prompt = (number // self.per_prompt - self.first) % len(self)
+            part = slice(self.offsets[prompt], self.offsets[prompt + 1])
+            found[row, torch.from_numpy(self.positions[part]).long()] = torch.from_numpy(self.tokens[part]).long()
+        return found
+
+    def of_trajectories(self, start: int, stop: int) -> "Given":
+        """The prompts of trajectories start..stop-1 alone: what a worker needs of them."""
+        first, last = start // self.per_prompt - self.first, -(-stop // self.per_prompt) - self.first
+        offsets = self.offsets[first : last + 1]
+        part = slice(offsets[0], offsets[-1])
+        return replace(self, first=self.first + first, offsets=offsets - offsets[0], positions=self.positions[part],
+                       tokens=self.tokens[part])
+
+    def facts(self, trajectories: int) -> PromptFacts:
+        """What a manifest says of the prompts that so many trajectories are of."""
+        used = self.of_trajectories(0, trajectories)
+        digest = hashlib.sha256()
+        for array in (used.offsets.astype("<i8"), used.positions.astype("<i4"), used.tokens.astype("<i4")):
+            digest.update(array.tobytes())
+        return PromptFacts(per_prompt=self.per_prompt, sha256=digest.hexdigest())

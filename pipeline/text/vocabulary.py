@@ -160,14 +160,30 @@ class Vocabulary:
         return [self._without_mask(encoding.ids) for encoding in encodings]
 
     def encode_whole(self, text: str) -> list[int]:
-        """The ids of a text that nothing may be lost of. Raises InputError: some is [MASK], or unknown to the tokenizer."""
+        """The ids of a text that nothing may be lost of.
+
+        Raises InputError: some is a special token ([MASK], the end of a text), or unknown, or can't be decoded.
+        """
         self.encode([text])  # refuses what the library can't encode
+        special = next((name for name in self._special if name in text), None)
+        if special is not None:
+            raise InputError(f"the model has no token for {special!r:.40} that stands in a text: that is the name of a special "
+                             "token, not of a word; leave it out (a gap is written ___)")
         found = self.tokenizer.encode(text, add_special_tokens=False)
         for number, (start, end) in zip(found.ids, found.offsets, strict=True):
             if number in (self.mask_id, self._unknown):
                 raise InputError(f"the model has no token for {text[start:end]!r:.40}, or none that stands in texts; write it "
                                  "otherwise")
+        if text.strip() and not self.tokenizer.decode(found.ids).strip():
+            raise InputError(f"{self.where}: the tokenizer turns {text!r:.40} into tokens that it decodes to nothing; give a "
+                             "model whose tokenizer can be decoded")
         return list(found.ids)
+
+    @cached_property
+    def _special(self) -> list[str]:
+        """The names of special tokens, which are no words."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special and token.content]
 
     @cached_property
     def _unknown(self) -> int | None:
