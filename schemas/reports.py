@@ -89,6 +89,7 @@ class TrajectoryReport(Frozen):
     arm: Arm
     final_energy: float | None
     text: str
+    fixed_positions: list[int] | None = Field(None, description="positions whose tokens were given; null without prompts")
     frames: list[FrameReport]
 
 

@@ -14,18 +14,21 @@ from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.manifest import DatasetManifest
 
 # Together: both sources, both rules, one arm and two, unshaped steps, steps without jumps, candidates that
-# agree, a last shard that is short, more steps than bins, and no compass.
-KINDS = ("mask", "uniform", "blind")
+# agree, a last shard that is short, more steps than bins, no compass, and prompts, with gaps.
+KINDS = ("mask", "uniform", "blind", "prompts")
+PROMPTS = ("the quick", "masks ___ in ___", "___ energy ___ dog")
 
 
 def dataset(kind: str, out: Path, models: TinyModels) -> tuple[Store, DatasetManifest]:
     """Make the dataset of a kind in `out`."""
     mask = {"trajectories": 7, "shard_size": 3, "rollout": {"steps": 37, "temperature": 0.25},
             "shaping": {"candidates": 3, "tau": 0.3, "shape_every": 2}}
+    (prompts := out.with_name(f"{out.name}-prompts.txt")).write_text("\n".join(PROMPTS))
     changes: dict[str, dict[str, object]] = {
         "mask": mask,
         "uniform": {"teacher": str(models.uniform), "arm": "shaped", "rollout": {"steps": 12, "top_k": 2},
                     "shaping": {"candidates": 4, "select": "resample", "beta": 5.0}},
+        "prompts": {"prompts": str(prompts), "prompt_gaps": True, "per_prompt": 2, "trajectories": 5, "shard_size": 3},
         "blind": {"compass": "none", "arm": "blind", "rollout": {"steps": 5}},
     }
     manifest = make_dataset(out, models, **changes[kind])

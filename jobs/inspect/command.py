@@ -115,7 +115,9 @@ def show_trajectory(store: Store, trajectory: int, arm: Arm | None = None) -> li
         show_frames(log, pictures, grid.steps)
         report.append(TrajectoryReport(
             trajectory_id=log.trajectory_id, arm=log.arm, final_energy=log.final_energy,
-            text=vocabulary.decode(log.tokens.tolist()), frames=[FrameReport(**vars(frame)) for frame in pictures]))
+            text=vocabulary.decode(log.tokens.tolist()),
+            fixed_positions=None if log.fixed_positions is None else log.fixed_positions.tolist(),
+            frames=[FrameReport(**vars(frame)) for frame in pictures]))
     return report
 
 

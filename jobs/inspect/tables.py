@@ -37,22 +37,26 @@ def show_frames(log: "JumpLog", pictures: "Sequence[Frame]", steps: int) -> None
     results.print()
     results.rule(f"trajectory {log.trajectory_id}, {log.arm} arm: "
                 f"{len(shown)} of {count(len(pictures), 'step')} with jumps")
+    given = [] if log.fixed_positions is None else log.fixed_positions.tolist()
+    if given:
+        results.print(Text(f"{count(len(given), 'token')} given, underlined", style="dim"))
     for index in shown:
         frame = pictures[index]
         masks = f", {sum(frame.masked)} masked" if any(frame.masked) else ""
         where = f"step {frame.step + 1}/{steps}  t = {frame.t:.3f}"
         results.print(Text(f"\n{where}  {len(frame.changed)} written{masks}", style="bold"))
-        results.print(_text(frame))
+        results.print(_text(frame, given))
         results.print(_energies(frame))
     if log.final_energy is not None:
         tell(f"\nfinal energy {log.final_energy:.4f} nats/token")
 
 
-def _text(frame: "Frame") -> Text:
-    """The state: masks dim, what was just written highlighted."""
-    text, changed = Text(), set(frame.changed)
+def _text(frame: "Frame", given: Sequence[int]) -> Text:
+    """The state: masks dim, what was just written highlighted, what was given underlined."""
+    text = Text()
+    styles = dict.fromkeys(given, "underline") | dict.fromkeys(frame.changed, "black on yellow")
     for position, piece in enumerate(frame.pieces):
-        style = "black on yellow" if position in changed else "dim" if frame.masked[position] else ""
+        style = styles.get(position, "dim" if frame.masked[position] else "")
         text.append(piece.translate(CONTROLS), style)
     return text
 
@@ -89,6 +93,8 @@ def _arms_table(summary: DatasetSummary) -> Table:
     table.add_row("trajectories", *(str(part.events.count) for part in summary.arms))
     table.add_row("final energy, nats/token", *(_spread(part.final_energy, 4) for part in summary.arms))
     table.add_row("events per trajectory", *(_spread(part.events, 1) for part in summary.arms))
+    if any(part.fixed for part in summary.arms):
+        table.add_row("given tokens per trajectory", *(_spread(part.fixed, 1) for part in summary.arms))
     table.add_row("unigram entropy, bits", *(_spread(part.entropy, 3) for part in summary.arms))
     for field, name in rows.items():
         table.add_row(f"{name} ({count(summary.arms[0].distinct_rows, 'row')})",

@@ -28,12 +28,15 @@ class Panel {
     this.log = log;
     this.spans = log.source.map(() => make("span"));
     this.text = make("div", { class: "text", role: "group", "aria-label": `Text, ${log.arm} arm` }, ...this.spans);
+    this.given = new Set(log.given);
     this.status = make("p");
     this.candidates = make("div", { class: "tall" });
     this.which = make("h3");
     this.curves = make("div");
     const header = make("header", {}, make("h2", {}, ARM_NAMES[log.arm] || log.arm), this.status);
-    this.root = make("section", { class: "panel card", "aria-label": `${log.arm} arm of trajectory ${log.id}` }, header, this.text);
+    this.root = make("section", { class: "panel card", "aria-label": `${log.arm} arm of trajectory ${log.id}` }, header);
+    if (log.given.length) this.root.append(make("p", { class: "note" }, `${this.prompt()} (given, underlined below)`));
+    this.root.append(this.text);
     this.scored = log.frames.filter((frame) => frame.energies);
     if (this.scored.length) {
       this.root.append(this.which, this.candidates, make("h3", {}, "Energy along t"), this.curves);
@@ -41,6 +44,16 @@ class Panel {
       const note = log.arm === "blind" ? "The blind arm has one draw per jump: nothing was chosen." : "No step of this trajectory was scored.";
       this.root.append(make("p", { class: "note", style: "margin-top:16px" }, note));
     }
+  }
+
+  /* What was given, in words, so that nobody need see a line under it: each run of tokens, gaps as an ellipsis. */
+  prompt() {
+    const runs = [];
+    for (const position of this.log.given) {
+      if (!this.given.has(position - 1)) runs.push("");
+      runs[runs.length - 1] += this.log.source[position];
+    }
+    return runs.map((run) => `\u201c${run.trim()}\u201d`).join(" \u2026 ");
   }
 
   /* The index of the last frame at or before a step. */
@@ -58,7 +71,7 @@ class Panel {
       for (const [position, piece] of this.log.frames[i].set) pieces[position] = piece;
       for (const position of this.log.frames[i].changed) written[position] = i;
     }
-    this.spans.forEach((span, position) => this.paint(span, pieces[position], index - written[position]));
+    this.spans.forEach((span, position) => this.paint(span, pieces[position], index - written[position], this.given.has(position)));
     const frame = index >= 0 && this.log.frames[index].step === step ? this.log.frames[index] : null;
     this.say(pieces, frame, index === this.log.frames.length - 1);
     if (this.scored.length) {
@@ -71,11 +84,11 @@ class Panel {
     return frame ? frame.changed.length : 0;
   }
 
-  paint(span, piece, age) {
+  paint(span, piece, age, given) {
     const mask = piece === null;
     const text = mask ? "" : piece;
     if (span.textContent !== text) span.textContent = text;
-    span.className = mask ? "mask" : age === 0 ? "now" : "";
+    span.className = mask ? "mask" : given ? "given" : age === 0 ? "now" : "";
     if (mask) span.setAttribute("aria-hidden", "true"); else span.removeAttribute("aria-hidden");
     span.style.setProperty("--fresh", mask || age >= FADE ? 0 : (0.72 * (1 - age / FADE)).toFixed(3));
   }

@@ -63,13 +63,15 @@ def _facts(manifest: DatasetManifest) -> list[str]:
     identity, shaping = manifest.identity, manifest.identity.shaping
     facts = [f"{identity.teacher.source} source", count(identity.rollout.length or 0, "token"),
              count(identity.rollout.steps, "step")]
+    if identity.prompts is not None:
+        facts.append("given tokens underlined")
     if identity.compass is not None and identity.arm != "blind":
         facts += [f"{identity.compass.kind} compass", count(shaping.candidates, "candidate"), shaping.select]
     return facts
 
 
 def _log_data(log: JumpLog, vocabulary: Vocabulary, grid: Grid) -> dict[str, Any]:
-    """One trajectory: its source, and per frame only what differs from the frame before.
+    """One trajectory: its source, which positions of it were given, and per frame only what differs from the frame before.
 
     A piece is its text, or null where it is a mask.
     """
@@ -78,7 +80,7 @@ def _log_data(log: JumpLog, vocabulary: Vocabulary, grid: Grid) -> dict[str, Any
     before = _maskable(Pieces(vocabulary).of(tokens), [token == mask_id for token in tokens])
     data: dict[str, Any] = {
         "id": log.trajectory_id, "arm": log.arm, "final": _rounded(log.final_energy), "source": before,
-        "frames": [],
+        "given": [] if log.fixed_positions is None else log.fixed_positions.tolist(), "frames": [],
     }
     for frame in frames(log, vocabulary, grid):
         after = _maskable(frame.pieces, frame.masked)

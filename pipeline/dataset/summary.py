@@ -147,13 +147,15 @@ class _ArmTally:
 
     def __init__(self, grid: Grid) -> None:
         self.grid, self.bin_of_step = grid, bin_of_step(grid.steps)
-        self.energy, self.events, self.entropy = Moments(), Moments(), Moments()
+        self.energy, self.events, self.entropy, self.fixed = Moments(), Moments(), Moments(), Moments()
         self.jumps = np.zeros(self.bin_of_step[-1] + 1, dtype=np.int64)
         self.tokens: list[npt.NDArray[np.generic]] = []  # the first DISTINCT_ROWS rows, [L] each
 
     def add(self, part: pa.Table) -> None:
         if self.grid.compass:
             self.energy.add(values(part, "final_energy"))
+        if self.grid.fixed:
+            self.fixed.add(ragged(part, "fixed_positions").sizes)
         steps = ragged(part, "event_step")
         self.events.add(steps.sizes)
         self.jumps += np.bincount(self.bin_of_step[steps.values], minlength=len(self.jumps))
@@ -168,7 +170,8 @@ class _ArmTally:
         visits = self.events.count * np.bincount(self.bin_of_step)  # [bins], trajectories times steps
         return ArmSummary(
             arm=arm, final_energy=_spread(self.energy) if self.grid.compass else None,
-            events=_spread(self.events), jumps_per_step=(self.jumps / visits).tolist(),
+            events=_spread(self.events), fixed=_spread(self.fixed) if self.grid.fixed else None,
+            jumps_per_step=(self.jumps / visits).tolist(),
             entropy=_spread(self.entropy),
             distinct_1=distinct_n(self.tokens, 1), distinct_2=self._distinct(2), distinct_4=self._distinct(4),
             distinct_rows=len(self.tokens),

@@ -22,8 +22,10 @@ TINY = ["--set", "shape.hidden_size=32", "--set", "shape.n_blocks=1", "--set", "
 @pytest.fixture
 def generating(tiny_models, monkeypatch):
     """Arguments of `generate`, which is measured in this process."""
-    def here(config, identity, workers):
-        found = measure(open_models(config, torch.device("cpu")), identity, 0, 0.2)
+    def here(config, identity, given, workers):
+        models = open_models(config, torch.device("cpu"))
+        assert (given is None) == (models.given is None) == (config.prompts is None)
+        found = measure(models, identity, 0, 0.2)
         per = found.trajectories
         return Measurement(Machine(device="a processor", cores=2), workers, {
             "ray": 1.0, "worker": 2.0, "opening": 0.5, "leaving": 0.5, "trajectory": found.seconds_each,
@@ -53,6 +55,20 @@ def test_generate_tells_shards_rows_bytes_work_time_and_money(generating, tiny_m
     text = cli(*generating, "--out", tmp_path / "other", "--plan").stdout
     for word in ("nothing was made", "teacher forward passes", "device-hours", "making shards"):
         assert word in text
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+def test_prompts_leave_less_to_do(generating, tiny_models, tmp_path, cli, source):
+    """Jumps are of free positions alone, exactly so with the mask source, where each has one."""
+    (tmp_path / "p.txt").write_text("the quick brown fox\nmasks fall\nthe\n")
+    flags = ["--teacher", getattr(tiny_models, source), "--prompts", tmp_path / "p.txt", "--per-prompt", 3, "--trajectories", 9,
+             "--out", tmp_path / "out", *(["--compass", "none", "--arm", "blind"] if source == "uniform" else [])]
+    found = planned(cli(*generating, *flags, "--plan", "--json"))
+    config = {"teacher": str(getattr(tiny_models, source)), "prompts": str(tmp_path / "p.txt"), "per_prompt": 3, "trajectories": 9}
+    manifest = make_dataset(tmp_path / "out", tiny_models, **config, **({"compass": "none", "arm": "blind"} if source == "uniform" else {}))
+    assert found.makes["trajectories"] == 9
+    assert found.work["jumps"] == pytest.approx(manifest.totals.events, rel=1e-9 if source == "mask" else 0.15)
+    assert found.makes["bytes"] == pytest.approx(manifest.totals.bytes, rel=0.25)
 
 
 def test_a_half_made_dataset_is_told_and_left_as_it_is(generating, tiny_models, tmp_path, cli):

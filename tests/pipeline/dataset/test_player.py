@@ -85,6 +85,7 @@ def test_data_replays_every_trajectory(opened):
     assert [(log["id"], log["arm"]) for log in data["logs"]] == [(log.trajectory_id, log.arm) for log in logs]
     for played, log in zip(data["logs"], logs, strict=True):
         pieces = list(played["source"])
+        assert played["given"] == ([] if log.fixed_positions is None else log.fixed_positions.tolist())
         for frame in [{"step": -1, "set": []}, *played["frames"]]:  # the source, first
             for position, piece in frame["set"]:
                 pieces[position] = piece
@@ -167,15 +168,18 @@ def test_a_page_plays_at_most_eight(paired):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium: apt-get install chromium")
-def test_a_browser_shows_the_states(tmp_path, paired):
-    """The script itself: at each of several pictures, the spans hold the state, and masks are the blocks."""
-    manifest, logs, vocab = paired
+@pytest.mark.parametrize("kind", ["mask", "prompts"])
+def test_a_browser_shows_the_states(tmp_path, tiny_models, kind):
+    """The script itself: at each of several pictures, the spans hold the state, masks are the blocks, and what was given is marked."""
+    store, manifest = dataset(kind, tmp_path / "out", tiny_models)
+    logs, vocab = read_trajectories(store, manifest, range(3)), read_vocabulary(store, manifest)
     grid, log = manifest.identity.grid, logs[0]
     pictures = frames(log, vocab, grid)
     probe = """<script>
       const shown = player.pictures.map((step, index) => { go(index); return [step,
         [...player.panels[0].spans].map((span) => span.className === "mask" ? "_" : span.textContent),
         [...player.panels[0].spans].flatMap((span, i) => span.className === "now" ? [i] : []),
+        [...player.panels[0].spans].flatMap((span, i) => span.className === "given" ? [i] : []),
         document.querySelectorAll("tr.chosen").length]; });
       document.body.replaceChildren(JSON.stringify(shown));
     </script></body>"""
@@ -190,8 +194,10 @@ def test_a_browser_shows_the_states(tmp_path, paired):
         last = shown.pop()
         assert (last[0], last[1]) == (grid.steps - 1, pictures[-1].pieces)
     assert [entry[0] for entry in shown] == [-1, *(frame.step for frame in pictures)]
-    assert shown[0][1] == ["_"] * grid.length
-    for (_, pieces, now, chosen), frame in zip(shown[1:], pictures, strict=True):
+    given = [] if log.fixed_positions is None else log.fixed_positions.tolist()
+    assert [position for position, piece in enumerate(shown[0][1]) if piece != "_"] == given
+    for (_, pieces, now, marked, chosen), frame in zip(shown[1:], pictures, strict=True):
         assert pieces == frame.pieces
         assert now == frame.changed
+        assert marked == given
         assert chosen == (frame.energies is not None)

@@ -649,12 +649,22 @@ def test_fixed_positions_on_clocks_drawn_together(build, space, clocks):
         assert_all_steps_follow(states, enumerate_patterns(given, table, patterns))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
 @TWO_SPACES
-def test_shaped_around_fixed_positions(build, space):
-    teacher, compass, table, energy = build(space, 2)
+def test_shaped_around_fixed_positions(build, space, steps):
+    """Every set of them, under the rule of chance; the compass scores the whole state."""
+    teacher, compass, table, energy = build(space, steps)
     shaping = ShapingConfig(candidates=2, select="resample", beta=2.0)
     choice = Choice(energy, 2, "resample", 2.0, 1.0)
-    for given, states in sample_given((teacher, compass), space, RolloutConfig(steps=2, seed=23), shaping, 3500):
+    for given, states in sample_given((teacher, compass), space, RolloutConfig(steps=steps, seed=28), shaping, 3500):
+        assert_all_steps_follow(states, enumerate_chain(given, table, steps, choice))
+
+
+@TWO_SPACES
+def test_the_best_around_fixed_positions(build, space):
+    teacher, compass, table, energy = build(space, 2)
+    choice = Choice(energy, 3, "argmin", 1.0, 0.0)
+    for given, states in sample_given((teacher, compass), space, RolloutConfig(steps=2, seed=26), ShapingConfig(candidates=3), 3500):
         assert_all_steps_follow(states, enumerate_chain(given, table, 2, choice))
 
 
@@ -677,8 +687,9 @@ def test_nothing_fixed_is_as_ever(build, space, clocks):
     plain = roll_out(teacher, compass, rollout, shaping, range(50), "shaped")
     begun = roll_out_begun(teacher, compass, rollout, shaping, Begun(range(50), torch.full((50, 3), -1)), "shaped")
     for a, b in zip(plain, begun, strict=True):
-        equal(a, b, but=("source_tokens",))
+        equal(a, b, but=("source_tokens", "fixed_positions"))
         np.testing.assert_array_equal(a.source(space.mask), b.source(space.mask))
+        assert (a.fixed_positions, present(b.fixed_positions).tolist()) == (None, [])
 
 
 def test_patterns_that_cannot_be(build):
@@ -706,7 +717,7 @@ def distances(joint, space, steps):
     """By set of fixed positions: the total variation between what is sampled and joint given the fixed tokens, averaged over these."""
     table, texts = of_joint(joint, space, steps), list(itertools.product(space.tokens, repeat=3))
     found = {}
-    for places in [(), (0,), (1,), (0, 1), (0, 2)]:
+    for places in [places for size in range(3) for places in itertools.combinations(range(3), size)]:
         far = 0.0
         for tokens in itertools.product(space.tokens, repeat=len(places)):
             given, wanted = space.given(zip(places, tokens, strict=True)), np.zeros(space.vocab**3)
@@ -731,19 +742,23 @@ def test_texts_given_fixed_positions():
 
     Mask source: what there is to see goes as 1 / N, is tokens written in the same step (as it is with nothing fixed, and less), and is
     nothing where one position is free. Uniform source: with nothing fixed it goes as 1 / N, too; around fixed tokens it does not go
-    away. In total variation, of this law, with the first token fixed: 0.292, 0.138, 0.100 and 0.091 in 1, 4, 16 and 64 steps, where the mask source
-    has 0.118, 0.030, 0.007 and 0.002.
+    away. In total variation, of this law, with the first token fixed: 0.292, 0.190, 0.138, 0.100 and 0.091 in 1, 2, 4, 16 and 64 steps, where the mask
+    source has 0.118, 0.059, 0.030, 0.007 and 0.002. The figures of all sets are printed: run it with `-s`.
     """
     joint = np.exp(1.5 * np.random.default_rng(1).standard_normal((3, 3, 3)))
     joint /= joint.sum()
-    masks, others = ({n: distances(joint, space, n) for n in (1, 4, 16, 64)} for space in (MASK3, UNIFORM))
+    masks, others = ({n: distances(joint, space, n) for n in (1, 2, 4, 16, 64)} for space in (MASK3, UNIFORM))
+    for name, found in (("mask", masks), ("uniform", others)):
+        for places in found[1]:
+            figures = "  ".join(f"N = {n}: {far[places]:.4f}" for n, far in found.items())
+            print(f"total variation to the law of texts given the tokens at {places or 'no place'}, {name} source  {figures}")
     for n, far in masks.items():
-        assert far[0, 1] < 1e-12 > far[0, 2]
-        assert max(far[0,], far[1,]) < far[()] < 0.35 / n
+        assert max(far[0, 1], far[0, 2], far[1, 2]) < 1e-12
+        assert max(far[0,], far[1,], far[2,]) < far[()] < 0.35 / n
     for n, far in others.items():
         assert far[()] < 0.45 / n
     assert all(0.05 < far < 0.1 for places, far in others[64].items() if places), others[64]
-    for found, wanted in ((masks, [0.118, 0.030, 0.007, 0.002]), (others, [0.292, 0.138, 0.100, 0.091])):
+    for found, wanted in ((masks, [0.118, 0.059, 0.030, 0.007, 0.002]), (others, [0.292, 0.190, 0.138, 0.100, 0.091])):
         assert [far[0,] for far in found.values()] == pytest.approx(wanted, abs=0.001)
 
 

@@ -14,7 +14,7 @@ from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.loader.windows import Batch, Trajectories, join
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.trajectory import Grid, check_shard
+from tsdfm.schemas.trajectory import Grid, arrow_schema, check_shard
 
 VOCAB, MASK = 12, 11
 OBJECTIVES = ["event", "candidates", "endpoint", "forward_kl", "reverse_kl"]
@@ -33,25 +33,27 @@ WORDS = cast(Vocabulary, Words)
 
 @st.composite
 def datasets(draw):
-    """A grid, an arm, and rows that `check_shard` accepts: mask, or uniform with positions that ring again and again."""
+    """A grid, an arm, and rows that `check_shard` accepts: mask, or uniform with positions that ring again and again; some with fixed ones."""
     length, steps, k, top_k = (draw(st.integers(1, high)) for high in (6, 9, 4, 3))
     mask, arm = draw(st.booleans()), draw(st.sampled_from(["shaped", "blind"]))
     shaped_steps = sorted(draw(st.sets(st.integers(0, steps - 1))))
     top_k = draw(st.sampled_from([0, top_k]))
     grid = Grid(length=length, steps=steps, vocab_size=VOCAB, mask_id=MASK if mask else None, candidates=k, top_k=top_k,
-                shaped_steps=shaped_steps, select="resample", compass=False)
+                shaped_steps=shaped_steps, select="resample", compass=False, fixed=draw(st.booleans()))
     noise = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     return grid, arm, [make_log(grid, arm, noise, number) for number in range(draw(st.integers(1, 5)))]
 
 
 def make_log(grid, arm, noise, number):
     mask = grid.mask_id is not None
+    fixed = np.flatnonzero(noise.random(grid.length) < 0.4)[: grid.length - 1] if grid.fixed else np.array([], int)
+    free = [i for i in range(grid.length) if i not in fixed]
     if mask:
-        events = sorted((int(step), i) for i, step in enumerate(noise.integers(grid.steps, size=grid.length)))
+        events = sorted((int(step), i) for i, step in zip(free, noise.integers(grid.steps, size=len(free)), strict=True))
     else:
         again = noise.random((grid.steps, grid.length)) < 0.5
         again[-1] = True
-        events = [(s, i) for s in range(grid.steps) for i in range(grid.length) if again[s, i]]
+        events = [(s, i) for s in range(grid.steps) for i in free if again[s, i]]
     shaped = arm == "shaped" and grid.candidates > 1
     k, slots = (grid.candidates, grid.shaped_steps) if shaped else (1, [])
     sets, chosen = np.empty((len(events), k), np.int32), np.zeros(len(events), np.int64)
@@ -65,7 +67,9 @@ def make_log(grid, arm, noise, number):
             energy[slot], choice[slot] = noise.normal(size=k), noise.integers(k)
             chosen[here] = choice[slot]
     token = sets[np.arange(len(events)), chosen]
-    source = None if mask else noise.integers(VOCAB, size=grid.length).astype(np.int32)
+    source = None if mask and not grid.fixed else noise.integers(VOCAB - 1, size=grid.length).astype(np.int32)
+    if mask and source is not None:
+        source[free] = MASK
     tokens = np.full(grid.length, MASK, np.int32) if source is None else source.copy()
     for (_, i), v in zip(events, token, strict=True):
         tokens[i] = v
@@ -74,7 +78,8 @@ def make_log(grid, arm, noise, number):
         trajectory_id=number, arm=arm, source_tokens=source, tokens=tokens, event_step=step.astype(np.int32),
         event_position=np.array([i for _, i in events], np.int32), event_token=token, event_candidates=sets,
         event_topk_ids=noise.integers(VOCAB - 1, size=(len(events), grid.top_k)).astype(np.int32),
-        event_topk_logprobs=falling.astype(np.float16), step_energy=energy, step_choice=choice, final_energy=None)
+        event_topk_logprobs=falling.astype(np.float16), step_energy=energy, step_choice=choice, final_energy=None,
+        fixed_positions=fixed.astype(np.int32) if grid.fixed else None)
 
 
 def last_events(log, start, stop):
@@ -101,7 +106,7 @@ def mixture(log, grid, event, beta):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_window_is_the_naive_replay(drawn, data, objective):
     grid, arm, logs = drawn
-    table = shards.to_table(logs, WORDS)
+    table = shards.to_table(logs, WORDS, arrow_schema(grid))
     assert check_shard(table, grid) == []
     beta = data.draw(st.sampled_from([0.0, 1.0, 64.0]))
     triples = st.tuples(st.integers(0, len(logs) - 1), st.integers(0, grid.steps - 1), st.integers(1, grid.steps))
@@ -115,6 +120,8 @@ def test_a_window_is_the_naive_replay(drawn, data, objective):
         assert batch.dt[index] == np.float32((end - first) / grid.steps)
         assert batch.x_t[index].tolist() == log.state_after(first - 1, MASK).tolist()
         events = last_events(log, first, grid.steps if objective == "endpoint" else end)
+        for i in [] if log.fixed_positions is None else log.fixed_positions:
+            assert (batch.target[index, i], batch.x_t[index, i]) == (-1, log.tokens[i])  # never asked for, always seen
         assert batch.target[index].tolist() == [
             int(log.event_token[events[i]]) if i in events else -1 for i in range(grid.length)]
         if objective == "endpoint":
@@ -142,7 +149,7 @@ def test_a_window_is_the_naive_replay(drawn, data, objective):
 @given(drawn=datasets(), cut=st.integers(0, 5))
 def test_concatenated_shards_are_one_table(drawn, cut):
     grid, arm, logs = drawn
-    table = shards.to_table(logs, WORDS)
+    table = shards.to_table(logs, WORDS, arrow_schema(grid))
     whole = Trajectories.of(table, grid, arm)
     parts = [table.slice(0, cut), table.slice(cut)] if 0 < cut < len(logs) else [table]
     joined = Trajectories.concatenate([Trajectories.of(part, grid, arm) for part in parts])
