@@ -15,6 +15,7 @@ from pydantic import (
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.paths import PathName
+from tsdfm.schemas.prompts import PromptField, PromptFile
 from tsdfm.schemas.terms import Clocks, Dtype
 
 
@@ -64,6 +65,11 @@ class EvaluateConfig(Frozen):
         "ranks them beside real text can't tell"))
     memorisation: bool = Field(True, description=(
         "Look for the texts' 8-grams in the corpus's training text, if real text or naive samplers are measured"))
+    prompts: PromptFile = None
+    prompt_field: PromptField = "prompt"
+    prompt_tokens: int | None = Field(None, ge=1, le=65536, description=(
+        "Take as prompts the first so many tokens of held-out texts, and measure how these go on beside what models write; all "
+        "figures are then of what stands after a prompt; null: none, or --prompts"))
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
@@ -84,13 +90,31 @@ class EvaluateConfig(Frozen):
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         return without_newer(handler(self), info, dtype="float32", compile=False, address="local", clocks=None, naive=False,
-                             memorisation=True)
+                             memorisation=True, prompts=None, prompt_field="prompt", prompt_tokens=None)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
         if self.frontier and self.out is None:
             raise ValueError("the frontier is written to files; give --out a folder")
         return self
+
+    @model_validator(mode="after")
+    def _prompts_are_of_one_kind(self) -> "EvaluateConfig":
+        if self.prompts is not None and self.prompt_tokens is not None:
+            raise ValueError("prompts and prompt_tokens: give only one of them")
+        if self.naive and (self.prompts, self.prompt_tokens) != (None, None):
+            raise ValueError("naive: these samplers go on from no prompt; leave it out, or prompts and prompt_tokens")
+        return self
+
+    @property
+    def real(self) -> bool:
+        """Whether real text is measured: how people went on from the prompts of a file is not known."""
+        return self.reference and self.prompts is None
+
+    @property
+    def reads_corpus(self) -> bool:
+        """Whether the corpus is read."""
+        return self.real or self.naive or self.prompt_tokens is not None
 
     @property
     def swept(self) -> tuple[float, ...]:
@@ -140,6 +164,12 @@ class Measures(Frozen):
     distinct_4: float
     self_bleu: float
     judges: dict[str, Perplexity] = Field(description="by evaluator, as named in the config")
+    given: float | None = Field(None, description=(
+        "tokens of a text that were its prompt, on average; figures are then of what stands after it; null: of whole texts"))
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, given=None, prompts=None)
 
 
 class Row(Measures, Memorised):
@@ -150,6 +180,7 @@ class Row(Measures, Memorised):
     vocabulary: str = Field(description="fingerprint of the tokenizer")
     steps: int | None = Field(description="step count n; null for real text, as is the temperature")
     temperature: float | None
+    prompts: str | None = Field(None, description="fingerprint of the prompts; null without any")
 
 
 class JudgeFacts(Frozen):

@@ -12,6 +12,7 @@ from tests.support import tree
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.evaluation import run as evaluation
+from tsdfm.pipeline.evaluation.sample_cache import kept_texts
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.pipeline.storage.open_store import open_store
@@ -109,7 +110,7 @@ def test_an_evaluation_is_read_as_it_was_written(old):
     assert parse_json(Frontier, frontier, "frontier.json").model_dump_json(indent=2) + "\n" == frontier
     assert results.method == 1
     for row in results.rows:
-        samples, judges = evaluation.kept_texts(results, row, old / "evaluation")
+        samples, judges = kept_texts(results, row, old / "evaluation")
         assert len(samples.texts) == row.samples
         assert {name: found.perplexity for name, found in judges.items()} == {
             name: found.perplexity for name, found in row.judges.items()}

@@ -16,7 +16,9 @@ FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
 def show_results(results: Results) -> None:
     """Print the rows as a table, real text first, then naive samplers."""
     judges, models = short_names(list(results.judges)), short_names(list(results.settings.model))
-    title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
+    given = next((row.given for row in results.rows if row.given is not None), None)
+    told = "" if given is None else f" of what stands after a prompt ({given:.1f} tokens on average)"
+    title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error{told}"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ["model", "n", "T", "NFE", *(f"ppl, {judges[name]}" for name in results.judges), "entropy, bits", "distinct-2",
                "distinct-4", "self-BLEU", "memorised", "tokens/s"]
@@ -58,13 +60,15 @@ def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
 @config_command("evaluate", EvaluateConfig, planner=Planner(_plan, show_plan),
                 flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)),
                 shown=show_results, common=(
-    "--model --steps --evaluator -n --number --temperature --frontier --reference --naive --corpus --out --address --seed "
+    "--model --steps --evaluator -n --number --temperature --frontier --reference --naive --prompts --prompt-tokens --corpus "
+    "--out --address --seed "
     "--plan"))
 def evaluate_command(config: EvaluateConfig) -> Results:
     """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
 
     Perplexity says how surprising a judge finds a text, entropy how many different words it has: dull, repetitive text has a
-    low perplexity, too, so read them together. CONFIG is a YAML file; flags override it.
+    low perplexity, too, so read them together. With --prompts or --prompt-tokens models go on from what is given, and all
+    figures are of what they wrote after it. CONFIG is a YAML file; flags override it.
     """
     from tsdfm.jobs.evaluate.run import evaluated
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE
+from tsdfm.pipeline.evaluation.measures.prompted import Beginnings, beginnings, read_prompts
 from tsdfm.pipeline.evaluation.open_judge import open_judge
-from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
+from tsdfm.pipeline.evaluation.run import evaluate
+from tsdfm.pipeline.evaluation.sample_cache import has_texts, kept_texts
 from tsdfm.pipeline.evaluation.samples import Samples, summarise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
@@ -41,7 +44,7 @@ def plan_evaluate(config: EvaluateConfig, wish: PlanWish) -> Plan:
     if config.out is not None:
         check_writable(Path(config.out))
     job = EvaluateJob.of(config)
-    if config.reference or config.naive:
+    if config.reads_corpus:
         say_corpus(config.corpus)
     return plan_of(job, wish)
 
@@ -52,6 +55,7 @@ class EvaluateJob:
 
     config: EvaluateConfig
     models: list[ModelFolder[Denoiser]]
+    prompts: list[Beginnings | None]  # of each model
     judges: list[str]  # their fingerprints
     started: float
     command: str = "evaluate"
@@ -60,12 +64,15 @@ class EvaluateJob:
     @classmethod
     def of(cls, config: EvaluateConfig) -> "EvaluateJob":
         """With all models and judges opened once. Raises InputError."""
+        texts = read_prompts(config)
         models = [load_model(name) for name in config.model]
+        prompts = [beginnings(config, texts, opened) for opened in models]
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         vocabularies = [opened.vocabulary for opened in models]
         began = time.monotonic()
         judges = [open_judge(name, device, vocabularies).fingerprint for name in config.evaluator]
-        return cls(config, models, judges, max(0.0, started_seconds() - (time.monotonic() - began)))  # which the run does once
+        judging = time.monotonic() - began  # which the run does once
+        return cls(config, models, prompts, judges, max(0.0, started_seconds() - judging))
 
     @property
     def out(self) -> str | None:
@@ -77,7 +84,8 @@ class EvaluateJob:
         return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
                 "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
                 "compile": self.config.compile, "clocks": self.config.clocks, "reference": self.config.reference,
-                "corpus": self.config.corpus.path if self.config.reference or self.config.naive else None}
+                "corpus": self.config.corpus.path if self.config.reads_corpus else None,
+                **({} if None in self.prompts else {"free": [round(each.free, 2) for each in self.prompts if each]})}
 
     def measure(self) -> Measurement:
         """Evaluate a batch of texts of every model, in the fewest and in the most steps.
@@ -102,14 +110,14 @@ class EvaluateJob:
         each = max(0.0, marks.between(batches, judges, sampling) - small)
         once = whole - sum(sampling) - len(results.rows) * (judging + small + each)
         numbers = {"start": self.started, "once": max(0.0, once), "row": each, "figures": full, "judge": judging / few}
-        for index, opened in enumerate(self.models):
-            numbers |= _fitted(config, index, opened, [row for row in results.rows if row.model == config.model[index]])
+        for index in range(len(self.models)):
+            numbers |= self._fitted(index, [row for row in results.rows if row.model == config.model[index]])
         return Measurement(this_machine(), 1, numbers)
 
     def _high(self) -> int:
         """The most steps that are measured."""
         steps = max(self.config.steps)
-        while steps > min(self.config.steps) and max(_visits(self.config, opened, steps) for opened in self.models) > VISITS:
+        while steps > min(self.config.steps) and max(map(partial(self._visits, steps), range(len(self.models)))) > VISITS:
             steps = max(min(self.config.steps), steps // 2)
         return steps
 
@@ -131,11 +139,11 @@ class EvaluateJob:
         """The rows that are left, and how long sampling and judging them takes."""
         config, n = self.config, rates.numbers
         rows = list(itertools.product(range(len(self.models)), config.steps, config.swept))
-        left = [row for row in rows if not has_texts(config, self.models[row[0]].fingerprint, row[1], row[2])]
-        passes = {row: _visits(config, self.models[row[0]], row[1]) for row in left}
+        left = [row for row in rows if not self._is_there(*row)]
+        passes = {row: self._visits(row[1], row[0]) for row in left}
         sampling = sum(n["row"] + config.samples * (n[f"{row[0]}.text"] + n[f"{row[0]}.visit"] * passes[row]) for row in left)
         kinds = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
-        real = kinds * (config.reference + len(NAIVE) * config.naive)  # sets of texts that no model writes
+        real = kinds * (config.real + len(NAIVE) * config.naive)  # sets of texts that no model writes
         judged = config.samples * (len(left) + real)
         return Forecast(
             makes={"rows": len(rows), "texts": len(rows) * config.samples},
@@ -148,19 +156,25 @@ class EvaluateJob:
             devices=1)
 
 
-def _visits(config: EvaluateConfig, opened: ModelFolder[Denoiser], steps: int) -> float:
-    """The forward passes that a text in so many steps takes, expected."""
-    model, rollout = opened.network.config, RolloutConfig(steps=steps, clocks=config.clocks)
-    return visits(MixturePath.of(model), rollout.times, model.length, clocks=clocks_of(rollout, model)).steps
+    def _is_there(self, index: int, steps: int, temperature: float) -> bool:
+        prompts = self.prompts[index]
+        key = None if prompts is None else prompts.key
+        return has_texts(self.config, self.models[index].fingerprint, steps, temperature, key)
 
+    def _visits(self, steps: int, index: int) -> float:
+        """The forward passes that a text of a model in so many steps takes, expected."""
+        model, rollout = self.models[index].network.config, RolloutConfig(steps=steps, clocks=self.config.clocks)
+        prompts = self.prompts[index]
+        free = model.length if prompts is None else prompts.free
+        return visits(MixturePath.of(model), rollout.times, free, clocks=clocks_of(rollout, model)).steps
 
-def _fitted(config: EvaluateConfig, index: int, opened: ModelFolder[Denoiser], rows: list[Row]) -> dict[str, float]:
-    """Seconds of a text, and of each of its forward passes, through the rows of one model in the fewest and the most steps."""
-    points = sorted((_visits(config, opened, row.steps or 1), (row.seconds or 0.0) / row.samples) for row in rows)
-    (few, quick), (many, slow) = points[0], points[-1]
-    visit = (slow - quick) / (many - few) if many > few else slow / many
-    visit = min(max(visit, 0.0), slow / many)
-    return {f"{index}.visit": visit, f"{index}.text": max(0.0, slow - visit * many)}
+    def _fitted(self, index: int, rows: list[Row]) -> dict[str, float]:
+        """Seconds of a text, and of each forward pass of it, through the rows of one model in the fewest and the most steps."""
+        points = sorted((self._visits(row.steps or 1, index), (row.seconds or 0.0) / row.samples) for row in rows)
+        (few, quick), (many, slow) = points[0], points[-1]
+        visit = (slow - quick) / (many - few) if many > few else slow / many
+        visit = min(max(visit, 0.0), slow / many)
+        return {f"{index}.visit": visit, f"{index}.text": max(0.0, slow - visit * many)}
 
 
 @dataclass

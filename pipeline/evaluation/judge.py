@@ -61,6 +61,14 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """What R texts begin with that nobody need be judged for: how many of their tokens, [R] int64, and which text."""
+
+    tokens: npt.NDArray[np.int64]
+    texts: list[str]
+
+
+@dataclass(frozen=True)
 class Judge:
     """A causal LM, opened. `open_judge` opens one by name."""
 
@@ -76,12 +84,20 @@ class Judge:
     longest: int | None  # positions it was built for; None: any number
     unknown: int | None = None  # the token that stands for what its tokenizer doesn't know
 
-    def score(self, tokens: npt.NDArray[np.int64], texts: Sequence[str], vocabulary: str) -> Likelihood:
+    def score(self, tokens: npt.NDArray[np.int64], texts: Sequence[str], vocabulary: str, given: Prefixes | None = None
+              ) -> Likelihood:
         """Score R texts: as `tokens` [R, L] if `vocabulary`, their fingerprint, is one that the judge shares, else as `texts`.
+
+        `given`: what they begin with, which is read and not scored. Of a judge that reads texts, the first token that counts is
+        the first that isn't what it reads in the beginning alone: it may hold the last letters of that, too.
 
         Raises InputError: no text has a token.
         """
-        return self.score_tokens(tokens if self.reads_tokens(vocabulary) else self.encode(list(texts)))
+        if self.reads_tokens(vocabulary):
+            return self.score_tokens(tokens, None if given is None else given.tokens)
+        whole = self.encode(list(texts))
+        return self.score_tokens(whole, None if given is None else [
+            _alike(begun, all_of_it) for begun, all_of_it in zip(self.encode(given.texts), whole, strict=True)])
 
     def reads_tokens(self, vocabulary: str) -> bool:
         """Whether tokens of a vocabulary, by fingerprint, are scored as they are."""
@@ -89,32 +105,36 @@ class Judge:
 
     @torch.no_grad()
     def score_tokens(
-        self, sequences: Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64]
+        self, sequences: Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64],
+        first: Sequence[int] | npt.NDArray[np.int64] | None = None,
     ) -> Likelihood:
-        """Score R sequences of the judge's own tokens, of any lengths. Raises InputError as `score` does."""
+        """Score R sequences of the judge's own tokens, of any lengths; of each from its token `first` on. Raises as `score`."""
         arrays = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
         lengths = [len(array) for array in arrays]
-        if not sum(lengths):
+        begins = [0] * len(arrays) if first is None else [int(each) for each in first]
+        scored = np.array(lengths, dtype=np.float64) - begins
+        if not scored.sum():
             raise InputError(f"judge {self.name}: none of the {len(arrays)} texts has a token; there is nothing to score")
         nats = np.zeros(len(arrays))
         long = {row for row, length in enumerate(lengths) if self.longest is not None and length > self.longest}
         for rows in (set(range(len(arrays))) - long, long):  # apart: texts that fit are computed as if there were no others
-            windows = [(row, window) for row in sorted(rows) for window in self._windows(arrays[row])]
+            windows = [(row, window) for row in sorted(rows) for window in self._windows(arrays[row], begins[row])]
             for batch in _batches([len(window.inputs) for _, window in windows], at_once(self.weight.device).judge_tokens):
                 np.add.at(nats, [windows[index][0] for index in batch], self._nats([windows[index][1] for index in batch]))
-        return Likelihood(nats, np.array(lengths, dtype=np.float64), self.longest)
+        return Likelihood(nats, scored, self.longest)
 
-    def _windows(self, tokens: Tensor) -> Iterator["_Window"]:
-        """The windows that score a text [T] of at least no token: one, if the judge has as many positions."""
+    def _windows(self, tokens: Tensor, first: int) -> Iterator["_Window"]:
+        """The windows that score a text [T], of at least no token, from token `first` on: one, if it has the positions."""
         inputs = torch.nn.functional.pad(tokens[:-1], (1, 0), value=self.start_id)[: len(tokens)]
         width = len(tokens) if self.longest is None else self.longest
-        scored = 0
+        scored = first
         for begin in range(0, len(tokens), max(1, width // WINDOW_TO_STRIDE)):
             end = min(begin + width, len(tokens))
             targets = tokens[begin:end].clone()
-            targets[: scored - begin] = -1  # the windows before have scored them
-            yield _Window(inputs[begin:end], targets)
-            scored = end
+            if scored < end:
+                targets[: max(0, scored - begin)] = -1  # given, or the windows before have scored them
+                yield _Window(inputs[begin:end], targets)
+                scored = end
             if end == len(tokens):
                 return
 
@@ -136,6 +156,11 @@ class _Window:
 
     inputs: Tensor
     targets: Tensor
+
+
+def _alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """With how many equal tokens two sequences begin."""
+    return next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _batches(lengths: Sequence[int], positions: int) -> Iterator[list[int]]:

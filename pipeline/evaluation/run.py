@@ -10,21 +10,24 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, kinds_of, naive_texts, real_texts
 from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
+from tsdfm.pipeline.evaluation.measures.prompted import Beginnings, beginnings, read_prompts
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
+    METHOD,
     Identity,
     SampleCache,
     identity_of_scores,
@@ -47,15 +50,25 @@ from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
 RESULTS_FILE, FRONTIER_FILE, PLOT_FILE = "results.json", "frontier.json", "frontier.png"
-METHOD: Literal[2] = 2  # of `Results`; texts and scores of another are never taken for these
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under evaluation, as it was named."""
+    """A model under evaluation, as it was named, and what its texts go on from, if anything."""
 
     name: str
     opened: ModelFolder[Denoiser]
+    prompts: Beginnings | None = None
+
+    @property
+    def patterns(self) -> Tensor | None:
+        """The tokens of its prompts, as `sample_texts` takes them."""
+        return None if self.prompts is None else self.prompts.patterns
+
+    @property
+    def key(self) -> str | None:
+        """The fingerprint of its prompts."""
+        return None if self.prompts is None else self.prompts.key
 
 
 class Maker(Protocol):
@@ -79,7 +92,7 @@ def make_cell(cell: Cell) -> Made:
                             "node the same files")
     opened, config = subject.opened, cell.config
     samples = cell.samples or sample_texts(opened.network, opened.vocabulary, _rollout(config, cell.steps, cell.temperature),
-                                           config.samples)
+                                           config.samples, patterns=cell.patterns)
     return Made(samples, {name: likelihood(samples, judge) for name, judge in judges.items()}, _device_name(device))
 
 
@@ -105,14 +118,16 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = config.model_copy(update={  # so that the results name the commits
         "model": tuple(map(pinned, config.model)), "evaluator": tuple(map(pinned, config.evaluator))})
+    prompts = read_prompts(config)
     with _folder(config.out) as folder:
         subjects = [_open(name, config, device) for name in config.model]
+        subjects = [replace(each, prompts=beginnings(config, prompts, each.opened, progress)) for each in subjects]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
         cache = SampleCache(folder)
         run = _Run(config, cache, judges, short_names([*config.model, *config.evaluator]), progress,
                    Memorisation(cache, config.corpus))
-        reference = run.references(subjects) if config.reference else []
+        reference = run.references(subjects) if config.real else []
         naive = run.naive(subjects) if config.naive else []
         devices = set() if maker is None else run.have_made(subjects, maker)
         rows = run.rows(subjects)
@@ -155,10 +170,11 @@ class _Run:
     def have_made(self, subjects: list[Subject], maker: Maker) -> set[str]:
         """Have the maker make what the folder lacks of all rows, and keep it. Returns the devices it was made on."""
         cells, devices = [cell for each in self._plan(subjects) if (cell := self._lacking(*each))], set()
+        keys = {subject.name: subject.key for subject in subjects}
 
         def take(index: int, made: Made) -> None:
             cell = cells[index]
-            identity = self._identity(cell.fingerprint, cell.steps, cell.temperature)
+            identity = self._identity(cell.fingerprint, cell.steps, cell.temperature, keys[cell.model])
             self.cache.samples(identity, self._labels(cell.model, cell.steps, cell.temperature), lambda: made.samples)
             for name, found in made.likelihoods.items():
                 self.cache.likelihood(identity_of_scores(identity, cell.judges[name], METHOD), partial(_same, found))
@@ -170,16 +186,17 @@ class _Run:
 
     def _lacking(self, subject: Subject, steps: int, temperature: float) -> Cell | None:
         """What the folder lacks of a row; None where it is all there."""
-        identity = self._identity(subject.opened.fingerprint, steps, temperature)
+        identity = self._identity(subject.opened.fingerprint, steps, temperature, subject.key)
         samples = self.cache.find_samples(identity)
         judges = {judge.name: judge.fingerprint for judge in self.judges
                   if self.cache.find_likelihood(identity_of_scores(identity, judge.fingerprint, METHOD)) is None}
         if samples is not None and not judges:
             return None
-        return Cell(self.config, subject.name, subject.opened.fingerprint, steps, temperature, samples, judges)
+        return Cell(self.config, subject.name, subject.opened.fingerprint, steps, temperature, samples, subject.patterns,
+                    judges)
 
-    def _identity(self, fingerprint: str, steps: int, temperature: float) -> Identity:
-        return {**identity_of_texts(self.config, fingerprint, steps, temperature), **of_method(METHOD)}
+    def _identity(self, fingerprint: str, steps: int, temperature: float, prompts: str | None) -> Identity:
+        return {**identity_of_texts(self.config, fingerprint, steps, temperature, prompts), **of_method(METHOD)}
 
     def _labels(self, model: str, steps: int, temperature: float) -> dict[str, Any]:
         return {"model": model, "steps": steps, "temperature": temperature, "seed": self.config.seed}
@@ -191,19 +208,20 @@ class _Run:
         def tell(done: int, more: str = "") -> None:
             self.progress("sampling and judging texts", index * per_row + done, rows * per_row, note + more)
 
-        identity = self._identity(opened.fingerprint, steps, temperature)
+        identity = self._identity(opened.fingerprint, steps, temperature, subject.key)
         rollout = _rollout(config, steps, temperature)
         samples = self.cache.samples(identity, self._labels(subject.name, steps, temperature), lambda: sample_texts(
-            opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
+            opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done),
+            subject.patterns))
         found = {}
         for number, judge in enumerate(self.judges, 2):
             found[judge.name] = self._likelihood(identity, samples, judge)
-            if not config.reference:  # else real text has told
+            if not config.real:  # else real text has told
                 self._note(judge, samples, found[judge.name])
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
         self.memory.add(identity, samples)
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
-                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature)
+                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature, prompts=subject.key)
 
     def references(self, subjects: list[Subject]) -> list[Row]:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
@@ -224,7 +242,7 @@ class _Run:
         def key(row: Row) -> str:
             if row.steps is None or row.temperature is None:
                 return row.fingerprint
-            return key_of(self._identity(row.fingerprint, row.steps, row.temperature))
+            return key_of(self._identity(row.fingerprint, row.steps, row.temperature, row.prompts))
 
         return [[row.model_copy(update=dict(found.get(key(row), Memorised()))) for row in rows] for rows in tables]
 
@@ -264,27 +282,6 @@ def _same(found: Likelihood) -> Likelihood:
 def _facts(judge: Judge, models: Sequence[Vocabulary]) -> JudgeFacts:
     return JudgeFacts(fingerprint=judge.fingerprint, vocabulary=judge.vocabulary, positions=judge.longest,
                       reads_tokens=all(judge.reads_tokens(each.fingerprint) for each in models))
-
-
-def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[str, Likelihood]]:
-    """The texts of one row, and what each judge said of them, as the folder of the evaluation keeps them.
-
-    Raises WorkError if they are not there any more.
-    """
-    def lost() -> Any:
-        raise WorkError(f"{folder}: lost the texts of {row.model} in {row.steps} steps; run again")
-
-    kept, method = SampleCache(folder), results.method
-    identity = {**identity_of_texts(results.settings, row.fingerprint, row.steps, row.temperature), **of_method(method)}
-    return kept.samples(identity, {}, lost), {
-        name: kept.likelihood(identity_of_scores(identity, judge.fingerprint, method), lost)
-        for name, judge in results.judges.items()}
-
-
-def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float) -> bool:
-    """Whether the folder of an evaluation has the texts of a model, by fingerprint, at a step count and temperature."""
-    identity = {**identity_of_texts(config, model, steps, temperature), **of_method(METHOD)}
-    return config.out is not None and SampleCache(Path(config.out)).has_samples(identity)
 
 
 def _row_of(measures: Measures, **named: Any) -> Row:

@@ -1,6 +1,7 @@
 """Samples and scores in a folder, found again by what they were made from: an evaluation that was killed goes on.
 
-    FOLDER/samples/KEY.parquet   one set of texts: model, steps, temperature, seed, index, text, tokens, nfe
+    FOLDER/samples/KEY.parquet   one set of texts: model, steps, temperature, seed, index, text, tokens, nfe, and where texts
+                                 go on from prompts: given, the number of these tokens, and beginning, their text
     FOLDER/scores/KEY.parquet    one judge's nats and tokens of each of its texts
     FOLDER/counts/KEY.parquet    how many n-grams of each of its texts stand in the corpus
 
@@ -14,24 +15,27 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tsdfm.pipeline.evaluation.judge import Likelihood
+from tsdfm.pipeline.evaluation.judge import Likelihood, Prefixes
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.base import WorkError, plain_json
-from tsdfm.schemas.evaluate import EvaluateConfig
+from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.regular import check_regular
 
 METADATA = b"tsdfm"
+METHOD: Literal[2] = 2  # of `Results`; texts and scores of another are never taken for these
+PROMPTS = "prompts"  # of an identity: its texts go on from some
 SAMPLES = pa.schema([
     ("model", pa.string()), ("steps", pa.int32()), ("temperature", pa.float64()), ("seed", pa.int64()), ("index", pa.int32()),
     ("text", pa.string()), ("tokens", pa.list_(pa.int32())), ("nfe", pa.int64())])
+PROMPTED = pa.schema([*SAMPLES, pa.field("given", pa.int64()), pa.field("beginning", pa.string())])
 SCORES = pa.schema([("nats", pa.float64()), ("tokens", pa.float64())])
 COUNTS = pa.schema([("found", pa.int64())])
 Identity = Mapping[str, Any]  # JSON data: all that the content depends on
@@ -42,12 +46,14 @@ def key_of(identity: Identity) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
-    """All that the texts of a model, by fingerprint, depend on, but for the method."""
+def identity_of_texts(
+    config: EvaluateConfig, model: str, steps: int | None, temperature: float | None, prompts: str | None = None
+) -> Identity:
+    """All that the texts of a model, by fingerprint, depend on, but for the method; `prompts`: the fingerprint of those."""
     computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks))
                 if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
     return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
-            **computed}
+            **computed, **({} if prompts is None else {PROMPTS: prompts})}
 
 
 def identity_of_scores(identity: Identity, judge: str, method: int) -> Identity:
@@ -68,12 +74,15 @@ class SampleCache:
 
     def find_samples(self, identity: Identity) -> Samples | None:
         """The texts of an identity, if they are there."""
-        table, facts = _read(self._path("samples", identity), identity, SAMPLES)
+        table, facts = _read(self._path("samples", identity), identity, _columns(identity))
         if table is None:
             return None
+        given = None
+        if PROMPTS in identity:
+            given = Prefixes(table["given"].to_numpy(), table["beginning"].to_pylist())
         nfe = None if facts["seconds"] is None else table["nfe"].to_numpy()
         tokens = np.array(table["tokens"].to_pylist(), dtype=np.int64)
-        return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"])
+        return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"], given)
 
     def samples(self, identity: Identity, labels: Mapping[str, Any], make: Callable[[], Samples]) -> Samples:
         """The texts of an identity, made if they are not there; `labels` are the model, steps, temperature and seed columns."""
@@ -87,13 +96,15 @@ class SampleCache:
             "index": range(rows), "text": made.texts, "tokens": made.tokens.tolist(),
             "nfe": [None] * rows if made.nfe is None else made.nfe,
         }
-        self._write(self._path("samples", identity), identity, pa.table(columns, SAMPLES),
+        if made.given is not None:
+            columns |= {"given": made.given.tokens, "beginning": made.given.texts}
+        self._write(self._path("samples", identity), identity, pa.table(columns, _columns(identity)),
                     {"seconds": made.seconds, "vocabulary": made.vocabulary})
         return made
 
     def has_samples(self, identity: Identity) -> bool:
         """Whether the texts of an identity are there, whole."""
-        return _read(self._path("samples", identity), identity, SAMPLES)[0] is not None
+        return _read(self._path("samples", identity), identity, _columns(identity))[0] is not None
 
     def find_likelihood(self, identity: Identity) -> Likelihood | None:
         """The scores of an identity, if they are there."""
@@ -139,6 +150,32 @@ class SampleCache:
         except OSError as error:
             raise WorkError(f"{path}: cannot be written ({error.strerror}); what is there is kept, mend that and run again"
                             ) from None
+
+
+def kept_texts(results: Results, row: Row, folder: Path) -> tuple[Samples, dict[str, Likelihood]]:
+    """The texts of one row, and what each judge said of them, as the folder of the evaluation keeps them.
+
+    Raises WorkError if they are not there any more.
+    """
+    def lost() -> Any:
+        raise WorkError(f"{folder}: lost the texts of {row.model} in {row.steps} steps; run again")
+
+    kept, method = SampleCache(folder), results.method
+    texts = identity_of_texts(results.settings, row.fingerprint, row.steps, row.temperature, row.prompts)
+    identity = {**texts, **of_method(method)}
+    return kept.samples(identity, {}, lost), {
+        name: kept.likelihood(identity_of_scores(identity, judge.fingerprint, method), lost)
+        for name, judge in results.judges.items()}
+
+
+def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float, prompts: str | None) -> bool:
+    """Whether the folder of an evaluation has texts: model and prompts by fingerprint, step count, temperature."""
+    identity = {**identity_of_texts(config, model, steps, temperature, prompts), **of_method(METHOD)}
+    return config.out is not None and SampleCache(Path(config.out)).has_samples(identity)
+
+
+def _columns(identity: Identity) -> pa.Schema:
+    return PROMPTED if PROMPTS in identity else SAMPLES
 
 
 def _read(path: Path, identity: Identity, schema: pa.Schema) -> tuple[pa.Table | None, dict[str, Any]]:

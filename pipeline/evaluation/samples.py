@@ -7,13 +7,14 @@ fair comparison of two generators is at equal entropy, along the frontier that a
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
+from tsdfm.pipeline.evaluation.judge import Judge, Likelihood, Prefixes
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.prompts import prompts_of, written
@@ -44,6 +45,20 @@ class Samples:
     nfe: Int64 | None  # [R], forward passes
     seconds: float | None
     vocabulary: str  # fingerprint of the tokenizer
+    given: Prefixes | None = None  # what they begin with, and is no figure's business; None: nothing
+
+    @property
+    def written(self) -> list[Int64]:
+        """The tokens after what was given, of each text."""
+        starts = [0] * len(self.tokens) if self.given is None else self.given.tokens.tolist()
+        return [row[start:] for row, start in zip(self.tokens, starts, strict=True)]
+
+    @property
+    def written_texts(self) -> list[str]:
+        """The texts after what was given."""
+        if self.given is None:
+            return self.texts
+        return [text.removeprefix(begun) for text, begun in zip(self.texts, self.given.texts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,7 @@ class Cell:
     steps: int
     temperature: float
     samples: Samples | None
+    patterns: Tensor | None  # [P, L] int64, the tokens of its prompts, -1 where it writes; they come with it
     judges: dict[str, str]  # those whose scores are lacking: name -> fingerprint
 
 
@@ -70,7 +86,7 @@ class Made:
 
 def sample_texts(
     model: Denoiser, vocabulary: Vocabulary, rollout: RolloutConfig, number: int,
-    progress: Progress = unheard,
+    progress: Progress = unheard, patterns: Tensor | None = None,
 ) -> Samples:
     """Sample trajectories 0..number-1 of a model without a compass, in batches of `rollout.batch_size`.
 
@@ -85,6 +101,7 @@ def sample_texts(
             the caller's business: the model computes as it was prepared to.
         number: R >= 1.
         progress: called after each batch.
+        patterns: [P, L] int64, beginnings: tokens, then -1. Text r begins as r mod P says; None: all is written.
     """
     if rollout.solver != "euler":
         raise ValueError(f"forward passes are counted for solver 'euler' only, not '{rollout.solver}'")
@@ -94,12 +111,16 @@ def sample_texts(
     for start in range(0, number, rollout.batch_size):
         ids = range(start, min(start + rollout.batch_size, number))
         began = time.perf_counter()
-        logs = roll_out_blind(model, rollout, ids, Use.MEASURE)
+        logs = roll_out_blind(model, rollout, ids, Use.MEASURE, None if patterns is None else patterns[
+            torch.tensor(ids) % len(patterns)])
         seconds += time.perf_counter() - began
         tokens += [log.tokens.astype(np.int64) for log in logs]
         nfe += [len(np.unique(log.event_step)) for log in logs]
         progress("sampling texts", len(tokens), number)
-    return of_tokens(np.stack(tokens), vocabulary, np.array(nfe, dtype=np.int64), seconds)
+    made = of_tokens(np.stack(tokens), vocabulary, np.array(nfe, dtype=np.int64), seconds)
+    if patterns is None:
+        return made
+    return begun(made, (patterns >= 0).sum(1)[torch.arange(number) % len(patterns)].numpy(), vocabulary)
 
 
 @dataclass(frozen=True)
@@ -150,6 +171,12 @@ def of_tokens(tokens: Int64, vocabulary: Vocabulary, nfe: Int64 | None = None, s
     return Samples(tokens, [vocabulary.decode(row) for row in tokens.tolist()], nfe, seconds, vocabulary.fingerprint)
 
 
+def begun(samples: Samples, given: Int64, vocabulary: Vocabulary) -> Samples:
+    """The same samples, of which the first `given` [R] tokens were given."""
+    texts = [vocabulary.decode(row[:count]) for row, count in zip(samples.tokens.tolist(), given.tolist(), strict=True)]
+    return replace(samples, given=Prefixes(given, texts))
+
+
 def measure(samples: Samples, judges: Sequence[Judge]) -> Measures:
     """All figures of some texts. Raises InputError: too few or too short, or unfit for a judge."""
     return summarise(samples, {judge.name: likelihood(samples, judge) for judge in judges})
@@ -182,7 +209,7 @@ def _scored(texts: list[str], judge: Judge) -> TextScore:
 
 def likelihood(samples: Samples, judge: Judge) -> Likelihood:
     """What one judge says of some texts. Raises InputError: unfit for the judge."""
-    return judge.score(samples.tokens, samples.texts, samples.vocabulary)
+    return judge.score(samples.tokens, samples.texts, samples.vocabulary, samples.given)
 
 
 def why_unfit(judge: Judge, samples: Samples, found: Likelihood) -> str | None:
@@ -194,16 +221,17 @@ def why_unfit(judge: Judge, samples: Samples, found: Likelihood) -> str | None:
     judge that doesn't, by its bits per character, is no judge of that language. (Samples may deserve such a score; of them only
     the first two are asked.)
     """
-    characters, reasons = sum(map(len, samples.texts)), []
+    texts, reasons = samples.written_texts, []
+    characters = sum(map(len, texts))
     if characters and not judge.reads_tokens(samples.vocabulary):
-        tokens = [token for ids in judge.encode(samples.texts) for token in ids]
+        tokens = [token for ids in judge.encode(texts) for token in ids]
         unknown = tokens.count(judge.unknown) / max(1, len(tokens)) if judge.unknown is not None else 0.0
         if unknown > UNKNOWN_SHARE:
             reasons.append(f"{100 * unknown:.0f} % of its tokens are its unknown token")
         if len(tokens) > TOKENS_A_CHARACTER * characters:
             reasons.append(f"it has {len(tokens) / characters:.1f} tokens a character")
     if characters and samples.nfe is None:
-        bits, by_frequency = found.nats.sum() / math.log(2) / characters, character_bits(samples.texts)
+        bits, by_frequency = found.nats.sum() / math.log(2) / characters, character_bits(texts)
         if bits >= by_frequency:
             reasons.append(f"{bits:.1f} bits a character, where the characters' frequencies alone give {by_frequency:.1f}")
     if not reasons:
@@ -213,19 +241,28 @@ def why_unfit(judge: Judge, samples: Samples, found: Likelihood) -> str | None:
 
 
 def summarise(samples: Samples, likelihoods: Mapping[str, Likelihood]) -> Measures:
-    """All figures of texts that were judged, by the judges' names. Raises InputError: too few texts, or too short ones."""
-    rows, length = samples.tokens.shape
-    if rows < 2 or length < BLEU_ORDER:
-        raise InputError(f"{rows} texts of {length} tokens: self-BLEU needs at least 2 of {BLEU_ORDER}; give more texts, "
+    """All figures of texts that were judged, by the judges' names: of what stands after what was given.
+
+    Self-BLEU is of texts of one length, so of the last tokens of each, as many as the shortest has. Raises InputError: too few
+    texts, or too short ones.
+    """
+    (rows, length), sequences = samples.tokens.shape, samples.written
+    shortest = min(map(len, sequences), default=0)
+    if rows < 2 or shortest < BLEU_ORDER:
+        raise InputError(f"{rows} texts of {shortest} tokens: self-BLEU needs at least 2 of {BLEU_ORDER}; give more texts, "
                          "or longer ones")
-    entropy, sequences = unigram_entropy(samples.tokens), list(samples.tokens)
+    given = samples.given
+    entropy = np.array([float(unigram_entropy(each)) for each in sequences])
+    written = sum(map(len, sequences))
     return Measures(
         samples=rows, length=length,
         nfe=None if samples.nfe is None else float(samples.nfe.mean()), seconds=samples.seconds,
-        tokens_per_second=samples.tokens.size / samples.seconds if samples.seconds else None,
+        tokens_per_second=written / samples.seconds if samples.seconds else None,
+        given=None if given is None else float(given.tokens.mean()),
         entropy_bits=float(entropy.mean()), entropy_standard_error=float(entropy.std(ddof=1) / math.sqrt(rows)),
         distinct_2=distinct_n(sequences, 2), distinct_4=distinct_n(sequences, 4),
-        self_bleu=self_bleu(samples.tokens), judges={name: _perplexity(each) for name, each in likelihoods.items()},
+        self_bleu=self_bleu(samples.tokens[:, length - shortest :]),
+        judges={name: _perplexity(each) for name, each in likelihoods.items()},
     )
 
 

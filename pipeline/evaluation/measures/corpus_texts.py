@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tsdfm.pipeline.evaluation.measures.naive import Sampler, naive_samplers
-from tsdfm.pipeline.evaluation.sample_cache import Identity
-from tsdfm.pipeline.evaluation.samples import Samples, of_tokens
+from tsdfm.pipeline.evaluation.sample_cache import PROMPTS, Identity
+from tsdfm.pipeline.evaluation.samples import Samples, begun, of_tokens
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.text.corpus import held_out_stream, training_stream, windows_of
@@ -46,14 +46,16 @@ def kinds_of(models: Sequence[ModelFolder[Denoiser]]) -> list[ModelFolder[Denois
 
 
 def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
-    """Held-out texts as long as a model's, evenly spaced over the corpus."""
+    """Held-out texts as long as a model's, evenly spaced over the corpus; where the config says, after their first tokens."""
     corpus, length = config.corpus, opened.network.config.length
 
     def make() -> Samples:
         stream = held_out_stream(corpus, opened.vocabulary, progress)
-        return of_tokens(windows_of(stream, length, config.samples).numpy(), opened.vocabulary)
+        made, given = of_tokens(windows_of(stream, length, config.samples).numpy(), opened.vocabulary), config.prompt_tokens
+        return made if given is None else begun(made, np.full(len(made.tokens), given), opened.vocabulary)
 
-    return _named(corpus.path, f"corpus {corpus.path}", None, _identity(config, opened), opened, make)
+    identity = {**_identity(config, opened), **({} if config.prompt_tokens is None else {PROMPTS: config.prompt_tokens})}
+    return _named(corpus.path, f"corpus {corpus.path}", None, identity, opened, make)
 
 
 def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Iterator[CorpusTexts]:

@@ -3,6 +3,7 @@
 Only the 8-grams of the texts are held, as 64-bit hashes; the corpus streams by, so it may be of any size. Two different 8-grams
 have the same hash with a chance of about 2^-64 a pair: with a million of them and a corpus of 10^10 tokens, 1 in 2,000 that any
 one is taken for one of the corpus. 8-grams don't cross texts; those of the corpus may cross documents, as a model's texts do.
+Where texts go on from prompts, which are as long as each other then, 8-grams are of what was written after them.
 """
 
 import math
@@ -71,7 +72,8 @@ class Memorisation:
 
     def add(self, identity: Identity, samples: Samples) -> None:
         """Take up a set of texts; what was counted before is read from the folder."""
-        key, grams = key_of(identity), samples.tokens.shape[1] - GRAM + 1
+        key, tokens = key_of(identity), samples.tokens[:, _prompt(samples):]
+        grams = tokens.shape[1] - GRAM + 1
         if grams < 1:
             return
         self._texts[key] = grams
@@ -79,7 +81,7 @@ class Memorisation:
         if kept is not None:
             self._found[key] = kept
         else:
-            self._wanted.setdefault(samples.vocabulary, {})[key] = gram_hashes(samples.tokens)
+            self._wanted.setdefault(samples.vocabulary, {})[key] = gram_hashes(tokens)
 
     def count(self, stream: Callable[[str], Tokens], progress: Progress = unheard) -> dict[str, Memorised]:
         """The shares, by the key of the texts' identity. `stream`: the training tokens of a vocabulary, by fingerprint."""
@@ -94,6 +96,11 @@ class Memorisation:
 
     def _identity(self, key: str) -> Identity:
         return {"samples": key, "memorised": self._corpus}
+
+
+def _prompt(samples: Samples) -> int:
+    """The tokens at which texts begin that are not looked for: their prompts, all as long, where the corpus is read at all."""
+    return 0 if samples.given is None else int(samples.given.tokens.max())
 
 
 def _share(found: npt.NDArray[np.int64], grams: int) -> Memorised:
