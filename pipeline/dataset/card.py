@@ -61,7 +61,8 @@ def sizes(identity: Identity) -> dict[str, int | str | None]:
     grid = identity.grid
     return {"source": identity.teacher.source, "tokens": grid.length, "steps": grid.steps, "candidates": grid.candidates,
             "shaped_steps": len(grid.shaped_steps) if grid.candidates > 1 and "shaped" in identity.arms else 0,
-            "top_k": grid.top_k, "vocabulary": grid.vocab_size, "mask_id": grid.mask_id}
+            "top_k": grid.top_k, "vocabulary": grid.vocab_size, "mask_id": grid.mask_id,
+            **({"per_prompt": identity.prompts.per_prompt} if identity.prompts else {})}
 
 
 def reading_notes(identity: Identity) -> str:

@@ -52,14 +52,14 @@ def counts(monkeypatch):
     found = {"rollouts": 0, "judged": 0, "corpora": 0}
     score = Judge.score
 
-    def rolled(model, rollout, ids, use):
+    def rolled(model, rollout, ids, use, fixed=None):
         found["rollouts"] += 1
         assert use == Use.MEASURE
-        return roll_out_blind(model, rollout, ids, use)
+        return roll_out_blind(model, rollout, ids, use, fixed)
 
-    def scored(self, tokens, texts, vocabulary):
+    def scored(self, tokens, texts, vocabulary, given=None):
         found["judged"] += 1
-        return score(self, tokens, texts, vocabulary)
+        return score(self, tokens, texts, vocabulary, given)
 
     def loaded(config, vocabulary, progress):
         found["corpora"] += 1
