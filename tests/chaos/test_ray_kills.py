@@ -4,7 +4,6 @@ One cluster serves all runs, as a cluster does: a killed driver's workers are go
 """
 
 import contextlib
-import os
 import random
 import re
 import signal
