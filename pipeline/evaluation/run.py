@@ -8,20 +8,21 @@ A rerun makes only what the folder lacks: sets of texts and scores are found by 
 
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
+from tsdfm.pipeline.evaluation.cells import Maker, Subject, device_name, open_subject, rollout_of
 from tsdfm.pipeline.evaluation.figures import short_names
-from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, kinds_of, naive_texts, real_texts
+from tsdfm.pipeline.evaluation.measures.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
@@ -33,61 +34,16 @@ from tsdfm.pipeline.evaluation.sample_cache import (
     of_method,
 )
 from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, sample_texts, summarise, why_unfit
-from tsdfm.pipeline.flow.rings.clocks import clocks_of
-from tsdfm.pipeline.models.computing import prepare
-from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.text.corpus import training_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
-from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
 RESULTS_FILE, FRONTIER_FILE, PLOT_FILE = "results.json", "frontier.json", "frontier.png"
 METHOD: Literal[2] = 2  # of `Results`; texts and scores of another are never taken for these
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under evaluation, as it was named."""
-
-    name: str
-    opened: ModelFolder[Denoiser]
-
-
-class Maker(Protocol):
-    """Who makes cells elsewhere, with `make_cell`."""
-
-    def make(self, cells: Sequence[Cell], take: Callable[[int, Made], None]) -> None:
-        """Make the cells, in any order, and give each to `take` by its index. Raises WorkError, or what an interrupt is."""
-
-
-def make_cell(cell: Cell) -> Made:
-    """Sample the texts of a cell and judge them; its model and judges stay open for the next.
-
-    Raises InputError (no such model or judge here) or WorkError (they are not the ones that were asked for).
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    subject, judges = _opened(cell.model, tuple(cell.judges), cell.config, device)
-    for what, found, wanted in [("model", subject.opened.fingerprint, cell.fingerprint),
-                                *((name, judges[name].fingerprint, wanted) for name, wanted in cell.judges.items())]:
-        if found != wanted:
-            raise WorkError(f"{cell.model if what == 'model' else what}: differs from the one that was asked for; give every "
-                            "node the same files")
-    opened, config = subject.opened, cell.config
-    samples = cell.samples or sample_texts(opened.network, opened.vocabulary, _rollout(config, cell.steps, cell.temperature),
-                                           config.samples)
-    return Made(samples, {name: likelihood(samples, judge) for name, judge in judges.items()}, _device_name(device))
-
-
-@lru_cache(maxsize=1)
-def _opened(model: str, judges: tuple[str, ...], config: EvaluateConfig, device: torch.device
-            ) -> tuple[Subject, dict[str, Judge]]:
-    subject = _open(model, config, device)
-    return subject, {name: open_judge(name, device, [subject.opened.vocabulary]) for name in judges}
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str = "", maker: Maker | None = None) -> Results:
@@ -106,7 +62,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     config = config.model_copy(update={  # so that the results name the commits
         "model": tuple(map(pinned, config.model)), "evaluator": tuple(map(pinned, config.evaluator))})
     with _folder(config.out) as folder:
-        subjects = [_open(name, config, device) for name in config.model]
+        subjects = [open_subject(name, config, device) for name in config.model]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
         cache = SampleCache(folder)
@@ -120,7 +76,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
             reference, naive, rows = run.memorised(subjects, reference, naive, rows)
         results = Results(
             command=command, settings=config, versions=_versions(), method=METHOD,
-            device=", ".join(sorted(devices)) or _device_name(device),
+            device=", ".join(sorted(devices)) or device_name(device),
             threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, remarks=list(run.remarks.values()),
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
@@ -192,7 +148,7 @@ class _Run:
             self.progress("sampling and judging texts", index * per_row + done, rows * per_row, note + more)
 
         identity = self._identity(opened.fingerprint, steps, temperature)
-        rollout = _rollout(config, steps, temperature)
+        rollout = rollout_of(config, steps, temperature)
         samples = self.cache.samples(identity, self._labels(subject.name, steps, temperature), lambda: sample_texts(
             opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
         found = {}
@@ -252,11 +208,6 @@ class _Run:
             self.remarks.setdefault((judge.name, samples.vocabulary), f"judge {self.names[judge.name]} {remark}")
 
 
-def _rollout(config: EvaluateConfig, steps: int, temperature: float) -> RolloutConfig:
-    return RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
-                         dtype=config.dtype, compile=config.compile, clocks=config.clocks)
-
-
 def _same(found: Likelihood) -> Likelihood:
     return found
 
@@ -306,14 +257,6 @@ def _folder(out: str | None) -> Iterator[Path]:
     yield folder
 
 
-def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
-    opened = load_model(name)
-    clocks_of(RolloutConfig(clocks=config.clocks), opened.network.config)
-    prepare(opened.network, config.dtype, config.compile)
-    opened.network.to(device)
-    return Subject(name, opened)
-
-
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
@@ -322,7 +265,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue  # transformers is optional
     return found
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
