@@ -52,6 +52,8 @@ class EvaluateConfig(Frozen):
     evaluator: Names = Field(("embedded",), description=(
         "Judge, a language model that had no part in making the texts: 'embedded', a folder (of this project or of "
         "transformers), a .gguf file, or hub:USER/NAME[@REVISION]; may be repeated"))
+    length: int | None = Field(None, ge=1, le=65536, description=(
+        "Tokens per text; null: for each model as many as it was trained on"))
     samples: int = Field(256, ge=2, lt=2**31, description="Texts per row of the table; intervals need at least two")
     temperature: Temperature = Field(1.0, description="Divides the model's logits while sampling")
     frontier: bool = Field(False, description=(
@@ -64,6 +66,9 @@ class EvaluateConfig(Frozen):
         "ranks them beside real text can't tell"))
     memorisation: bool = Field(True, description=(
         "Look for the texts' 8-grams in the corpus's training text, if real text or naive samplers are measured"))
+    distances: bool = Field(False, description=(
+        "Measure how far the texts of each row are from real held-out text as a set, too: MAUVE and a Fréchet distance on the "
+        "judges' features"))
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
@@ -84,12 +89,18 @@ class EvaluateConfig(Frozen):
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         return without_newer(handler(self), info, dtype="float32", compile=False, address="local", clocks=None, naive=False,
-                             memorisation=True)
+                             memorisation=True, length=None, distances=False)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
         if self.frontier and self.out is None:
             raise ValueError("the frontier is written to files; give --out a folder")
+        return self
+
+    @model_validator(mode="after")
+    def _distances_need_real_text(self) -> "EvaluateConfig":
+        if self.distances and not self.reference:
+            raise ValueError("distances are from real held-out text; leave out --no-reference, or --distances")
         return self
 
     @property
@@ -115,6 +126,25 @@ class TextScore(Perplexity):
     entropy_bits: float = Field(description="mean per-text unigram entropy")
     distinct_2: float | None = Field(description="null where no text has two tokens")
     distinct_4: float | None = Field(description="null where no text has four tokens")
+
+
+class Corrected(Frozen):
+    """A distance of two sets of texts, without what it is off for there being few."""
+
+    value: float = Field(description="estimated for very many texts")
+    low: float = Field(description="95 % bootstrap interval over the texts of both sets")
+    high: float
+    plain: float = Field(description="of just these texts, as other programs give it; too far, the fewer texts the more")
+
+
+class Distances(Frozen):
+    """How far some texts are from real held-out ones as sets, by one judge's features."""
+
+    mauve: Corrected = Field(description="from 1/252 (nothing alike) to 1 (the same law of texts, as far as clusters tell)")
+    clusters: int = Field(description="of MAUVE")
+    frechet: Corrected = Field(description="0: the same mean and covariance; in units of the variance of real texts' features")
+    texts: int = Field(description="that have a token")
+    real_texts: int = Field(description="others than those of the row of real text")
 
 
 class Memorised(Frozen):
@@ -150,6 +180,11 @@ class Row(Measures, Memorised):
     vocabulary: str = Field(description="fingerprint of the tokenizer")
     steps: int | None = Field(description="step count n; null for real text, as is the temperature")
     temperature: float | None
+    distances: dict[str, Distances] = Field(default_factory=dict, description="by evaluator, where they were asked for")
+
+    @model_serializer(mode="wrap")
+    def _as_before_distances(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, distances={})
 
 
 class JudgeFacts(Frozen):

@@ -18,7 +18,7 @@ from tsdfm.jobs.plan.rates import as_json, this_machine
 from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
-from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE
+from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, kinds_of
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
 from tsdfm.pipeline.evaluation.samples import Samples, summarise
@@ -134,8 +134,8 @@ class EvaluateJob:
         left = [row for row in rows if not has_texts(config, self.models[row[0]].fingerprint, row[1], row[2])]
         passes = {row: _visits(config, self.models[row[0]], row[1]) for row in left}
         sampling = sum(n["row"] + config.samples * (n[f"{row[0]}.text"] + n[f"{row[0]}.visit"] * passes[row]) for row in left)
-        kinds = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
-        real = kinds * (config.reference + len(NAIVE) * config.naive)  # sets of texts that no model writes
+        kinds = len(kinds_of(config, self.models))
+        real = kinds * (config.reference + config.distances + len(NAIVE) * config.naive)  # sets of texts that no model writes
         judged = config.samples * (len(left) + real)
         return Forecast(
             makes={"rows": len(rows), "texts": len(rows) * config.samples},
@@ -151,7 +151,7 @@ class EvaluateJob:
 def _visits(config: EvaluateConfig, opened: ModelFolder[Denoiser], steps: int) -> float:
     """The forward passes that a text in so many steps takes, expected."""
     model, rollout = opened.network.config, RolloutConfig(steps=steps, clocks=config.clocks)
-    return visits(MixturePath.of(model), rollout.times, model.length, clocks=clocks_of(rollout, model)).steps
+    return visits(MixturePath.of(model), rollout.times, config.length or model.length, clocks=clocks_of(rollout, model)).steps
 
 
 def _fitted(config: EvaluateConfig, index: int, opened: ModelFolder[Denoiser], rows: list[Row]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
-from tsdfm.schemas.base import WorkError
+from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.generate import RolloutConfig
 
@@ -64,13 +64,20 @@ def _opened(model: str, judges: tuple[str, ...], config: EvaluateConfig, device:
 
 def rollout_of(config: EvaluateConfig, steps: int, temperature: float) -> RolloutConfig:
     """How the texts of a row are sampled."""
-    return RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
-                         dtype=config.dtype, compile=config.compile, clocks=config.clocks)
+    return RolloutConfig(steps=steps, length=config.length, temperature=temperature, seed=config.seed,
+                         batch_size=config.batch_size, dtype=config.dtype, compile=config.compile, clocks=config.clocks)
 
 
 def open_subject(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
-    """A model by its name, ready to write on a device. Raises InputError: no such model, or clocks that it can't have."""
+    """A model by its name, ready to write on a device.
+
+    Raises InputError: no such model, texts longer than its own, or clocks that it can't have.
+    """
     opened = load_model(name)
+    longest = opened.network.config.length
+    if config.length is not None and config.length > longest:
+        raise InputError(f"length: {config.length} is longer than the {longest} tokens of model {name}; give a --length up to "
+                         "that")
     clocks_of(RolloutConfig(clocks=config.clocks), opened.network.config)
     prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)

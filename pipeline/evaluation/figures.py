@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tsdfm.schemas.evaluate import Perplexity
+from tsdfm.schemas.evaluate import Corrected, Perplexity
 from tsdfm.schemas.words import count as count
 
 _COMMIT = re.compile(r"@([0-9a-f]{7})[0-9a-f]{33}$")
@@ -19,6 +19,11 @@ def ppl(value: float) -> str:
 def ppl_interval(found: Perplexity) -> str:
     """A perplexity with its 95 % interval: '57.3 (55.6-59.0)'."""
     return f"{ppl(found.perplexity)} ({ppl(found.low)}-{ppl(found.high)})"
+
+
+def corrected(found: Corrected) -> str:
+    """A distance of sets with its 95 % interval: '0.934 (0.912-0.951)'."""
+    return f"{found.value:.3f} ({found.low:.3f}-{found.high:.3f})"
 
 
 def maybe(value: float | None, form: str, none: str = NONE) -> str:

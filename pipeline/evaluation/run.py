@@ -21,7 +21,15 @@ import torch
 from tsdfm.pipeline.evaluation.cells import Maker, Subject, device_name, open_subject, rollout_of
 from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
-from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, kinds_of, naive_texts, real_texts
+from tsdfm.pipeline.evaluation.measures.corpus_texts import (
+    CorpusTexts,
+    kind_of,
+    kinds_of,
+    naive_texts,
+    other_real_texts,
+    real_texts,
+)
+from tsdfm.pipeline.evaluation.measures.distances import RealTexts, why_few
 from tsdfm.pipeline.evaluation.measures.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.open_judge import open_judge
@@ -34,11 +42,13 @@ from tsdfm.pipeline.evaluation.sample_cache import (
     of_method,
 )
 from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, sample_texts, summarise, why_unfit
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.text.corpus import training_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
-from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
+from tsdfm.schemas.evaluate import Distances, EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
 from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
@@ -77,7 +87,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
         results = Results(
             command=command, settings=config, versions=_versions(), method=METHOD,
             device=", ".join(sorted(devices)) or device_name(device),
-            threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, remarks=list(run.remarks.values()),
+            threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive,
+            remarks=run.told([*reference, *naive, *rows]),
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
@@ -98,6 +109,7 @@ class _Run:
     progress: Progress
     memory: Memorisation
     remarks: dict[tuple[str, str], str] = field(default_factory=dict)  # by judge and vocabulary
+    real: dict[tuple[str, int], RealTexts] = field(default_factory=dict)  # by vocabulary and length
 
     def rows(self, subjects: list[Subject]) -> list[Row]:
         """Sample and judge every model at every step count and temperature."""
@@ -117,7 +129,8 @@ class _Run:
             identity = self._identity(cell.fingerprint, cell.steps, cell.temperature)
             self.cache.samples(identity, self._labels(cell.model, cell.steps, cell.temperature), lambda: made.samples)
             for name, found in made.likelihoods.items():
-                self.cache.likelihood(identity_of_scores(identity, cell.judges[name], METHOD), partial(_same, found))
+                scores = identity_of_scores(identity, cell.judges[name], METHOD)
+                self.cache.likelihood(scores, partial(_same, found), self.config.distances)
             devices.add(made.device)
 
         if cells:
@@ -129,7 +142,8 @@ class _Run:
         identity = self._identity(subject.opened.fingerprint, steps, temperature)
         samples = self.cache.find_samples(identity)
         judges = {judge.name: judge.fingerprint for judge in self.judges
-                  if self.cache.find_likelihood(identity_of_scores(identity, judge.fingerprint, METHOD)) is None}
+                  if self.cache.find_likelihood(
+                      identity_of_scores(identity, judge.fingerprint, METHOD), self.config.distances) is None}
         if samples is not None and not judges:
             return None
         return Cell(self.config, subject.name, subject.opened.fingerprint, steps, temperature, samples, judges)
@@ -159,17 +173,25 @@ class _Run:
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
         self.memory.add(identity, samples)
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
-                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature)
+                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature,
+                       distances=self._distances(opened, found))
 
     def references(self, subjects: list[Subject]) -> list[Row]:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
-        return [self._corpus_row(real_texts(self.config, opened, self.progress), "real texts")
-                for opened in kinds_of([each.opened for each in subjects])]
+        rows = []
+        for opened in kinds_of(self.config, [each.opened for each in subjects]):
+            texts = real_texts(self.config, opened, self.progress)
+            if self.config.distances:
+                others = other_real_texts(self.config, opened, self.progress)
+                found = [self._judged(each, "real texts")[1] for each in (texts, others)]
+                self.real[kind_of(self.config, opened)] = RealTexts(*found)
+            rows.append(self._corpus_row(opened, texts, "real texts"))
+        return rows
 
     def naive(self, subjects: list[Subject]) -> list[Row]:
         """Judge the texts of naive samplers, as often."""
-        return [self._corpus_row(texts, f"naive texts ({texts.name})")
-                for opened in kinds_of([each.opened for each in subjects])
+        return [self._corpus_row(opened, texts, f"naive texts ({texts.name})")
+                for opened in kinds_of(self.config, [each.opened for each in subjects])
                 for texts in naive_texts(self.config, opened, self.progress)]
 
     def memorised(self, subjects: list[Subject], *tables: list[Row]) -> list[list[Row]]:
@@ -184,22 +206,38 @@ class _Run:
 
         return [[row.model_copy(update=dict(found.get(key(row), Memorised()))) for row in rows] for rows in tables]
 
-    def _corpus_row(self, texts: CorpusTexts, what: str) -> Row:
+    def _corpus_row(self, opened: ModelFolder[Denoiser], texts: CorpusTexts, what: str) -> Row:
+        samples, found = self._judged(texts, what)
+        if texts.is_real:
+            for judge in self.judges:
+                self._note(judge, samples, found[judge.name])
+        self.memory.add(texts.identity, samples)
+        return _row_of(summarise(samples, found), model=texts.name, fingerprint=key_of(texts.identity),
+                       vocabulary=texts.vocabulary, steps=None, temperature=None, distances=self._distances(opened, found))
+
+    def _judged(self, texts: CorpusTexts, what: str) -> tuple[Samples, dict[str, Likelihood]]:
+        """Texts of the corpus, and what each judge says of them."""
         samples, found = self.cache.samples(texts.identity, texts.labels, texts.make), {}
         for number, judge in enumerate(self.judges, 1):
             found[judge.name] = self._likelihood(texts.identity, samples, judge)
-            if texts.is_real:
-                self._note(judge, samples, found[judge.name])
             self.progress(f"judging {what}", number * len(samples.texts), len(self.judges) * len(samples.texts),
                           f"judge {self.names[judge.name]}")
-        self.memory.add(texts.identity, samples)
-        return _row_of(summarise(samples, found), model=texts.name, fingerprint=key_of(texts.identity),
-                       vocabulary=texts.vocabulary, steps=None, temperature=None)
+        return samples, found
+
+    def _distances(self, opened: ModelFolder[Denoiser], found: dict[str, Likelihood]) -> dict[str, Distances]:
+        """How far texts of a model's vocabulary and length are from real ones; nothing where that isn't asked."""
+        real = self.real.get(kind_of(self.config, opened))
+        return {} if real is None else real.distances(found)
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
-        return self.cache.likelihood(
-            identity_of_scores(identity, judge.fingerprint, METHOD), partial(likelihood, samples, judge))
+        return self.cache.likelihood(identity_of_scores(identity, judge.fingerprint, METHOD),
+                                     partial(likelihood, samples, judge), self.config.distances)
+
+    def told(self, rows: list[Row]) -> list[str]:
+        """What to know before reading a figure of these rows."""
+        few = why_few([each for row in rows for each in row.distances.values()])
+        return [*self.remarks.values(), *([] if few is None else [few])]
 
     def _note(self, judge: Judge, samples: Samples, found: Likelihood) -> None:
         """Remember what makes a judge's figures of some texts worth little, once for each vocabulary."""
