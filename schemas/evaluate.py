@@ -14,7 +14,9 @@ from pydantic import (
 
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
+from tsdfm.schemas.measures import Bound, Distances
 from tsdfm.schemas.paths import PathName
+from tsdfm.schemas.protocols import PROTOCOLS, Protocol
 from tsdfm.schemas.terms import Clocks, Dtype
 
 
@@ -45,6 +47,9 @@ class EvaluateConfig(Frozen):
 
     out: PathName | None = Field(None, description=(
         "Folder that keeps samples, scores and results, from which a rerun goes on; null: nothing is kept"))
+    protocol: Protocol | None = Field(None, description=(
+        "Defaults by which figures compare with those of papers; what is given besides goes first. 'owt-1024': 1,024 texts of "
+        "1,024 tokens in 8 to 1,024 steps, judged by GPT-2 large; real text only with --corpus; null: none"))
     model: Names = Field(("embedded",), description=(
         "Model to sample: 'embedded', 'embedded:uniform', the folder of a teacher or student, or hub:USER/NAME[@REVISION]; may "
         "be repeated"))
@@ -69,6 +74,13 @@ class EvaluateConfig(Frozen):
     distances: bool = Field(False, description=(
         "Measure how far the texts of each row are from real held-out text as a set, too: MAUVE and a Fréchet distance on the "
         "judges' features"))
+    likelihood: bool = Field(False, description=(
+        "Bound how likely the models find real held-out text, too: in continuous time (teachers) and in each number of steps"))
+    text: PathName | None = Field(None, description=(
+        "File whose likelihood is bounded in place of held-out text's, with or without --likelihood: any that a corpus may be; "
+        "null: held-out text"))
+    sampling: bool = Field(True, description=(
+        "Sample the models and judge texts; without, the bounds of --likelihood are all there is"))
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
@@ -86,10 +98,22 @@ class EvaluateConfig(Frozen):
     compile: bool = Field(False, description=(
         "Compile the sampled models' blocks (torch.compile): a slow start, other last bits"))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_protocol(cls, data: Any) -> Any:
+        """Fields that are not given are those of the protocol."""
+        if not isinstance(data, dict) or data.get("protocol") not in PROTOCOLS:
+            return data
+        real = {} if "corpus" in data else {"reference": False, "memorisation": False}
+        return {**PROTOCOLS[data["protocol"]], **real, **data}
+
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False, address="local", clocks=None, naive=False,
-                             memorisation=True, length=None, distances=False)
+        if self.protocol is not None:  # every field is written, else it would be the protocol's when it is read
+            return handler(self)
+        return without_newer(handler(self), info, protocol=None, dtype="float32", compile=False, address="local", clocks=None,
+                             naive=False, memorisation=True, length=None, distances=False, likelihood=False,
+                             text=None, sampling=True)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
@@ -102,6 +126,24 @@ class EvaluateConfig(Frozen):
         if self.distances and not self.reference:
             raise ValueError("distances are from real held-out text; leave out --no-reference, or --distances")
         return self
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> "EvaluateConfig":
+        if not self.sampling and not self.bounds:
+            raise ValueError("without sampling nothing is left to measure; give --likelihood, or leave out --no-sampling")
+        if not self.sampling and (self.frontier or self.naive or self.distances):
+            raise ValueError("--frontier, --naive and --distances measure texts, which --no-sampling leaves out; leave one out")
+        return self
+
+    @property
+    def bounds(self) -> bool:
+        """Whether likelihoods are bounded."""
+        return self.likelihood or self.text is not None
+
+    @property
+    def reads_corpus(self) -> bool:
+        """Whether the corpus is read at all."""
+        return (self.sampling and self.reference) or self.naive or (self.likelihood and self.text is None)
 
     @property
     def swept(self) -> tuple[float, ...]:
@@ -126,25 +168,6 @@ class TextScore(Perplexity):
     entropy_bits: float = Field(description="mean per-text unigram entropy")
     distinct_2: float | None = Field(description="null where no text has two tokens")
     distinct_4: float | None = Field(description="null where no text has four tokens")
-
-
-class Corrected(Frozen):
-    """A distance of two sets of texts, without what it is off for there being few."""
-
-    value: float = Field(description="estimated for very many texts")
-    low: float = Field(description="95 % bootstrap interval over the texts of both sets")
-    high: float
-    plain: float = Field(description="of just these texts, as other programs give it; too far, the fewer texts the more")
-
-
-class Distances(Frozen):
-    """How far some texts are from real held-out ones as sets, by one judge's features."""
-
-    mauve: Corrected = Field(description="from 1/252 (nothing alike) to 1 (the same law of texts, as far as clusters tell)")
-    clusters: int = Field(description="of MAUVE")
-    frechet: Corrected = Field(description="0: the same mean and covariance; in units of the variance of real texts' features")
-    texts: int = Field(description="that have a token")
-    real_texts: int = Field(description="others than those of the row of real text")
 
 
 class Memorised(Frozen):
@@ -244,6 +267,7 @@ class Results(Frozen):
     judges: dict[str, JudgeFacts]
     remarks: list[str] = Field(default_factory=list, description="what to know before reading a figure")
     rows: list[Row]
+    likelihood: list[Bound] = Field(default_factory=list, description="bounds of the models' likelihood of real text")
     reference: list[Row] = Field(description="real held-out text, once per vocabulary and length of the models; may be empty")
     naive: list[Row] = Field(default_factory=list, description=(
         "texts of naive samplers, as often as real text: 'model' says which (unigram, shuffled, repeated, copied), and what "

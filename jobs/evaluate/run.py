@@ -28,7 +28,7 @@ def evaluated(config: EvaluateConfig) -> Results:
     threads = config.threads if alone else config.threads or 1
     if threads is not None:
         torch.set_num_threads(threads)
-    if config.reference or config.naive:
+    if config.reads_corpus:
         say_corpus(config.corpus)
     with Stages() as progress:
         return evaluate(config, progress, redacted(shlex.join(sys.argv)), None if alone else _OnCluster(config))

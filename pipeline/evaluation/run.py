@@ -31,6 +31,7 @@ from tsdfm.pipeline.evaluation.measures.corpus_texts import (
 )
 from tsdfm.pipeline.evaluation.measures.distances import RealTexts, why_few
 from tsdfm.pipeline.evaluation.measures.frontier import draw_frontier, frontier_of
+from tsdfm.pipeline.evaluation.measures.likelihoods import Bounds
 from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
@@ -48,7 +49,8 @@ from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.text.corpus import training_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
-from tsdfm.schemas.evaluate import Distances, EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
+from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
+from tsdfm.schemas.measures import Distances
 from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
@@ -74,20 +76,22 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     with _folder(config.out) as folder:
         subjects = [open_subject(name, config, device) for name in config.model]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
-        judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
+        judges = [open_judge(name, device, vocabularies) for name in config.evaluator if config.sampling]
         cache = SampleCache(folder)
+        bounds = Bounds.of(config, cache, subjects, progress) if config.bounds else None
         run = _Run(config, cache, judges, short_names([*config.model, *config.evaluator]), progress,
                    Memorisation(cache, config.corpus))
-        reference = run.references(subjects) if config.reference else []
+        reference = run.references(subjects) if config.reference and config.sampling else []
         naive = run.naive(subjects) if config.naive else []
-        devices = set() if maker is None else run.have_made(subjects, maker)
-        rows = run.rows(subjects)
+        likelihood = [] if bounds is None else bounds.rows(subjects, run.names, progress)
+        devices = set() if maker is None or not config.sampling else run.have_made(subjects, maker)
+        rows = run.rows(subjects) if config.sampling else []
         if config.memorisation and (reference or naive):
             reference, naive, rows = run.memorised(subjects, reference, naive, rows)
         results = Results(
             command=command, settings=config, versions=_versions(), method=METHOD,
             device=", ".join(sorted(devices)) or device_name(device),
-            threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive,
+            threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, likelihood=likelihood,
             remarks=run.told([*reference, *naive, *rows]),
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())

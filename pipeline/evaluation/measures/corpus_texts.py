@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tsdfm.pipeline.evaluation.measures.naive import Sampler, naive_samplers
 from tsdfm.pipeline.evaluation.sample_cache import Identity
@@ -17,6 +18,7 @@ from tsdfm.pipeline.evaluation.samples import Samples, of_tokens
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.text.corpus import held_out_stream, others_of, training_stream, windows_of
+from tsdfm.pipeline.text.documents import Reading, read_documents
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
@@ -80,6 +82,23 @@ def other_real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], prog
 
     identity = {**_identity(config, opened), "others": True}
     return _named(corpus.path, f"corpus {corpus.path}, other texts", None, identity, opened, make)
+
+
+def file_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
+    """Windows of a file's text as long as a model's texts, evenly spaced over it; of less text than that, all of it.
+
+    The file is read as a corpus is: documents, of which each is followed by the token that ends a text.
+    """
+    _, length = kind_of(config, opened)
+    corpus = CorpusConfig(path=config.text or "", text_field=config.corpus.text_field)
+
+    def make() -> Samples:
+        tokens = torch.from_numpy(opened.vocabulary.stream(read_documents(corpus, Reading(progress))))
+        return of_tokens(windows_of(tokens, min(length, len(tokens)), config.samples).numpy(), opened.vocabulary)
+
+    identity = {**corpus_identity(corpus), "whole": True, "vocabulary": opened.vocabulary.fingerprint, "length": length,
+                "samples": config.samples}
+    return _named(corpus.path, f"text {corpus.path}", None, identity, opened, make)
 
 
 def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Iterator[CorpusTexts]:

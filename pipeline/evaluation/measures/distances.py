@@ -14,7 +14,7 @@ from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.measures.frechet import Directions, frechet
 from tsdfm.pipeline.evaluation.measures.mauve import clusters_of, mauve
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.evaluate import Distances
+from tsdfm.schemas.measures import Distances
 
 ENOUGH = 250  # texts: 25 clusters, and eight texts for each direction in which a covariance is taken whole
 FEWEST = 4  # texts, that give a covariance and two clusters at all

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tsdfm.schemas.evaluate import Corrected
+from tsdfm.schemas.measures import Corrected
 
 Floats = npt.NDArray[np.float64]
 DIRECTIONS, RESAMPLES = 32, 500

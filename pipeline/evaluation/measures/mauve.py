@@ -20,7 +20,7 @@ are resampled with half a text added to each cluster (Krichevsky & Trofimov), el
 import numpy as np
 import numpy.typing as npt
 
-from tsdfm.schemas.evaluate import Corrected
+from tsdfm.schemas.measures import Corrected
 
 Floats = npt.NDArray[np.float64]
 SCALING, MIXTURES, PRINCIPAL, TEXTS_A_CLUSTER = 5.0, 25, 0.9, 10
