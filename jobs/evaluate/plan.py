@@ -19,7 +19,9 @@ from tsdfm.jobs.plan.rates import as_json, this_machine
 from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
-from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE
+from tsdfm.pipeline.evaluation.measures.bounds import DRAWS
+from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, kinds_of
+from tsdfm.pipeline.evaluation.measures.likelihoods import steps_bounded
 from tsdfm.pipeline.evaluation.measures.prompted import Beginnings, beginnings, read_prompts
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate
@@ -100,7 +102,8 @@ class EvaluateJob:
         with tempfile.TemporaryDirectory(prefix="tsdfm-plan-") as scratch, Stages() as shown:
             marks = _Marks(shown)
             short = config.model_copy(update={
-                "out": scratch, "samples": few, "steps": tuple(dict.fromkeys((low, high))), "frontier": False})
+                "out": scratch, "samples": few, "steps": tuple(dict.fromkeys((low, high))), "frontier": False,
+                "distances": False, "likelihood": False, "text": None, "sampling": True})
             results = evaluate(short, marks)
             whole = time.monotonic() - marks.began
             small, full = self._figures(results, Path(scratch))
@@ -138,19 +141,23 @@ class EvaluateJob:
     def forecast(self, rates: Rates) -> Forecast:
         """The rows that are left, and how long sampling and judging them takes."""
         config, n = self.config, rates.numbers
-        rows = list(itertools.product(range(len(self.models)), config.steps, config.swept))
+        rows = list(itertools.product(range(len(self.models)), config.steps, config.swept)) if config.sampling else []
         left = [row for row in rows if not self._is_there(*row)]
         passes = {row: self._visits(row[1], row[0]) for row in left}
         sampling = sum(n["row"] + config.samples * (n[f"{row[0]}.text"] + n[f"{row[0]}.visit"] * passes[row]) for row in left)
-        kinds = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
-        real = kinds * (config.real + len(NAIVE) * config.naive)  # sets of texts that no model writes
+        kinds = len(kinds_of(config, self.models))
+        real = kinds * (config.real + config.distances + len(NAIVE) * config.naive)  # by no model
+        bounding = [config.samples * DRAWS * len(steps_bounded(config, opened.network)) * config.bounds
+                    for opened in self.models]  # forward passes of each
+        bounds = sum(n[f"{index}.visit"] * number for index, number in enumerate(bounding))
         judged = config.samples * (len(left) + real)
         return Forecast(
             makes={"rows": len(rows), "texts": len(rows) * config.samples},
             there={"rows": len(rows) - len(left)} if len(left) < len(rows) else {},
-            work={"texts": len(left) * config.samples, "forward passes": config.samples * sum(passes.values()),
+            work={"texts": len(left) * config.samples, "forward passes": config.samples * sum(passes.values()) + sum(bounding),
                   "texts to judge": judged * len(config.evaluator)},
             stages=[Stage(what="start, models", seconds=n["start"]), Stage(what="judges, real text", seconds=n["once"]),
+                    *(Stage(what="likelihood", seconds=seconds) for seconds in [bounds] if config.bounds),
                     Stage(what="sampling", seconds=sampling), Stage(what="judging", seconds=judged * n["judge"]),
                     Stage(what="figures", seconds=(len(rows) + real) * n["figures"])],
             devices=1)
@@ -165,7 +172,7 @@ class EvaluateJob:
         """The forward passes that a text of a model in so many steps takes, expected."""
         model, rollout = self.models[index].network.config, RolloutConfig(steps=steps, clocks=self.config.clocks)
         prompts = self.prompts[index]
-        free = model.length if prompts is None else prompts.free
+        free = self.config.length or model.length if prompts is None else prompts.free
         return visits(MixturePath.of(model), rollout.times, free, clocks=clocks_of(rollout, model)).steps
 
     def _fitted(self, index: int, rows: list[Row]) -> dict[str, float]:

@@ -9,8 +9,9 @@ import torch
 
 from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import Stages, say, say_corpus, say_if_slow
+from tsdfm.pipeline.evaluation.cells import make_cell
 from tsdfm.pipeline.evaluation.figures import short_names
-from tsdfm.pipeline.evaluation.run import evaluate, make_cell
+from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 from tsdfm.schemas.paths import redacted

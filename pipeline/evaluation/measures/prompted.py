@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsdfm.pipeline.evaluation.measures.corpus_texts import corpus_identity
+from tsdfm.pipeline.evaluation.measures.corpus_texts import corpus_identity, kind_of
 from tsdfm.pipeline.evaluation.sample_cache import key_of
 from tsdfm.pipeline.flow.prompts import FREE, Given, Prompt, prompts_in
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -49,7 +49,7 @@ def beginnings(
 
     Raises InputError: one that the model can't be given, or that leaves it too little to write.
     """
-    length = opened.network.config.length
+    _, length = kind_of(config, opened)
     most = length - BLEU_ORDER
     if config.prompt_tokens is not None:
         wanted = config.prompt_tokens
@@ -72,5 +72,5 @@ def beginnings(
 def _held_out(config: EvaluateConfig, opened: ModelFolder[Denoiser], wanted: int, progress: Progress) -> Tensor:
     """The first tokens of the texts that `real_texts` measures, in their order."""
     stream = held_out_stream(config.corpus, opened.vocabulary, progress)
-    patterns = windows_of(stream, opened.network.config.length, config.samples)
+    patterns = windows_of(stream, kind_of(config, opened)[1], config.samples)
     return torch.where(torch.arange(patterns.shape[1]) < wanted, patterns, FREE)

@@ -8,7 +8,7 @@ import torch
 
 from tests.support import LENGTH, at_once, vocabulary
 from tsdfm.kernels.linear import linear
-from tsdfm.pipeline.evaluation.judge import Likelihood
+from tsdfm.pipeline.evaluation.judge import Likelihood, Prefixes
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.models.folder import load
 from tsdfm.schemas.base import InputError
@@ -76,14 +76,14 @@ def test_texts_without_a_token_are_refused(judge):
         judge.score_tokens([[], []])
 
 
-def strided(network, tokens, width):
+def strided(network, tokens, width, first=0):
     """Nats of one text by the definition of strided perplexity: windows of all logits, each token counted once."""
     inputs, stride, total, scored = [network.config.bos_id, *tokens[:-1]], max(1, width // 2), 0.0, 0
     for begin in range(0, len(tokens), stride):
         part = torch.tensor([inputs[begin : begin + width]])
         logprob = linear(network.hidden(part)[0], network.head_weight)[0].double().log_softmax(-1)
         for place in range(scored - begin, part.shape[1]):
-            total -= float(logprob[place, tokens[begin + place]])
+            total -= float(logprob[place, tokens[begin + place]]) * (begin + place >= first)
         scored = begin + part.shape[1]
         if scored == len(tokens):
             return total
@@ -101,6 +101,34 @@ def test_texts_beyond_the_judges_positions_are_scored_in_strided_windows(tiny_mo
     np.testing.assert_allclose(found.nats, [strided(network, row, width) if row else 0.0 for row in sequences], rtol=1e-5)
     assert found.tokens.tolist() == [len(row) for row in sequences]  # each once
     assert found.in_windows == sum(len(row) > width for row in sequences)
+
+
+@pytest.mark.parametrize("width", [3, 16, 64])
+def test_what_is_given_is_read_and_not_scored(tiny_models, judge, width):
+    """Every later token has the likelihood that it has in the whole text; the features are of those tokens, too."""
+    network = load(tiny_models.ar).network
+    rng = np.random.default_rng(1)
+    sequences, first = [rng.integers(299, size=length).tolist() for length in (3, 16, 17, 24, 40, 5, 0)], [1, 0, 9, 23, 17, 5, 0]
+    found = replace(judge, longest=width).score_tokens(sequences, first)
+    expected = [strided(network, row, width, begin) if row else 0.0 for row, begin in zip(sequences, first, strict=True)]
+    np.testing.assert_allclose(found.nats, expected, rtol=1e-5, atol=1e-12)
+    assert found.tokens.tolist() == [len(row) - begin for row, begin in zip(sequences, first, strict=True)]
+    whole = replace(judge, longest=width).score_tokens(sequences)
+    assert (found.nats[[1]] == whole.nats[[1]]).all()
+    with pytest.raises(InputError, match="none of the 2 texts has a token"):
+        judge.score_tokens([[1, 2], [3]], [2, 1])
+
+
+def test_a_judge_that_reads_text_scores_what_stands_after_the_given_text(judge, direct):
+    """From the first token that the beginning alone does not have: where a token would span the border, it counts."""
+    words = vocabulary()
+    texts, begun = ["the quick brown fox 7", "masks fall in turn"], ["the quick", "masks fa"]
+    found = replace(judge, longest=None).score(random_tokens(2, 16), texts, "another fingerprint", Prefixes(np.array([1, 2]), begun))
+    for row, (text, start) in enumerate(zip(texts, begun, strict=True)):
+        whole, alone = words.encode([text])[0], words.encode([start])[0]
+        alike = next(place for place in range(len(whole)) if alone[place : place + 1] != whole[place : place + 1])
+        assert found.nats[row] == pytest.approx(direct(whole) - (direct(whole[:alike]) if alike else 0.0), rel=1e-5)
+        assert found.tokens[row] == len(whole) - alike
 
 
 def test_a_text_that_fits_is_scored_as_before_whatever_stands_beside_it(judge):

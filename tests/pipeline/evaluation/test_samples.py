@@ -9,7 +9,7 @@ import torch
 
 from tests.support import present
 from tsdfm.pipeline.evaluation import samples as module
-from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
+from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import measure, of_tokens, sample, sample_texts
 from tsdfm.pipeline.flow.noise import Use
@@ -91,7 +91,7 @@ def test_the_clock_leaves_out_warming_up_and_decoding(model, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def rolled(network, rollout, ids, use):
+    def rolled(network, rollout, ids, use, fixed=None):
         now[0] += 100.0 if rollout.steps == 1 else 2.0
         return roll_out_blind(network, rollout, ids, use)
 
