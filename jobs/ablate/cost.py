@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -135,8 +135,8 @@ class AblateJob:
     @cached_property
     def evaluation_alone(self) -> EvaluateJob:
         """The evaluation of a student, of which nothing is there yet."""
-        return EvaluateJob(self.evaluation.config.model_copy(update={"out": None, "reference": False}), self.evaluation.models,
-                           self.evaluation.judges, 0.0)
+        config = self.evaluation.config.model_copy(update={"out": None, "reference": False})
+        return replace(self.evaluation, config=config, started=0.0)
 
     def _distilling(self, trial: Trial, rates: Rates) -> float:
         """Seconds of all rounds of a trial."""

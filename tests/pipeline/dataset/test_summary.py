@@ -65,7 +65,7 @@ def test_every_arm_is_counted_as_by_hand(summarised):
         if manifest.identity.prompts is None:
             assert arm.fixed is None
         else:
-            assert_spread(arm.fixed, [len(log.fixed_positions) for log in logs])
+            assert_spread(arm.fixed, [len(present(log.fixed_positions)) for log in logs])
         texts = [log.tokens.tolist() for log in logs]
         assert_spread(arm.entropy, [entropy_by_counting(text) for text in texts])
         assert (arm.distinct_1, arm.distinct_2, arm.distinct_4) == tuple(

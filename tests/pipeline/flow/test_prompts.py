@@ -179,7 +179,7 @@ def test_the_rest_of_what_reads_a_dataset_reads_these(tmp_path, tiny_models, pro
     assert "E is L less what was given" in card
     assert read_front_matter(card)["trajectories"]["per_prompt"] == 3
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
-    assert rows[0]["fixed_positions"] == open_dataset(str(tmp_path / "out")).row(0, "shaped").fixed_positions.tolist()
+    assert rows[0]["fixed_positions"] == present(open_dataset(str(tmp_path / "out")).row(0, "shaped").fixed_positions).tolist()
 
 
 def test_parts_of_prompts_are_those_of_the_whole(tmp_path, tiny_models, prompts):

@@ -121,7 +121,7 @@ def test_a_window_is_the_naive_replay(drawn, data, objective):
         assert batch.x_t[index].tolist() == log.state_after(first - 1, MASK).tolist()
         events = last_events(log, first, grid.steps if objective == "endpoint" else end)
         for i in [] if log.fixed_positions is None else log.fixed_positions:
-            assert (batch.target[index, i], batch.x_t[index, i]) == (-1, log.tokens[i])  # never asked for, always seen
+            assert (int(batch.target[index, i]), int(batch.x_t[index, i])) == (-1, log.tokens[i])  # never asked for, always seen
         assert batch.target[index].tolist() == [
             int(log.event_token[events[i]]) if i in events else -1 for i in range(grid.length)]
         if objective == "endpoint":
