@@ -15,7 +15,7 @@ from pydantic import (
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Clocks, Dtype
+from tsdfm.schemas.terms import Clocks, Dtype, Texts, Until
 
 
 def _several(value: Any) -> Any:
@@ -72,6 +72,15 @@ class EvaluateConfig(Frozen):
     address: str = Field("local", min_length=1, description=(
         "Where to sample and judge: 'local' is this process, 'auto' finds a running Ray cluster, 'HOST:PORT' or "
         "'ray://HOST:PORT' names one, over whose nodes models, step counts and temperatures are spread"))
+    length: int | None = Field(None, ge=1, le=65536, description=(
+        "Tokens of every text, real ones too; more than a model's are written in blocks; null: as many as each model was "
+        "trained on"))
+    until: Until | None = Field(None, description=(
+        "Where a text stops: 'end' at its end token, behind which nothing is shown or measured; 'length' at its last position; "
+        "null: at its end, if the model was trained on padded texts, else at its last position"))
+    overlap: int | None = Field(None, ge=1, description=(
+        "Of texts that are longer than the model's: how many tokens of a block the next one goes on from; null: half of the "
+        "model's length"))
     clocks: Clocks | None = Field(None, description=(
         "Which positions are written together: 'independent', 'spaced' (evenly over the text), or 'even', of the uniform "
         "source; null: for each model what it was trained for"))
@@ -84,7 +93,7 @@ class EvaluateConfig(Frozen):
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         return without_newer(handler(self), info, dtype="float32", compile=False, address="local", clocks=None, naive=False,
-                             memorisation=True)
+                             memorisation=True, length=None, until=None, overlap=None)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
@@ -130,7 +139,10 @@ class Measures(Frozen):
     """Figures of one set of texts."""
 
     samples: int
-    length: int = Field(description="tokens per text, of the model's own")
+    length: int = Field(description="tokens per text at most, of the model's own")
+    mean_length: float | None = Field(None, description=(
+        "tokens per text that were written, ends included, which are all that is measured; null: texts don't stop at an end"))
+    ended: float | None = Field(None, description="share of the texts that ended; null: as above")
     nfe: float | None = Field(description="mean forward passes per text; null for real text, as for the next two")
     seconds: float | None = Field(description="wall seconds of sampling")
     tokens_per_second: float | None
@@ -148,6 +160,7 @@ class Row(Measures, Memorised):
     model: str = Field(description="as named in the config; of real text, the corpus")
     fingerprint: str = Field(description="of the model; of real text, of what identifies the held-out windows")
     vocabulary: str = Field(description="fingerprint of the tokenizer")
+    texts: Texts = Field("packed", description="how the texts lie that the model was trained on, and so real ones")
     steps: int | None = Field(description="step count n; null for real text, as is the temperature")
     temperature: float | None
 

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from tsdfm.jobs.plan.rates import as_json, this_machine
 from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
-from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE
+from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, extent_of, kinds_of
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
-from tsdfm.pipeline.evaluation.samples import Samples, summarise
+from tsdfm.pipeline.evaluation.samples import summarise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -77,6 +77,7 @@ class EvaluateJob:
         return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
                 "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
                 "compile": self.config.compile, "clocks": self.config.clocks, "reference": self.config.reference,
+                "length": self.config.length, "overlap": self.config.overlap, "until": self.config.until,
                 "corpus": self.config.corpus.path if self.config.reference or self.config.naive else None}
 
     def measure(self) -> Measurement:
@@ -118,8 +119,8 @@ class EvaluateJob:
         samples, found = kept_texts(results, results.rows[0], folder)
         taken = []
         for times in (1, ceil(self.config.samples / len(samples.texts))):
-            many = Samples(np.tile(samples.tokens, (times, 1)), samples.texts * times,
-                           None if samples.nfe is None else np.tile(samples.nfe, times), samples.seconds, samples.vocabulary)
+            many = replace(samples, tokens=np.tile(samples.tokens, (times, 1)), texts=samples.texts * times,
+                           nfe=None if samples.nfe is None else np.tile(samples.nfe, times))
             scores = {name: Likelihood(np.tile(each.nats, times), np.tile(each.tokens, times), each.window)
                       for name, each in found.items()}
             began = time.monotonic()
@@ -134,7 +135,7 @@ class EvaluateJob:
         left = [row for row in rows if not has_texts(config, self.models[row[0]].fingerprint, row[1], row[2])]
         passes = {row: _visits(config, self.models[row[0]], row[1]) for row in left}
         sampling = sum(n["row"] + config.samples * (n[f"{row[0]}.text"] + n[f"{row[0]}.visit"] * passes[row]) for row in left)
-        kinds = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
+        kinds = len(kinds_of(self.models))
         real = kinds * (config.reference + len(NAIVE) * config.naive)  # sets of texts that no model writes
         judged = config.samples * (len(left) + real)
         return Forecast(
@@ -151,7 +152,10 @@ class EvaluateJob:
 def _visits(config: EvaluateConfig, opened: ModelFolder[Denoiser], steps: int) -> float:
     """The forward passes that a text in so many steps takes, expected."""
     model, rollout = opened.network.config, RolloutConfig(steps=steps, clocks=config.clocks)
-    return visits(MixturePath.of(model), rollout.times, model.length, clocks=clocks_of(rollout, model)).steps
+    extent, path, clocks = extent_of(config, opened), MixturePath.of(model), clocks_of(rollout, model)
+    first = visits(path, rollout.times, extent.size, clocks=clocks).steps
+    more = len(extent.starts) - 1
+    return first + more * visits(path, rollout.times, extent.size - extent.overlap, clocks=clocks).steps if more else first
 
 
 def _fitted(config: EvaluateConfig, index: int, opened: ModelFolder[Denoiser], rows: list[Row]) -> dict[str, float]:

@@ -21,7 +21,7 @@ import torch
 from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
-from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, kinds_of, naive_texts, real_texts
+from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, extent_of, kinds_of, naive_texts, real_texts
 from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
@@ -79,7 +79,7 @@ def make_cell(cell: Cell) -> Made:
                             "node the same files")
     opened, config = subject.opened, cell.config
     samples = cell.samples or sample_texts(opened.network, opened.vocabulary, _rollout(config, cell.steps, cell.temperature),
-                                           config.samples)
+                                           config.samples, extent=extent_of(config, opened))
     return Made(samples, {name: likelihood(samples, judge) for name, judge in judges.items()}, _device_name(device))
 
 
@@ -194,7 +194,8 @@ class _Run:
         identity = self._identity(opened.fingerprint, steps, temperature)
         rollout = _rollout(config, steps, temperature)
         samples = self.cache.samples(identity, self._labels(subject.name, steps, temperature), lambda: sample_texts(
-            opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
+            opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done),
+            extent_of(config, opened)))
         found = {}
         for number, judge in enumerate(self.judges, 2):
             found[judge.name] = self._likelihood(identity, samples, judge)
@@ -203,7 +204,7 @@ class _Run:
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
         self.memory.add(identity, samples)
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
-                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature)
+                       vocabulary=samples.vocabulary, texts=opened.network.config.texts, steps=steps, temperature=temperature)
 
     def references(self, subjects: list[Subject]) -> list[Row]:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
@@ -238,7 +239,7 @@ class _Run:
                           f"judge {self.names[judge.name]}")
         self.memory.add(texts.identity, samples)
         return _row_of(summarise(samples, found), model=texts.name, fingerprint=key_of(texts.identity),
-                       vocabulary=texts.vocabulary, steps=None, temperature=None)
+                       vocabulary=texts.vocabulary, texts=texts.texts, steps=None, temperature=None)
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
@@ -309,6 +310,7 @@ def _folder(out: str | None) -> Iterator[Path]:
 def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     opened = load_model(name)
     clocks_of(RolloutConfig(clocks=config.clocks), opened.network.config)
+    extent_of(config, opened)
     prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)
     return Subject(name, opened)

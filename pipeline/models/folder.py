@@ -193,6 +193,9 @@ def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabul
     if isinstance(config, DenoiserConfig) and masked and config.mask_id != vocabulary.mask_id:
         raise InputError(f"{folder}: the config has mask_id {config.mask_id}, its tokenizer {vocabulary.mask_id}; "
                          "they don't belong together")
+    if isinstance(config, DenoiserConfig) and config.end_id not in (None, vocabulary.eos_id):
+        raise InputError(f"{folder}: the config has end_id {config.end_id}, its tokenizer ends texts with {vocabulary.eos_id}; "
+                         "they don't belong together")
 
 
 def load(folder: Path) -> ModelFolder[Network]:

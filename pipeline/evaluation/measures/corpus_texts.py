@@ -1,6 +1,7 @@
 """Texts of an evaluation that come from its corpus and not from a model: real held-out ones, and those of naive samplers.
 
-They have the length and the tokens of a model's texts, so each is made once for every vocabulary and length of the models.
+They have the length and the tokens of a model's texts, and stop as they do, so each is made once for every kind of model that
+there is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +15,15 @@ import numpy as np
 from tsdfm.pipeline.evaluation.measures.naive import Sampler, naive_samplers
 from tsdfm.pipeline.evaluation.sample_cache import Identity
 from tsdfm.pipeline.evaluation.samples import Samples, of_tokens
+from tsdfm.pipeline.flow.texts.blocks import Extent
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.text.corpus import held_out_stream, training_stream, windows_of
+from tsdfm.pipeline.text.ends.documents import Documents
 from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.progress import Progress
+from tsdfm.schemas.terms import Texts
 
 NAIVE = ("unigram", "shuffled", "repeated", "copied")  # in the order of their rows
 
@@ -30,6 +34,7 @@ class CorpusTexts:
 
     name: str
     vocabulary: str
+    texts: Texts
     identity: Identity
     labels: dict[str, Any]
     make: Callable[[], Samples]
@@ -41,24 +46,32 @@ class CorpusTexts:
 
 
 def kinds_of(models: Sequence[ModelFolder[Denoiser]]) -> list[ModelFolder[Denoiser]]:
-    """A model of each vocabulary and length that there is."""
-    return list({(each.vocabulary.fingerprint, each.network.config.length): each for each in models}.values())
+    """A model of each vocabulary, length and kind of texts that there is."""
+    return list({(each.vocabulary.fingerprint, each.network.config.length, each.network.config.texts): each
+                 for each in models}.values())
+
+
+def extent_of(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Extent:
+    """How long a model's texts are, and real ones beside them. Raises InputError: as `Extent.of`."""
+    return Extent.of(opened.network.config, opened.vocabulary, length=config.length, until=config.until, overlap=config.overlap)
 
 
 def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
     """Held-out texts as long as a model's, evenly spaced over the corpus."""
-    corpus, length = config.corpus, opened.network.config.length
+    corpus, extent, packed = config.corpus, extent_of(config, opened), opened.network.config.texts == "packed"
 
     def make() -> Samples:
-        stream = held_out_stream(corpus, opened.vocabulary, progress)
-        return of_tokens(windows_of(stream, length, config.samples).numpy(), opened.vocabulary)
+        stream, words = held_out_stream(corpus, opened.vocabulary, progress), opened.vocabulary
+        texts = (windows_of(stream, extent.length, config.samples) if packed
+                 else Documents(stream, words.eos_id, extent.length).spread(config.samples))
+        return of_tokens(texts.numpy(), words, extent.end_id)
 
     return _named(corpus.path, f"corpus {corpus.path}", None, _identity(config, opened), opened, make)
 
 
 def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Iterator[CorpusTexts]:
     """Texts of every naive sampler, as long as a model's; the corpus is not read before one is made."""
-    length = opened.network.config.length
+    extent = extent_of(config, opened)
 
     @cache
     def samplers() -> dict[str, Sampler]:
@@ -67,7 +80,7 @@ def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress:
     for number, name in enumerate(NAIVE):
         def make(name: str = name, number: int = number) -> Samples:
             random = np.random.default_rng([config.seed, number])
-            return of_tokens(samplers()[name](config.samples, length, random), opened.vocabulary)
+            return of_tokens(samplers()[name](config.samples, extent.length, random), opened.vocabulary, extent.end_id)
 
         identity = {**_identity(config, opened), "naive": name, "part": config.corpus.part, "seed": config.seed}
         yield _named(name, f"naive {name}", config.seed, identity, opened, make)
@@ -80,13 +93,15 @@ def corpus_identity(corpus: CorpusConfig) -> Identity:
 
 
 def _identity(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Identity:
+    extent, texts = extent_of(config, opened), opened.network.config.texts
     return {**corpus_identity(config.corpus), "vocabulary": opened.vocabulary.fingerprint,
-            "length": opened.network.config.length, "samples": config.samples}
+            "length": extent.length, "samples": config.samples, **({} if extent.end_id is None else {"end_id": extent.end_id}),
+            **({} if texts == "packed" else {"texts": texts})}
 
 
 def _named(name: str, label: str, seed: int | None, identity: Identity, opened: ModelFolder[Denoiser],
            make: Callable[[], Samples]) -> CorpusTexts:
-    return CorpusTexts(name, opened.vocabulary.fingerprint, identity,
+    return CorpusTexts(name, opened.vocabulary.fingerprint, opened.network.config.texts, identity,
                        {"model": label, "steps": None, "temperature": None, "seed": seed}, make)
 
 
