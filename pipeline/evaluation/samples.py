@@ -105,7 +105,7 @@ def sample_texts(
     if rollout.solver != "euler":
         raise ValueError(f"forward passes are counted for solver 'euler' only, not '{rollout.solver}'")
     warm_up = range(min(rollout.batch_size, number))
-    extent = extent or Extent(rollout.length or model.config.length, rollout.length or model.config.length, 0)
+    extent = extent or Extent(rollout.length or model.config.length, rollout.length or model.config.length)
     roll_out_blocks(model, rollout.model_copy(update={"steps": 1}), warm_up, Use.MEASURE, extent.first)
     tokens, nfe, seconds = list[Int64](), list[Int64](), 0.0
     for start in range(0, number, rollout.batch_size):

@@ -41,7 +41,7 @@ class Extent:
 
     length: int
     size: int
-    overlap: int
+    overlap: int = 0
     end_id: int | None = None
 
     @classmethod
@@ -62,7 +62,7 @@ class Extent:
         if length > size == 1:
             raise InputError(f"length: {length} is longer than the model's {size}, whose blocks can't overlap; give 1")
         end_id = {"end": vocabulary.eos_id, "length": None, None: model.end_id}[until]
-        return cls(length, min(size, length), overlap or size // 2, end_id)
+        return cls(length, min(size, length), (overlap or size // 2) if length > size else 0, end_id)
 
     @property
     def first(self) -> "Extent":
