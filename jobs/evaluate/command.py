@@ -19,8 +19,8 @@ def show_results(results: Results) -> None:
     title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     lengths, judged = ["length, ended"] if _stop(results) else [], [f"ppl, {judges[name]}" for name in results.judges]
-    columns = ["model", "n", "T", "NFE", *lengths, *judged, "entropy, bits", "distinct-2", "distinct-4", "self-BLEU", "memorised",
-               "tokens/s"]
+    columns = ["model", "n", "T", "NFE", *lengths, *judged, "entropy, bits", "distinct-2", "distinct-4", "self-BLEU",
+               "memorised", "tokens/s"]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in results.reference:

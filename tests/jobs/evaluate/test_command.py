@@ -21,7 +21,7 @@ from tsdfm.pipeline.evaluation.measures import corpus_texts
 from tsdfm.pipeline.evaluation.run import evaluate, make_cell
 from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.pipeline.flow.noise import Use
-from tsdfm.pipeline.flow.rollout import roll_out_blind
+from tsdfm.pipeline.flow.texts.blocks import roll_out_blocks
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import load, save
 from tsdfm.pipeline.text.corpus import held_out_stream
@@ -52,10 +52,10 @@ def counts(monkeypatch):
     found = {"rollouts": 0, "judged": 0, "corpora": 0}
     score = Judge.score
 
-    def rolled(model, rollout, ids, use):
+    def rolled(model, rollout, ids, use, extent):
         found["rollouts"] += 1
         assert use == Use.MEASURE
-        return roll_out_blind(model, rollout, ids, use)
+        return roll_out_blocks(model, rollout, ids, use, extent)
 
     def scored(self, tokens, texts, vocabulary):
         found["judged"] += 1
@@ -65,7 +65,7 @@ def counts(monkeypatch):
         found["corpora"] += 1
         return held_out_stream(config, vocabulary, progress)
 
-    monkeypatch.setattr(evaluation, "roll_out_blind", rolled)
+    monkeypatch.setattr(evaluation, "roll_out_blocks", rolled)
     monkeypatch.setattr(Judge, "score", scored)
     monkeypatch.setattr(corpus_texts, "held_out_stream", loaded)
     return found

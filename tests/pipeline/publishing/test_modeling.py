@@ -15,6 +15,7 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_denoiser, save
 from tsdfm.pipeline.publishing.bundle import bundled
 from tsdfm.pipeline.publishing.student import transformers_files
+from tsdfm.pipeline.text.ends.written import text_of
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.sample import SampleConfig
@@ -25,7 +26,8 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "mask": {"source": "mask"}, "mask-spaced": {"source": "mask", "clocks": "spaced", "kappa_exponent": 2.0},
     "uniform": {"source": "uniform"}, "uniform-spaced": {"source": "uniform", "clocks": "spaced"},
     "uniform-even": {"source": "uniform", "clocks": "even"}, "sigma": {"source": "mask", "conditioning": "sigma"},
-    "fused": {"source": "uniform", "conditioning": "fused"},
+    "fused": {"source": "uniform", "conditioning": "fused"}, "ending": {"source": "mask", "end_id": 0},
+    "uniform-ending": {"source": "uniform", "end_id": 0},
 }
 STEPS, NUMBER, SEED, TEMPERATURE = 8, 3, 5, 0.7
 SETTINGS = json.dumps({"steps": STEPS, "number": NUMBER, "seed": SEED, "temperature": TEMPERATURE})
@@ -80,6 +82,11 @@ def students(tmp_path_factory):
                                 mask_id=words.mask_id if mask else None, step_size=True, **changes)
         network = Denoiser(config)
         scatter_weights(network, seed)
+        if config.end_id is not None:
+            assert config.end_id == words.eos_id
+            with torch.no_grad():
+                network.head.weight.mul_(0.1)
+                network.head.bias.zero_()[words.eos_id] = 2.5
         save(root / name, network, words, None, half=name == "mask")
         published = root / "published" / name
         published.mkdir(parents=True)
@@ -108,7 +115,13 @@ def test_the_same_logits_and_the_same_texts(students, found, name):
     assert theirs["kinds"] == ["torch.float32"]
     config = SampleConfig.model_validate({"model": str(students / name), "number": NUMBER, "rollout": {
         "steps": STEPS, "seed": SEED, "temperature": TEMPERATURE}})
-    assert [ours.vocabulary.decode(row) for row in theirs["tokens"]] == sample(config)
+    end_id, tokens = network.config.end_id, theirs["tokens"]
+    assert [text_of(ours.vocabulary, row, end_id) for row in tokens] == sample(config)
+    if end_id is not None:
+        assert any(end_id in row[1:-2] for row in tokens)
+        for row in [*tokens, *theirs["prompted"]]:
+            end = row.index(end_id, 1) if end_id in row[1:] else LENGTH
+            assert set(row[end:]) <= {end_id}
 
 
 def test_texts_begin_with_the_prompt(students, found):
