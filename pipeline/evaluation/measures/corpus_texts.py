@@ -5,12 +5,13 @@ there is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tsdfm.pipeline.evaluation.measures.naive import Sampler, naive_samplers
 from tsdfm.pipeline.evaluation.sample_cache import Identity
@@ -18,13 +19,19 @@ from tsdfm.pipeline.evaluation.samples import Samples, of_tokens
 from tsdfm.pipeline.flow.texts.blocks import Extent
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
-from tsdfm.pipeline.text.corpus import held_out_stream, training_stream, windows_of
+from tsdfm.pipeline.text.corpus import held_out_stream, others_of, training_stream, windows_of
+from tsdfm.pipeline.text.documents import Reading, read_documents
 from tsdfm.pipeline.text.ends.documents import Documents
+from tsdfm.pipeline.text.token_file import Tokens
+from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.progress import Progress
 from tsdfm.schemas.terms import Texts
+from tsdfm.schemas.words import count
 
+FEWEST = 4  # other real texts, to compare sets with
+Kind = tuple[str, int, Texts]
 NAIVE = ("unigram", "shuffled", "repeated", "copied")  # in the order of their rows
 
 
@@ -45,10 +52,15 @@ class CorpusTexts:
         return "naive" not in self.identity
 
 
-def kinds_of(models: Sequence[ModelFolder[Denoiser]]) -> list[ModelFolder[Denoiser]]:
-    """A model of each vocabulary, length and kind of texts that there is."""
-    return list({(each.vocabulary.fingerprint, each.network.config.length, each.network.config.texts): each
-                 for each in models}.values())
+def kinds_of(config: EvaluateConfig, models: Sequence[ModelFolder[Denoiser]]) -> list[ModelFolder[Denoiser]]:
+    """A model of each kind of texts that there is."""
+    return list({kind_of(config, each): each for each in models}.values())
+
+
+def kind_of(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Kind:
+    """Which texts can stand beside a model's: their vocabulary, by fingerprint, their length, and how they lie."""
+    model = opened.network.config
+    return opened.vocabulary.fingerprint, config.length or model.length, model.texts
 
 
 def extent_of(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Extent:
@@ -56,17 +68,58 @@ def extent_of(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Extent:
     return Extent.of(opened.network.config, opened.vocabulary, length=config.length, until=config.until, overlap=config.overlap)
 
 
+def _spread(stream: Tokens, extent: Extent, opened: ModelFolder[Denoiser], limit: int) -> Samples:
+    """Up to `limit` texts of a stream, evenly spaced, as a model's texts lie."""
+    words = opened.vocabulary
+    texts = (windows_of(stream, extent.length, limit) if opened.network.config.end_id is None
+             else Documents(stream, words.eos_id, extent.length).spread(limit))
+    return of_tokens(texts.numpy(), words, extent.end_id)
+
+
 def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
     """Held-out texts as long as a model's, evenly spaced over the corpus."""
-    corpus, extent, packed = config.corpus, extent_of(config, opened), opened.network.config.texts == "packed"
+    corpus, extent = config.corpus, extent_of(config, opened)
 
     def make() -> Samples:
-        stream, words = held_out_stream(corpus, opened.vocabulary, progress), opened.vocabulary
-        texts = (windows_of(stream, extent.length, config.samples) if packed
-                 else Documents(stream, words.eos_id, extent.length).spread(config.samples))
-        return of_tokens(texts.numpy(), words, extent.end_id)
+        return _spread(held_out_stream(corpus, opened.vocabulary, progress), extent, opened, config.samples)
 
     return _named(corpus.path, f"corpus {corpus.path}", None, _identity(config, opened), opened, make)
+
+
+def other_real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
+    """Held-out texts as long as a model's that `real_texts` does not have, as many or all that there are, evenly spaced."""
+    corpus, extent, end_id = config.corpus, extent_of(config, opened), opened.network.config.end_id
+
+    def make() -> Samples:
+        stream, length = held_out_stream(corpus, opened.vocabulary, progress), extent.length
+        documents = None if end_id is None else Documents(stream, end_id, length)
+        others = others_of(stream, length, config.samples) if documents is None else documents.others(config.samples)
+        if len(others) < FEWEST:
+            whole = len(stream) // length if documents is None else len(documents)
+            raise InputError(f"--distances: the held-out text has {count(whole, 'text')} of {length} tokens, and real text's "
+                             f"own {config.samples} leave {len(others)} to compare with; give -n {max(2, whole // 2)} or less, "
+                             "or more text with --corpus")
+        return of_tokens(others.numpy(), opened.vocabulary, extent.end_id)
+
+    identity = {**_identity(config, opened), "others": True}
+    return _named(corpus.path, f"corpus {corpus.path}, other texts", None, identity, opened, make)
+
+
+def file_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
+    """Texts of a file as a model's texts lie, windows or documents, evenly spaced over it; of less text than one, all of it.
+
+    The file is read as a corpus is: documents, of which each is followed by the token that ends a text.
+    """
+    extent = extent_of(config, opened)
+    corpus = CorpusConfig(path=config.text or "", text_field=config.corpus.text_field)
+
+    def make() -> Samples:
+        tokens = torch.from_numpy(opened.vocabulary.stream(read_documents(corpus, Reading(progress))))
+        shorter = replace(extent, length=min(extent.length, len(tokens))) if extent.end_id is None else extent
+        return _spread(tokens, shorter, opened, config.samples)
+
+    identity = {**_identity(config, opened), **corpus_identity(corpus), "whole": True}
+    return _named(corpus.path, f"text {corpus.path}", None, identity, opened, make)
 
 
 def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Iterator[CorpusTexts]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tsdfm.pipeline.text.corpus import spaced
 from tsdfm.pipeline.text.token_file import Tokens
 from tsdfm.schemas.base import InputError
 
@@ -51,5 +52,14 @@ class Documents:
         if not len(self):
             raise InputError("the held-out text has no document; give more text, in more documents: 2 % of them are held out "
                              "(in a .txt, blank lines separate documents)")
-        picks = torch.linspace(0, len(self) - 1, min(limit, len(self)), dtype=torch.float64).long()
-        return torch.stack([self.text(pick) for pick in picks.tolist()])
+        return self._at(spaced(len(self), limit))
+
+    def others(self, limit: int) -> Tensor:
+        """Up to `limit` texts [n, L] int64, evenly spaced, none of which is of `spread` at this limit; n may be 0."""
+        free = torch.ones(len(self), dtype=torch.bool)
+        free[spaced(len(self), limit)] = False
+        left = free.nonzero()[:, 0]
+        return self._at(left[spaced(len(left), limit)])
+
+    def _at(self, picks: Tensor) -> Tensor:
+        return torch.stack([self.text(pick) for pick in picks.tolist()]) if len(picks) else torch.empty(0, self.length).long()
