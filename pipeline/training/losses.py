@@ -195,7 +195,7 @@ class NoiseContrast(TextLoss):
 
 def _asked(model: Denoiser, x_t: Tensor) -> Tensor:
     """The masked positions of states [B, L] that a model is asked for: of padded texts none behind an end that stands there."""
-    masked, end_id = x_t == model.config.mask_id, model.config.end_id
+    masked, end_id = x_t.eq(model.config.mask_id), model.config.end_id
     return masked if end_id is None else masked & is_written(x_t, end_id)
 
 

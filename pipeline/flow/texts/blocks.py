@@ -125,8 +125,8 @@ def roll_out_blocks(
             tokens[:, :done] = torch.where(written, tokens[:, :done], end_id)
             open_rows = open_rows[written[open_rows, -1].numpy()]
             tokens[np.setdiff1d(np.arange(len(ids)), open_rows), done:] = end_id
-    found, may_end = tokens[:, : extent.length].numpy(), may_end[:, : extent.length].numpy()
+    found, counts = tokens[:, : extent.length].numpy(), may_end[:, : extent.length].numpy()
     if end_id is None:
         return Rolled(found, np.full(len(ids), extent.length), np.zeros(len(ids), bool), passes)
-    sizes = is_written(found, end_id, may_end).sum(-1)
-    return Rolled(found, sizes, ((found == end_id) & may_end)[:, 1:].any(-1), passes)
+    ended = ((found == end_id) & counts)[:, 1:].any(-1)
+    return Rolled(found, is_written(found, end_id, counts).sum(-1), ended, passes)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 
+Id = TypeVar("Id", bound=np.integer)
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,19 +32,22 @@ def is_written(tokens: A, end_id: int, may_end: A | None = None) -> A:
         ended = ended & may_end
     ended[..., :1] = False
     seen = ended.cumsum(-1)
-    return (seen == 0) | (ended & (seen == 1))
+    found: A = (seen == 0) | (ended & (seen == 1))
+    return found
 
 
 def behind_given(free: A) -> A:
     """Where an end counts in texts of which something is given: behind the last of it. free [..., L] bool -> [..., L] bool."""
     given = ~free
-    return free & (given.cumsum(-1) == given.sum(-1)[..., None])
+    found: A = free & (given.cumsum(-1) == given.sum(-1)[..., None])
+    return found
 
 
 def padded(tokens: A, end_id: int) -> A:
     """Texts with nothing but end tokens behind their ends: tokens [..., L] -> a copy."""
     written = is_written(tokens, end_id)
-    return tokens * written + end_id * ~written
+    found: A = tokens * written + end_id * ~written
+    return found
 
 
 def padded_state(states: A, end_id: int | None, mask_id: int | None) -> A:
@@ -54,12 +58,14 @@ def padded_state(states: A, end_id: int | None, mask_id: int | None) -> A:
     if end_id is None or mask_id is None:
         return states
     behind = ~is_written(states, end_id) & (states != mask_id)
-    return states * ~behind + end_id * behind
+    found: A = states * ~behind + end_id * behind
+    return found
 
 
 def lengths(tokens: A, end_id: int) -> A:
     """How many tokens of each text were written: tokens [..., L] -> [...] int64, from 1 to L."""
-    return is_written(tokens, end_id).sum(-1)
+    found: A = is_written(tokens, end_id).sum(-1)
+    return found
 
 
 def text_of(vocabulary: Vocabulary, tokens: Sequence[int] | npt.NDArray[np.integer], end_id: int | None) -> str:
@@ -71,11 +77,11 @@ def text_of(vocabulary: Vocabulary, tokens: Sequence[int] | npt.NDArray[np.integ
     return vocabulary.decode(array[: count - has_ended(array, end_id)].tolist())
 
 
-def written_of(tokens: npt.NDArray[np.integer], end_id: int) -> list[npt.NDArray[np.integer]]:
+def written_of(tokens: npt.NDArray[Id], end_id: int) -> list[npt.NDArray[Id]]:
     """What was written of each text, ends included: tokens [R, L] -> R arrays, views."""
     return [row[:size] for row, size in zip(tokens, lengths(tokens, end_id).tolist(), strict=True)]
 
 
 def has_ended(tokens: npt.NDArray[np.integer], end_id: int) -> npt.NDArray[np.bool_]:
     """Whether texts hold an end that counts: tokens [..., L] -> [...] bool."""
-    return (tokens[..., 1:] == end_id).any(-1)
+    return np.asarray((tokens[..., 1:] == end_id).any(-1))
