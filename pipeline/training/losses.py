@@ -195,7 +195,9 @@ class NoiseContrast(TextLoss):
 
 def _asked(model: Denoiser, x_t: Tensor) -> Tensor:
     """The masked positions of states [B, L] that a model is asked for: of padded texts none behind an end that stands there."""
-    masked, end_id = x_t.eq(model.config.mask_id), model.config.end_id
+    mask_id, end_id = model.config.mask_id, model.config.end_id
+    assert mask_id is not None
+    masked = x_t.eq(mask_id)
     return masked if end_id is None else masked & is_written(x_t, end_id)
 
 

@@ -20,6 +20,7 @@ from tsdfm.schemas.base import InputError
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import PretrainConfig, TextTraining
+from tsdfm.schemas.words import count
 
 LEAST_DOCUMENTS = 2
 EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
@@ -66,8 +67,8 @@ class DocumentTexts:
 
     def __init__(self, documents: Documents, batch_size: int, seed: int) -> None:
         if len(documents) < LEAST_DOCUMENTS:
-            raise InputError(f"the corpus has {len(documents)} documents, and a padded text is one: at least {LEAST_DOCUMENTS} "
-                             "are needed; give more (in a .txt, blank lines separate documents), or --texts packed")
+            raise InputError(f"the corpus has {count(len(documents), 'document')}, and a padded text is one: at least "
+                             f"{LEAST_DOCUMENTS} are needed; give more (in a .txt, blank lines separate documents), or --texts packed")
         self.documents, self.batch_size, self.seed = documents, batch_size, seed
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
