@@ -68,7 +68,8 @@ class DocumentTexts:
     def __init__(self, documents: Documents, batch_size: int, seed: int) -> None:
         if len(documents) < LEAST_DOCUMENTS:
             raise InputError(f"the corpus has {count(len(documents), 'document')}, and a padded text is one: at least "
-                             f"{LEAST_DOCUMENTS} are needed; give more (in a .txt, blank lines separate documents), or --texts packed")
+                             f"{LEAST_DOCUMENTS} are needed; give more (in a .txt, blank lines separate documents), or --texts "
+                             "packed")
         self.documents, self.batch_size, self.seed = documents, batch_size, seed
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
