@@ -117,7 +117,7 @@ class EvaluateConfig(Frozen):
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         if self.protocol is not None:  # every field is written, else it would be the protocol's when it is read
-            return handler(self)
+            return dict(handler(self))
         return without_newer(handler(self), info, protocol=None, dtype="float32", compile=False, address="local", clocks=None,
                              naive=False, memorisation=True, length=None, distances=False, likelihood=False,
                              text=None, sampling=True, until=None, overlap=None)

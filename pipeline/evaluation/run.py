@@ -190,8 +190,8 @@ class _Run:
             texts = real_texts(self.config, opened, self.progress)
             if self.config.distances:
                 others = other_real_texts(self.config, opened, self.progress)
-                found = [self._judged(each, "real texts")[1] for each in (texts, others)]
-                self.real[kind_of(self.config, opened)] = RealTexts(*found)
+                theirs = self._judged(others, "real texts")[1]  # first, for there may be too few
+                self.real[kind_of(self.config, opened)] = RealTexts(self._judged(texts, "real texts")[1], theirs)
             rows.append(self._corpus_row(opened, texts, "real texts"))
         return rows
 

@@ -141,7 +141,7 @@ def _uniform_nats(hidden: Tensor, head: _Head, x: Tensor, x_t: Tensor, ring: Ten
 def _drawing(path: MixturePath, steps: int | None) -> _Draw:
     if steps is not None:
         return _in_steps(path, steps)
-    return _masked(path) if path.mask_id is not None else _uniform(path)
+    return _uniform(path) if path.mask_id is None else _masked(path, path.mask_id)
 
 
 def _in_steps(path: MixturePath, steps: int) -> _Draw:
@@ -172,12 +172,13 @@ def _in_steps(path: MixturePath, steps: int) -> _Draw:
     return draw
 
 
-def _masked(path: MixturePath) -> _Draw:
+def _masked(path: MixturePath, mask: int) -> _Draw:
+    """States of each number of masked positions, at the times when there are so many."""
     def draw(x: npt.NDArray[np.int64], even: Floats, random: np.random.Generator) -> _States:
         number = np.floor(even * len(x)).astype(np.int64) + 1  # of masked positions, each from 1 to L as often
         kappa = random.beta(len(x) - number + 1, number)
         order = random.random((len(even), len(x))).argsort(1).argsort(1)
-        x_t = np.where(order < number[:, None], path.mask_id, x)
+        x_t = np.where(order < number[:, None], mask, x)
         return _States(x_t, path.kappa_inverse(torch.from_numpy(kappa)).numpy(), np.zeros(len(even)),
                        len(x) / (number * len(even)))
 

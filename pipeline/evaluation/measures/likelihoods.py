@@ -69,11 +69,7 @@ class Bounds:
         rows = []
         for number, (subject, steps) in enumerate(plan):
             note = f"{names[subject.name]}, {'continuous time' if steps is None else f'n = {steps}'}"
-
-            def tell(stage: str, done: int, total: int, more: str = "", number: int = number, note: str = note) -> None:
-                progress(stage, number * total + done, len(plan) * total, note)
-
-            rows.append(self._row(subject, steps, tell))
+            rows.append(self._row(subject, steps, _within(progress, number, len(plan), note)))
         return rows
 
     def _row(self, subject: Subject, steps: int | None, progress: Progress) -> Bound:
@@ -98,3 +94,10 @@ class Bounds:
             nats_per_token=log(found.perplexity), perplexity=found.perplexity,
             low=low, high=high, bits_per_byte=float(found.nats.sum()) / log(2) / written if written else None)
 
+
+def _within(progress: Progress, number: int, of: int, what: str) -> Progress:
+    """Progress of one of several rows, told as progress of all of them."""
+    def tell(stage: str, done: int, total: int, note: str = "") -> None:
+        progress(stage, number * total + done, of * total, what)
+
+    return tell
