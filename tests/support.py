@@ -1,6 +1,7 @@
 """Small models and datasets that every test may use: random weights, spread posteriors, a real tokenizer."""
 
 import sysconfig
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from tsdfm.pipeline.models.folder import Network, save
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.text.split import Part, split_of, splits_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest
@@ -120,6 +122,11 @@ def packages_without_ours(home: Path) -> Path:
         if "tsdfm" not in each.name and each.suffix != ".pth":
             (packages / each.name).symlink_to(each)
     return packages
+
+
+def select(texts: Iterable[str], part: Part) -> list[str]:
+    """The texts of a part of a corpus, in order."""
+    return [text for text in texts if split_of(text) in splits_of(part)]
 
 
 def write_corpus(path: Path, documents: int) -> Path:
