@@ -87,7 +87,7 @@ class _Answers:
         return self.prompted.write([_wanted(*request.args) for request in requests])
 
     def _each(self, kind: str, answer: Callable[..., Any], requests: list[Any], quiet: bool) -> list[Any]:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
 
         found = []
         for request in tqdm(requests, disable=quiet, desc=kind):

@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def published(tmp_path: Path, hub, models: TinyModels, source: str) -> Path:
     return tmp_path / "published"
 
 
-def key(window: dict[str, object]) -> tuple[bytes, ...]:
+def key(window: Mapping[str, Any]) -> tuple[bytes, ...]:
     """What tells a window from another, but for its weights, which are compared as numbers."""
     return tuple(np.asarray(window[name]).astype(kind).tobytes() for name, kind in zip(NAMES[:-1], "qffqq", strict=True))
 

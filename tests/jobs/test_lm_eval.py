@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -92,7 +93,8 @@ def test_the_interface_answers_what_the_model_says(tiny_models, prompted):
 @installed
 def test_wrong_arguments_are_told_in_one_line(tmp_path):
     model = ours.harness_model()
-    for fields, words in [({"model": str(tmp_path / "none")}, "none"), ({"modle": "embedded"}, "--model_args: modle"), ({"samples": 0}, "samples")]:
+    cases: list[tuple[dict[str, Any], str]] = [({"model": str(tmp_path / "none")}, "none"), ({"modle": "embedded"}, "--model_args: modle"), ({"samples": 0}, "samples")]
+    for fields, words in cases:
         with pytest.raises(InputError, match=words):
             model(**fields)
 

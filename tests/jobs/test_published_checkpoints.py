@@ -40,7 +40,7 @@ class Scene:
     mark: Path
     monkeypatch: pytest.MonkeyPatch
 
-    def mdlm(self, rows: int = IDS + 1, **changes: torch.Tensor | None) -> list[object]:
+    def mdlm(self, rows: int = IDS + 1, **changes: Any) -> list[object]:
         """A sound checkpoint of MDLM but for `changes` to its tensors: None takes one out."""
         weights = random_weights("mdlm", rows) | changes
         save_file({name: each for name, each in weights.items() if each is not None}, self.folder / "model.safetensors")

@@ -33,10 +33,9 @@ class Conditional:
         """`samples`: states that are asked for a piece of text at the most, `batch_size` of them at a time."""
         self.model, self.path = model, MixturePath.of(model.config)
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        head, number = model.head, self.path.mask_id
-        # [MASK] is never written, so it has no mass
-        excluded = torch.arange(len(head.bias), device=head.bias.device) == number
-        self.weight, self.bias = head.weight.detach(), head.bias.detach().masked_fill(excluded, -torch.inf)
+        assert self.path.mask_id is not None
+        self.weight, self.bias = model.head.weight.detach(), model.head.bias.detach().clone()
+        self.bias[self.path.mask_id] = -torch.inf  # [MASK] is never written, so it has no mass
 
     def log_likelihood(self, given: Sequence[int], continuation: Sequence[int]) -> float:
         """The bound on log p(continuation | given), in nats: a function of (seed, tokens). Longer texts are divided."""

@@ -1,6 +1,7 @@
 """Likelihoods of continuations: of a known law they are the law's own; of any model, the mean over orders that enumeration gives."""
 
 from itertools import permutations, product
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ def posterior(law, state):
     return torch.stack([agreeing.sum([axis for axis in range(L) if axis != place]) for place in range(L)])
 
 
-def with_hidden_where(toy):
-    class Shorter(toy):
+def with_hidden_where(toy: Any) -> Any:
+    class Shorter(toy):  # type: ignore[misc]
         """A table of texts of L tokens that is also asked of shorter ones, whose end is masked, at the places that are wanted."""
 
         def hidden_where(self, wanted, x, t, dt=None):
