@@ -88,7 +88,7 @@ def without_head(model: Any) -> nn.Linear:
     return head
 
 
-def take_out(model: nn.Module, head: nn.Module) -> None:
+def take_out(model: Any, head: nn.Module) -> None:
     """Have a model pass on what it gave its part `head`, in place."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

@@ -4,7 +4,7 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ class Scene:
     mark: Path
     monkeypatch: pytest.MonkeyPatch
 
-    def mdlm(self, rows: int = IDS + 1, **changes: Any) -> list[object]:
+    def mdlm(self, changes: Mapping[str, torch.Tensor | None] | None = None, rows: int = IDS + 1) -> list[object]:
         """A sound checkpoint of MDLM but for `changes` to its tensors: None takes one out."""
-        weights = random_weights("mdlm", rows) | changes
+        weights = {**random_weights("mdlm", rows), **(changes or {})}
         save_file({name: each for name, each in weights.items() if each is not None}, self.folder / "model.safetensors")
         (self.folder / FILE).write_text(gpt2_like(30).to_str())
         return [self.folder, "--layout", "mdlm"]
@@ -136,13 +136,13 @@ T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vo
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": IDS}
 FAULTS: dict[str, tuple[Callable[[Scene], list[object]], list[str]]] = {
     # tensors
-    "a tensor of another shape": (lambda s: s.mdlm(**{"blocks.1.mlp.0.weight": torch.ones(3, 4)}), ["blocks.1.mlp.0.weight"]),
-    "a missing tensor": (lambda s: s.mdlm(**{"blocks.1.attn_out.weight": None}), ["blocks.1.attn_out.weight"]),
-    "a tensor too many": (lambda s: s.mdlm(**{"blocks.0.lora.weight": torch.ones(2)}), ["blocks.0.lora.weight"]),
-    "a missing block": (lambda s: s.mdlm(**{name: None for name in random_weights("mdlm", 2) if name.startswith("blocks.0.")}), ["blocks.0"]),
-    "a head of another vocabulary": (lambda s: s.mdlm(**{"output_layer.linear.weight": torch.ones(9, 16)}), ["output_layer.linear.weight"]),
-    "whole numbers for weights": (lambda s: s.mdlm(**{"blocks.0.norm1.weight": torch.ones(16, dtype=torch.int64)}), ["blocks.0.norm1.weight"]),
-    "weights that are not numbers": (lambda s: s.mdlm(**{"blocks.0.norm1.weight": torch.full((16,), torch.nan)}), ["blocks.0.norm1.weight", "finite"]),
+    "a tensor of another shape": (lambda s: s.mdlm({"blocks.1.mlp.0.weight": torch.ones(3, 4)}), ["blocks.1.mlp.0.weight"]),
+    "a missing tensor": (lambda s: s.mdlm({"blocks.1.attn_out.weight": None}), ["blocks.1.attn_out.weight"]),
+    "a tensor too many": (lambda s: s.mdlm({"blocks.0.lora.weight": torch.ones(2)}), ["blocks.0.lora.weight"]),
+    "a missing block": (lambda s: s.mdlm({name: None for name in random_weights("mdlm", 2) if name.startswith("blocks.0.")}), ["blocks.0"]),
+    "a head of another vocabulary": (lambda s: s.mdlm({"output_layer.linear.weight": torch.ones(9, 16)}), ["output_layer.linear.weight"]),
+    "whole numbers for weights": (lambda s: s.mdlm({"blocks.0.norm1.weight": torch.ones(16, dtype=torch.int64)}), ["blocks.0.norm1.weight"]),
+    "weights that are not numbers": (lambda s: s.mdlm({"blocks.0.norm1.weight": torch.full((16,), torch.nan)}), ["blocks.0.norm1.weight", "finite"]),
     # files
     "safetensors that are cut": (lambda s: s.cut("model.safetensors", 0.5, s.mdlm()), ["model.safetensors", "not a safetensors file"]),
     "safetensors of nothing": (lambda s: s.cut("model.safetensors", 0, s.mdlm()), ["model.safetensors", "not a safetensors file"]),
