@@ -8,6 +8,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
+from pydantic_core import to_json
 
 from tsdfm.schemas.base import Frozen, explain
 from tsdfm.schemas.terms import Clocks, Source, Texts
@@ -139,7 +140,7 @@ FOR_TRANSFORMERS: dict[str, Any] = {
 
 def for_transformers(config: bytes) -> bytes | None:
     """Our config.json with the fields of FOR_TRANSFORMERS; None if `own_config` could not give the same bytes back."""
-    found = (json.dumps(json.loads(config) | FOR_TRANSFORMERS, indent=2) + "\n").encode()
+    found = _written(json.loads(config) | FOR_TRANSFORMERS)
     return found if own_config(found) == config else None
 
 
@@ -151,8 +152,15 @@ def own_config(config: bytes) -> bytes:
         return config
     if not isinstance(fields, dict) or fields.get("model_type") != FOR_TRANSFORMERS["model_type"]:
         return config
-    own = {name: value for name, value in fields.items() if name not in FOR_TRANSFORMERS}
-    return (json.dumps(own, indent=2) + "\n").encode()
+    try:
+        return _written({name: value for name, value in fields.items() if name not in FOR_TRANSFORMERS})
+    except ValueError:  # text that is no Unicode
+        return config
+
+
+def _written(fields: dict[str, Any]) -> bytes:
+    """The bytes of a config.json, its numbers spelled as pydantic spells those of a model folder."""
+    return to_json(fields, indent=2) + b"\n"
 
 
 def parse_model_config(text: str | bytes, where: str) -> DenoiserConfig | CausalConfig | NceConfig:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from tsdfm.kernels.philox import uniform_torch
@@ -25,13 +25,14 @@ from tsdfm.pipeline.flow.rings.clocks import draw_rings
 from tsdfm.pipeline.flow.rollout import draw_source
 from tsdfm.pipeline.models.denoiser import Trunk
 from tsdfm.pipeline.models.layers import Linear
+from tsdfm.pipeline.models.masked import MaskedTrunk, take_out
 from tsdfm.pipeline.text.ends.written import behind_given, is_written
 
 # What a config.json need not say.
 USUAL: dict[str, Any] = {
     "vocab_size": 2, "length": 1, "hidden_size": 192, "n_blocks": 5, "n_heads": 6, "mlp_ratio": 4, "dropout": 0.0,
     "cond_dim": 128, "source": "mask", "mask_id": None, "kappa_exponent": 1.0, "step_size": False, "conditioning": "t",
-    "clocks": "independent", "end_id": None,
+    "clocks": "independent", "end_id": None, "masked_lm": None,
 }
 BATCH = 32  # texts written together
 DRAWN_AT_ONCE = 1 << 22  # probabilities held at once, in float64
@@ -58,7 +59,7 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.trunk = Trunk(config)
+        self.trunk = _trunk(config)
         self.head = Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -67,7 +68,8 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
 
     def get_input_embeddings(self) -> Any:
         """The table of token embeddings."""
-        return self.trunk.vocab_embed
+        trunk = self.trunk
+        return trunk.vocab_embed if isinstance(trunk, Trunk) else trunk.model.get_input_embeddings()
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, t: Tensor | None = None, dt: Tensor | None = None,
@@ -159,3 +161,13 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
             last = (cumulative < total).sum(-1, keepdim=True)  # rounding can put the target at the very end
             tokens.append(torch.minimum(torch.searchsorted(cumulative, u * total, right=True), last)[:, 0])
         return torch.cat(tokens)
+
+
+def _trunk(config: Any) -> Trunk | MaskedTrunk:
+    """The network below the head: the project's own, or a masked language model of the library's, by its own class."""
+    masked = config.masked_lm
+    if masked is None:
+        return Trunk(config)
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**masked["config"]), trust_remote_code=False)
+    take_out(model, model.get_output_embeddings())
+    return MaskedTrunk(model, masked["before"], masked["after"], config.step_size)

@@ -207,7 +207,7 @@ def test_from_a_teacher_to_a_student(cli, teacher, corpus, tmp_path, tiny_models
     assert load_denoiser(tmp_path / "student").network.config.end_id == end
     make_dataset(tmp_path / "packed", tiny_models)
     config = {"data": {"paths": [str(tmp_path / "packed")]}, "init": str(teacher)}
-    with pytest.raises(InputError, match="--init .*its (vocab_size|end_id|tokenizer)"):
+    with pytest.raises(InputError, match=r"--init .*its (vocab_size|end_id|tokenizer)"):
         distill(DistillConfig.model_validate(config), tmp_path / "no")
 
 

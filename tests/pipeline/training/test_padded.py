@@ -94,7 +94,7 @@ def test_every_document_once_an_epoch():
 
 
 def test_too_few_documents():
-    with pytest.raises(InputError, match="has 1 document, .*--texts packed"):
+    with pytest.raises(InputError, match=r"has 1 document, .*--texts packed"):
         texts_of(torch.tensor([5, 6, 7, END]), 3, 4, 0, END)
 
 
