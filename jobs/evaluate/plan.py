@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -20,13 +20,13 @@ from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.measures.bounds import DRAWS
-from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, kinds_of
+from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, extent_of, kinds_of
 from tsdfm.pipeline.evaluation.measures.likelihoods import steps_bounded
 from tsdfm.pipeline.evaluation.measures.prompted import Beginnings, beginnings, read_prompts
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.evaluation.sample_cache import has_texts, kept_texts
-from tsdfm.pipeline.evaluation.samples import Samples, summarise
+from tsdfm.pipeline.evaluation.samples import summarise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -86,6 +86,7 @@ class EvaluateJob:
         return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
                 "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
                 "compile": self.config.compile, "clocks": self.config.clocks, "reference": self.config.reference,
+                "length": self.config.length, "overlap": self.config.overlap, "until": self.config.until,
                 "corpus": self.config.corpus.path if self.config.reads_corpus else None,
                 **({} if None in self.prompts else {"free": [round(each.free, 2) for each in self.prompts if each]})}
 
@@ -129,8 +130,8 @@ class EvaluateJob:
         samples, found = kept_texts(results, results.rows[0], folder)
         taken = []
         for times in (1, ceil(self.config.samples / len(samples.texts))):
-            many = Samples(np.tile(samples.tokens, (times, 1)), samples.texts * times,
-                           None if samples.nfe is None else np.tile(samples.nfe, times), samples.seconds, samples.vocabulary)
+            many = replace(samples, tokens=np.tile(samples.tokens, (times, 1)), texts=samples.texts * times,
+                           nfe=None if samples.nfe is None else np.tile(samples.nfe, times))
             scores = {name: Likelihood(np.tile(each.nats, times), np.tile(each.tokens, times), each.window)
                       for name, each in found.items()}
             began = time.monotonic()
@@ -170,10 +171,13 @@ class EvaluateJob:
 
     def _visits(self, steps: int, index: int) -> float:
         """The forward passes that a text of a model in so many steps takes, expected."""
-        model, rollout = self.models[index].network.config, RolloutConfig(steps=steps, clocks=self.config.clocks)
-        prompts = self.prompts[index]
-        free = self.config.length or model.length if prompts is None else prompts.free
-        return visits(MixturePath.of(model), rollout.times, free, clocks=clocks_of(rollout, model)).steps
+        opened, prompts = self.models[index], self.prompts[index]
+        model, rollout = opened.network.config, RolloutConfig(steps=steps, clocks=self.config.clocks)
+        extent, path, clocks = extent_of(self.config, opened), MixturePath.of(model), clocks_of(rollout, model)
+        given = 0 if prompts is None else extent.length - prompts.free
+        first = visits(path, rollout.times, max(1, extent.size - given), clocks=clocks).steps
+        more = len(extent.starts) - 1
+        return first + more * visits(path, rollout.times, extent.size - extent.overlap, clocks=clocks).steps if more else first
 
     def _fitted(self, index: int, rows: list[Row]) -> dict[str, float]:
         """Seconds of a text, and of each forward pass of it, through the rows of one model in the fewest and the most steps."""

@@ -15,7 +15,8 @@ from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.dataset.manifest import opened_shard, plan, read_groups, read_manifest
 from tsdfm.pipeline.storage.store import Store
-from tsdfm.pipeline.text.metrics import distinct_n, unigram_entropy
+from tsdfm.pipeline.text.ends.written import written_of
+from tsdfm.pipeline.text.metrics import distinct_n, entropies
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.columns import ragged, values
 from tsdfm.schemas.manifest import DatasetManifest
@@ -86,7 +87,7 @@ def summarise(store: Store, progress: Progress = unheard) -> DatasetSummary:
     """
     manifest = read_manifest(store)
     identity, grid = manifest.identity, manifest.identity.grid
-    arms = {arm: _ArmTally(grid) for arm in identity.arms}
+    arms = {arm: _ArmTally(grid, identity.teacher.end_id) for arm in identity.arms}
     pairs, choices, columns = _PairTally(), _ChoiceTally(grid), Counter[str]()
     shaped_arm = "shaped" in arms and grid.candidates > 1 and bool(grid.shaped_steps)
     for done, record in enumerate(manifest.shards):
@@ -143,13 +144,13 @@ def _spread(moments: Moments) -> Spread:
 
 
 class _ArmTally:
-    """Energies, events and token statistics of one arm."""
+    """Energies, events and token statistics of one arm; `end_id`: of texts that count up to their end alone."""
 
-    def __init__(self, grid: Grid) -> None:
-        self.grid, self.bin_of_step = grid, bin_of_step(grid.steps)
+    def __init__(self, grid: Grid, end_id: int | None) -> None:
+        self.grid, self.end_id, self.bin_of_step = grid, end_id, bin_of_step(grid.steps)
         self.energy, self.events, self.entropy, self.fixed = Moments(), Moments(), Moments(), Moments()
         self.jumps = np.zeros(self.bin_of_step[-1] + 1, dtype=np.int64)
-        self.tokens: list[npt.NDArray[np.generic]] = []  # the first DISTINCT_ROWS rows, [L] each
+        self.tokens: list[npt.NDArray[np.generic]] = []  # the first DISTINCT_ROWS rows, up to L each
 
     def add(self, part: pa.Table) -> None:
         if self.grid.compass:
@@ -160,11 +161,12 @@ class _ArmTally:
         self.events.add(steps.sizes)
         self.jumps += np.bincount(self.bin_of_step[steps.values], minlength=len(self.jumps))
         tokens = values(part, "tokens").reshape(-1, self.grid.length)  # [rows, L]
-        self.entropy.add(unigram_entropy(tokens))
-        self.tokens.extend(tokens[: DISTINCT_ROWS - len(self.tokens)])
+        written = tokens if self.end_id is None else written_of(tokens, self.end_id)
+        self.entropy.add(entropies(written))
+        self.tokens.extend(written[: DISTINCT_ROWS - len(self.tokens)])
 
     def _distinct(self, n: int) -> float | None:
-        return distinct_n(self.tokens, n) if n <= self.grid.length else None
+        return distinct_n(self.tokens, n) if n <= max(map(len, self.tokens)) else None
 
     def summary(self, arm: Arm) -> ArmSummary:
         visits = self.events.count * np.bincount(self.bin_of_step)  # [bins], trajectories times steps

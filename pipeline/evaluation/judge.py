@@ -28,6 +28,7 @@ from tsdfm.schemas.base import InputError
 
 WINDOW_TO_STRIDE = 2  # W over the stride of windows
 RESAMPLES = 1000
+Ragged = Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64]  # R texts of tokens, of any lengths
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,8 @@ class Judge:
     longest: int | None  # positions it was built for; None: any number
     unknown: int | None = None  # the token that stands for what its tokenizer doesn't know
 
-    def score(self, tokens: npt.NDArray[np.int64], texts: Sequence[str], vocabulary: str, given: Prefixes | None = None
-              ) -> Likelihood:
-        """Score R texts: as `tokens` [R, L] if `vocabulary`, their fingerprint, is one that the judge shares, else as `texts`.
+    def score(self, tokens: Ragged, texts: Sequence[str], vocabulary: str, given: Prefixes | None = None) -> Likelihood:
+        """Score R texts: as `tokens` if `vocabulary`, their fingerprint, is one that the judge shares, else as `texts`.
 
         `given`: what they begin with, which is read and not scored. Of a judge that reads texts, the first token that counts is
         the first that isn't what it reads in the beginning alone: it may hold the last letters of that, too.
@@ -108,8 +108,7 @@ class Judge:
 
     @torch.no_grad()
     def score_tokens(
-        self, sequences: Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64],
-        first: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        self, sequences: Ragged, first: Sequence[int] | npt.NDArray[np.int64] | None = None,
     ) -> Likelihood:
         """Score R sequences of the judge's own tokens, of any lengths; of each from its token `first` on. Raises as `score`."""
         arrays = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]

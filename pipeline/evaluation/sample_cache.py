@@ -52,9 +52,8 @@ def identity_of_texts(
     config: EvaluateConfig, model: str, steps: int | None, temperature: float | None, prompts: str | None = None
 ) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method; `prompts`: the fingerprint of those."""
-    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks),
-                                              ("length", config.length))
-                if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
+    computed = {name: getattr(config, name) for name in ("dtype", "compile", "clocks", "length", "until", "overlap")
+                if getattr(config, name) != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
     return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
             **computed, **({} if prompts is None else {PROMPTS: prompts})}
 
@@ -85,7 +84,8 @@ class SampleCache:
             given = Prefixes(table["given"].to_numpy(), table["beginning"].to_pylist())
         nfe = None if facts["seconds"] is None else table["nfe"].to_numpy()
         tokens = np.array(table["tokens"].to_pylist(), dtype=np.int64)
-        return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"], given)
+        return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"], facts.get("end_id"),
+                       given)
 
     def samples(self, identity: Identity, labels: Mapping[str, Any], make: Callable[[], Samples]) -> Samples:
         """The texts of an identity, made if they are not there; `labels` are the model, steps, temperature and seed columns."""
@@ -102,7 +102,8 @@ class SampleCache:
         if made.given is not None:
             columns |= {"given": made.given.tokens, "beginning": made.given.texts}
         self._write(self._path("samples", identity), identity, pa.table(columns, _columns(identity)),
-                    {"seconds": made.seconds, "vocabulary": made.vocabulary})
+                    {"seconds": made.seconds, "vocabulary": made.vocabulary,
+                     **({} if made.end_id is None else {"end_id": made.end_id})})
         return made
 
     def has_samples(self, identity: Identity) -> bool:

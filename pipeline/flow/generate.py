@@ -217,7 +217,7 @@ def rows_of(models: Models, identity: Identity, item: ShardPlan) -> pa.Table:
         by_arm = [roll_out_begun(models.teacher.network, models.compass, identity.rollout, identity.shaping, begun, arm)
                   for arm in identity.arms]
         logs += [log for pair in zip(*by_arm, strict=True) for log in pair]
-    return shards.to_table(logs, models.teacher.vocabulary, arrow_schema(identity.grid))
+    return shards.to_table(logs, models.teacher.vocabulary, arrow_schema(identity.grid), identity.teacher.end_id)
 
 
 def _work(config: GenerateConfig, models: Models, identity: Identity, store: Store, check: Callable[[], None]) -> Work:

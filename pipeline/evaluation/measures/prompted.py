@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsdfm.pipeline.evaluation.measures.corpus_texts import corpus_identity, kind_of
+from tsdfm.pipeline.evaluation.measures.corpus_texts import corpus_identity, extent_of, real_texts
 from tsdfm.pipeline.evaluation.sample_cache import key_of
 from tsdfm.pipeline.flow.prompts import FREE, Given, Prompt, prompts_in
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
-from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
 from tsdfm.pipeline.text.metrics import BLEU_ORDER
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.evaluate import EvaluateConfig
@@ -49,7 +48,7 @@ def beginnings(
 
     Raises InputError: one that the model can't be given, or that leaves it too little to write.
     """
-    _, length = kind_of(config, opened)
+    length = extent_of(config, opened).length
     most = length - BLEU_ORDER
     if config.prompt_tokens is not None:
         wanted = config.prompt_tokens
@@ -71,6 +70,5 @@ def beginnings(
 
 def _held_out(config: EvaluateConfig, opened: ModelFolder[Denoiser], wanted: int, progress: Progress) -> Tensor:
     """The first tokens of the texts that `real_texts` measures, in their order."""
-    stream = held_out_stream(config.corpus, opened.vocabulary, progress)
-    patterns = windows_of(stream, kind_of(config, opened)[1], config.samples)
+    patterns = torch.from_numpy(real_texts(config, opened, progress).make().tokens)
     return torch.where(torch.arange(patterns.shape[1]) < wanted, patterns, FREE)
