@@ -29,6 +29,7 @@ from tsdfm.jobs.generate.run import generate
 from tsdfm.jobs.shell.cluster import cluster
 from tsdfm.pipeline.dataset.manifest import Finished, leave_receipt
 from tsdfm.pipeline.flow.generate import InThisProcess, Work, generate_dataset
+from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
 from tsdfm.schemas.progress import Progress
@@ -113,6 +114,8 @@ class Sleeping:
 
     def device(self) -> torch.device:
         return torch.device("cpu")
+
+    mapper = staticmethod(in_order)
 
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
         template = InThisProcess(torch.device("cpu")).make(work, missing[:1], progress)[missing[0]]
