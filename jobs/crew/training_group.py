@@ -18,6 +18,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tsdfm.jobs.crew.census import Census, census
 from tsdfm.jobs.shell.cluster import cluster, gpus_at
@@ -150,7 +151,9 @@ def _check_gpus(config: TrainingConfig) -> None:
 def _fitted(group: Group, line: Callable[[dict[str, float]], str], asking: Census) -> dict[str, float]:
     _check_gpus(group.config)
     gpu = bool(gpus_at(group.config.address))
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=8).remote()
+    # On the driver's node: elsewhere it would be lost with a node whose loss the training outlives.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _process, train_loop_config={"group": group, "desk": desk},
         scaling_config=ScalingConfig(num_workers=group.config.workers, use_gpu=gpu, resources_per_worker=(

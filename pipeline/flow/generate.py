@@ -242,7 +242,7 @@ def _kept(work: Work, progress: Progress, mapper: Mapper) -> tuple[dict[int, Fin
     unsound: list[str] = []
     present = [index for index, item in enumerate(work.files) if item.path in there]
     if manifest is None:
-        shards_there = mapper(partial(with_receipt, work.store), [work.files[index] for index in present])
+        shards_there = in_order(partial(with_receipt, work.store), [work.files[index] for index in present])
     else:
         records = {record.path: record for record in manifest.shards}
         shards_there = mapper(partial(on_record, work.store), [records.get(work.files[index].path) for index in present])
