@@ -37,6 +37,7 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
             f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
         if config.real.weight:
             say_corpus(config.real.corpus)
+        start.weights.network.to("meta")  # they have been found fit; training processes open their own
         started = time.monotonic()
         last = Group("distill", train_at, config, out).run(_line)
     say_left_out(parse_json(StudentRecord, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE)).corpus)

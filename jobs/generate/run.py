@@ -69,6 +69,7 @@ class _OnRay:
 
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
         """See `Maker.make`."""
+        work.models.to(torch.device("meta"))  # they have said what they are; workers open their own
         gpus, threads = gpus_at(self.config.address), self.config.rollout.threads
         if self.config.address == "local":
             cores = cores_here()
