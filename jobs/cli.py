@@ -13,6 +13,7 @@ import click
 
 from tsdfm.jobs.shell.console import LEVELS, logged, say, set_log_level
 from tsdfm.jobs.shell.interrupts import Interrupted
+from tsdfm.jobs.shell.leaving import left
 from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt, settled, unheeded, waiting
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
@@ -123,6 +124,7 @@ def main() -> None:
         threading.excepthook = threads
         for number, handler in former.items():
             signal.signal(number, handler)
+        left(sys.exc_info()[1])
 
 
 def _run() -> None:

@@ -9,6 +9,7 @@ from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Cleaning, CorpusPart
 
 BUILT_IN = "python"  # the path that names the built-in corpus
+BIBLE = "bible"  # the path that names the one that is the same everywhere
 HUB = "hub:"  # what a path begins with that names a dataset of the Hub
 
 
@@ -16,7 +17,8 @@ class CorpusConfig(Frozen):
     """What text to read."""
 
     path: PathName = Field(BUILT_IN, description=(
-        "Where the text is: 'python' (the English that comes with Python and the installed packages), a .txt, .md, .jsonl, "
+        "Where the text is: 'python' (the English that comes with Python and the installed packages), 'bible' (that in Basic "
+        "English, the same on every machine), a .txt, .md, .jsonl, "
         ".ndjson, .json, .csv, .tsv, .parquet or .arrow file, all but the last two also compressed (.gz, .zst, .bz2, .xz), a "
         "folder of them, or hub:NAME[@REVISION][:CONFIG][:SPLIT] for a dataset of the Hub"))
     text_field: str = Field("text", min_length=1, description="Name of the field that holds the text, in records and columns")

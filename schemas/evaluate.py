@@ -14,7 +14,9 @@ from pydantic import (
 
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
+from tsdfm.schemas.measures import Bound, Distances
 from tsdfm.schemas.paths import PathName
+from tsdfm.schemas.protocols import PROTOCOLS, Protocol
 from tsdfm.schemas.terms import Clocks, Dtype
 
 
@@ -45,6 +47,9 @@ class EvaluateConfig(Frozen):
 
     out: PathName | None = Field(None, description=(
         "Folder that keeps samples, scores and results, from which a rerun goes on; null: nothing is kept"))
+    protocol: Protocol | None = Field(None, description=(
+        "Defaults by which figures compare with those of papers; what is given besides goes first. 'owt-1024': 1,024 texts of "
+        "1,024 tokens in 8 to 1,024 steps, judged by GPT-2 large; real text only with --corpus; null: none"))
     model: Names = Field(("embedded",), description=(
         "Model to sample: 'embedded', 'embedded:uniform', the folder of a teacher or student, or hub:USER/NAME[@REVISION]; may "
         "be repeated"))
@@ -52,6 +57,8 @@ class EvaluateConfig(Frozen):
     evaluator: Names = Field(("embedded",), description=(
         "Judge, a language model that had no part in making the texts: 'embedded', a folder (of this project or of "
         "transformers), a .gguf file, or hub:USER/NAME[@REVISION]; may be repeated"))
+    length: int | None = Field(None, ge=1, le=65536, description=(
+        "Tokens per text; null: for each model as many as it was trained on"))
     samples: int = Field(256, ge=2, lt=2**31, description="Texts per row of the table; intervals need at least two")
     temperature: Temperature = Field(1.0, description="Divides the model's logits while sampling")
     frontier: bool = Field(False, description=(
@@ -64,6 +71,16 @@ class EvaluateConfig(Frozen):
         "ranks them beside real text can't tell"))
     memorisation: bool = Field(True, description=(
         "Look for the texts' 8-grams in the corpus's training text, if real text or naive samplers are measured"))
+    distances: bool = Field(False, description=(
+        "Measure how far the texts of each row are from real held-out text as a set, too: MAUVE and a Fréchet distance on the "
+        "judges' features"))
+    likelihood: bool = Field(False, description=(
+        "Bound how likely the models find real held-out text, too: in continuous time (teachers) and in each number of steps"))
+    text: PathName | None = Field(None, description=(
+        "File whose likelihood is bounded in place of held-out text's, with or without --likelihood: any that a corpus may be; "
+        "null: held-out text"))
+    sampling: bool = Field(True, description=(
+        "Sample the models and judge texts; without, the bounds of --likelihood are all there is"))
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all sampling noise")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts sampled together; more need more memory")
@@ -81,16 +98,52 @@ class EvaluateConfig(Frozen):
     compile: bool = Field(False, description=(
         "Compile the sampled models' blocks (torch.compile): a slow start, other last bits"))
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_protocol(cls, data: Any) -> Any:
+        """Fields that are not given are those of the protocol."""
+        if not isinstance(data, dict) or data.get("protocol") not in PROTOCOLS:
+            return data
+        real = {} if "corpus" in data else {"reference": False, "memorisation": False}
+        return {**PROTOCOLS[data["protocol"]], **real, **data}
+
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False, address="local", clocks=None, naive=False,
-                             memorisation=True)
+        if self.protocol is not None:  # every field is written, else it would be the protocol's when it is read
+            return handler(self)
+        return without_newer(handler(self), info, protocol=None, dtype="float32", compile=False, address="local", clocks=None,
+                             naive=False, memorisation=True, length=None, distances=False, likelihood=False,
+                             text=None, sampling=True)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
         if self.frontier and self.out is None:
             raise ValueError("the frontier is written to files; give --out a folder")
         return self
+
+    @model_validator(mode="after")
+    def _distances_need_real_text(self) -> "EvaluateConfig":
+        if self.distances and not self.reference:
+            raise ValueError("distances are from real held-out text; leave out --no-reference, or --distances")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_measure(self) -> "EvaluateConfig":
+        if not self.sampling and not self.bounds:
+            raise ValueError("without sampling nothing is left to measure; give --likelihood, or leave out --no-sampling")
+        if not self.sampling and (self.frontier or self.naive or self.distances):
+            raise ValueError("--frontier, --naive and --distances measure texts, which --no-sampling leaves out; leave one out")
+        return self
+
+    @property
+    def bounds(self) -> bool:
+        """Whether likelihoods are bounded."""
+        return self.likelihood or self.text is not None
+
+    @property
+    def reads_corpus(self) -> bool:
+        """Whether the corpus is read at all."""
+        return (self.sampling and self.reference) or self.naive or (self.likelihood and self.text is None)
 
     @property
     def swept(self) -> tuple[float, ...]:
@@ -150,6 +203,11 @@ class Row(Measures, Memorised):
     vocabulary: str = Field(description="fingerprint of the tokenizer")
     steps: int | None = Field(description="step count n; null for real text, as is the temperature")
     temperature: float | None
+    distances: dict[str, Distances] = Field(default_factory=dict, description="by evaluator, where they were asked for")
+
+    @model_serializer(mode="wrap")
+    def _as_before_distances(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, distances={})
 
 
 class JudgeFacts(Frozen):
@@ -209,6 +267,7 @@ class Results(Frozen):
     judges: dict[str, JudgeFacts]
     remarks: list[str] = Field(default_factory=list, description="what to know before reading a figure")
     rows: list[Row]
+    likelihood: list[Bound] = Field(default_factory=list, description="bounds of the models' likelihood of real text")
     reference: list[Row] = Field(description="real held-out text, once per vocabulary and length of the models; may be empty")
     naive: list[Row] = Field(default_factory=list, description=(
         "texts of naive samplers, as often as real text: 'model' says which (unigram, shuffled, repeated, copied), and what "

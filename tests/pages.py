@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tsdfm.jobs.demo.findings import Role, Story, Texts
 from tsdfm.pipeline.evaluation.effects import Ratio
-from tsdfm.pipeline.evaluation.frontier import frontier_of
+from tsdfm.pipeline.evaluation.measures.frontier import frontier_of
 from tsdfm.schemas.ablate import Effect, Sweep, TrialRow
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import EvaluateConfig, Frontier, JudgeFacts, Perplexity, Results, Row

@@ -1,5 +1,6 @@
 """Small models and datasets that every test may use: random weights, spread posteriors, a real tokenizer."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from tsdfm.pipeline.models.folder import Network, save
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.text.split import Part, split_of, splits_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest
@@ -109,6 +111,11 @@ def tree(folder: Path) -> dict[str, str]:
     if folder.is_file():
         return {"": sha256_file(folder)}
     return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def select(texts: Iterable[str], part: Part) -> list[str]:
+    """The texts of a part of a corpus, in order."""
+    return [text for text in texts if split_of(text) in splits_of(part)]
 
 
 def write_corpus(path: Path, documents: int) -> Path:

@@ -11,7 +11,7 @@ from tsdfm.jobs.ablate.table import cells, effect_cells, equal_entropy_grid, hea
 from tsdfm.jobs.shell.page import code, items, page, section, table
 from tsdfm.jobs.shell.plots import plot
 from tsdfm.pipeline.evaluation.figures import count, short_names
-from tsdfm.pipeline.evaluation.frontier import COLOURS, MARKERS, perplexity_axes
+from tsdfm.pipeline.evaluation.measures.frontier import COLOURS, MARKERS, perplexity_axes
 from tsdfm.schemas.ablate import Effect, Sweep, TrialRow
 
 PANEL, LEGEND, NAMES, EFFECTS = 5.0, 3.4, 1.6, 2.6  # inches across: a panel, an entry of its legend, names, effects

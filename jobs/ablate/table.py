@@ -12,7 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from tsdfm.pipeline.evaluation.figures import count, maybe, plus_minus, ppl, ppl_interval, short_names
-from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
+from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
 from tsdfm.schemas.ablate import Effect, TrialRow
 
 MEASURES = ("entropy_bits", "entropy_standard_error", "distinct_2", "distinct_4", "self_bleu", "nfe")

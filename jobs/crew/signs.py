@@ -13,45 +13,54 @@ from pathlib import Path
 HANG_TIMES, HANG_SECONDS, HANG_AFTER = 10, 600.0, 3  # times the longest piece so far, at least; told from so many pieces on
 
 
+Process = tuple[str, int, str]  # a worker's node, its process id there, and when it began: process ids are used again
+
+
 @dataclass(frozen=True)
 class Sign:
-    """A sign of life: where a worker is, and how often it has said so."""
+    """A sign of life: where a worker is, how often it has said so, and what it is at work on."""
 
     node: str  # as people may read it
     node_id: str
     pid: int
-    born: str  # when its process began, for process ids are used again
+    born: str  # when its process began
     beats: int
+    key: str = ""  # of the attempt at a piece that it is at work on; '' between two
+
+    @property
+    def process(self) -> Process:
+        """Which process gave it."""
+        return self.node_id, self.pid, self.born
 
 
 class Signs:
     """An actor that knows the last sign of life of every worker."""
 
     def __init__(self) -> None:
-        self._last: dict[str, Sign] = {}
+        self._last: dict[Process, Sign] = {}
 
-    def beat(self, key: str, sign: Sign) -> None:
-        """A worker lives. `key` names its attempt at a shard."""
-        self._last[key] = sign
+    def beat(self, sign: Sign) -> None:
+        """A worker lives."""
+        self._last[sign.process] = sign
 
-    def last(self, keys: list[str]) -> dict[str, Sign]:
-        """The last sign of each of these workers that has given one; all others are forgotten."""
-        wanted = set(keys)
-        self._last = {key: sign for key, sign in self._last.items() if key in wanted}
-        return self._last
+    def last(self, gone: list[Process]) -> list[Sign]:
+        """The last sign of each worker; those that are `gone` are forgotten."""
+        for process in gone:
+            self._last.pop(process, None)
+        return list(self._last.values())
 
 
 class Watch:
     """When each worker last gave a sign of life, by this machine's own monotonic clock."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[Process, tuple[int, float]] = {}
 
-    def silent(self, beats: Mapping[str, int], now: float, seconds: float) -> list[str]:
+    def silent(self, beats: Mapping[Process, int], now: float, seconds: float) -> list[Process]:
         """The workers whose count of beats has not moved for so many seconds.
 
         Args:
-            beats: of the workers that are at work now; others are forgotten.
+            beats: of the workers that are known now; others are forgotten.
             now: monotonic seconds.
             seconds: of silence.
         """
@@ -84,8 +93,10 @@ def birth(pid: int) -> str:
     return ""
 
 
-def end_process(pid: int, born: str) -> None:
-    """End a process of this node that no longer answers, if it is still the one that is meant."""
+def end_process(pid: int, born: str) -> bool:
+    """End a process of this node that no longer answers, if it is still the one that is meant. Returns whether it was there."""
     with suppress(OSError):
         if birth(pid) == born:
             os.kill(pid, signal.SIGKILL)
+            return True
+    return False

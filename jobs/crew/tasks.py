@@ -1,27 +1,25 @@
 """Pieces of work as Ray tasks: handed over, watched by their workers' signs of life, ended where there are none."""
 
-import os
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tsdfm.jobs.crew.census import QUIET_SECONDS, Census
 from tsdfm.jobs.crew.pieces import Death
-from tsdfm.jobs.crew.signs import Pace, Sign, Signs, Watch, birth, end_process
+from tsdfm.jobs.crew.signs import Pace, Process, Sign, Signs, Watch, end_process
+from tsdfm.jobs.crew.working import work
 from tsdfm.jobs.shell.console import say
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 SILENT_SECONDS = 60.0  # a worker that gave no sign of life for so long is ended, and its piece done by another
 SLOW_START_SECONDS = 60.0  # after which a worker that did not begin is thought to lack room, not time
-BEAT_SECONDS = 2.0
 T = TypeVar("T")
 
 
@@ -85,7 +83,7 @@ class Tasks(Generic[T]):
 
     def __init__(self, call: Call[T], need: Need, workers: int | None, census: Census) -> None:
         self._call, self._need, self._workers, self._census = call, need, workers, census
-        task: Any = ray.remote(_watched)
+        task: Any = ray.remote(work)
         actor: Any = ray.remote(Signs)
         cpus, gpus = (1, need.number) if need.what == "GPU" else (need.number, 0)
         self._task = task.options(name=call.name, num_cpus=cpus, num_gpus=gpus, max_retries=0)
@@ -93,6 +91,9 @@ class Tasks(Generic[T]):
         self._signs = actor.options(num_cpus=0, max_restarts=-1).remote()
         self._flights: dict[Any, _Flight] = {}
         self._watch, self._pace, self._known = Watch(), Pace(), dict[str, Sign]()
+        self._workers_known: dict[Process, Sign] = {}  # that are there, at work or not
+        self._gone: list[Process] = []  # that are not, since the signs were last asked
+        self._endings: dict[Any, str] = {}  # of workers that were not at work, as far as was known; what is said of each
         self._asked: Any = None  # an answer of the signs that has not come yet
         self._attempts = 0
 
@@ -112,7 +113,8 @@ class Tasks(Generic[T]):
         """Let Ray do a piece as soon as there is room."""
         self._attempts += 1
         key = f"{index}/{self._attempts}"
-        ref = self._task.remote(self._call.function, self._call.arguments(index), key, self._signs)
+        packed = cloudpickle.dumps((self._call.function, self._call.arguments(index)))
+        ref = self._task.remote(packed, key, self._signs)
         self._flights[ref] = _Flight(index, key)
 
     def call_off(self) -> None:
@@ -140,6 +142,7 @@ class Tasks(Generic[T]):
             ready, _ = ray.wait(list(self._flights), num_returns=len(self._flights), timeout=0)
         found = [(flight.index, self._outcome(ref, flight)) for ref in ready if (flight := self._flights.pop(ref))]
         self._hear()
+        self._tell_endings()
         return found + self._lost()
 
     def _outcome(self, ref: Any, flight: _Flight) -> T | Death | None:
@@ -160,16 +163,17 @@ class Tasks(Generic[T]):
             return Death(node, flight.why or "its process ended unexpectedly")
         except RayError as error:
             raise WorkError(f"Ray failed ({first_line(error)}); run the same command to resume") from None
-        if flight.began is not None:
-            self._pace.took(time.monotonic() - flight.began)
+        now = time.monotonic()
+        self._pace.took(now - (flight.began or now))  # it may be done before its first sign was heard
         return made
 
     def _hear(self) -> None:
         """Ask who lives; what was answered since the last time counts."""
         if self._asked is not None and ray.wait([self._asked], timeout=0)[0]:
             with suppress(RayError):  # the actor went with its node, and is being started on another
-                self._known |= ray.get(self._asked)
+                self._workers_known |= {sign.process: sign for sign in ray.get(self._asked)}
             self._asked = None
+        self._known |= {sign.key: sign for sign in self._workers_known.values() if sign.key}
         keys = [flight.key for flight in self._flights.values()]
         self._known = {key: self._known[key] for key in keys if key in self._known}
         for flight in self._flights.values():
@@ -178,13 +182,18 @@ class Tasks(Generic[T]):
         if self._known:
             self._crowded = False
         if self._asked is None:
-            self._asked = self._signs.last.remote(keys)
+            self._asked, self._gone = self._signs.last.remote(self._gone), []
 
     def _wrong(self, now: float) -> dict[str, str]:
         """Why each worker that is silent or hangs is to be ended, by key."""
-        beats, limit = {key: sign.beats for key, sign in self._known.items()}, self._pace.limit()
+        beats, limit = {process: sign.beats for process, sign in self._workers_known.items()}, self._pace.limit()
         silent = self._watch.silent(beats, now, SILENT_SECONDS)
-        wrong = dict.fromkeys(silent, f"it gave no sign of life for {SILENT_SECONDS:.0f} s")
+        why = f"it gave no sign of life for {SILENT_SECONDS:.0f} s"
+        at_work = {sign.process: key for key, sign in self._known.items()}
+        for process in silent:
+            if process not in at_work:
+                self._end_idle(self._workers_known.pop(process), why)
+        wrong = {at_work[process]: why for process in silent if process in at_work}
         if limit is None or not self._call.alike:
             return wrong
         hang = [flight.key for flight in self._flights.values() if flight.began is not None and now - flight.began > limit]
@@ -197,53 +206,32 @@ class Tasks(Generic[T]):
             ref, flight = flights[key]
             if flight.ended is None:
                 flight.ended, flight.why = now, f"{why} and was ended"
-                self._end(self._known[key], why)
+                say(_ended(self._known[key], why))
+                self._end(self._known[key])
             elif now - flight.ended >= SILENT_SECONDS:
                 del self._flights[ref]
                 lost.append((flight.index, Death(self._known[key].node, f"{why}, and could not be ended")))
         return lost
 
-    def _end(self, sign: Sign, why: str) -> None:
-        """End a worker's process through its node: one that is stopped hears nothing itself."""
-        say(f"a worker on {sign.node} is ended, and its work given to another: {why}")
+    def _end_idle(self, sign: Sign, why: str) -> None:
+        """End a worker that fell silent between two pieces, for Ray may have given it the next; mostly Ray ended it itself."""
+        self._gone.append(sign.process)
+        self._endings[self._end(sign)] = _ended(sign, why)
+
+    def _end(self, sign: Sign) -> Any:
+        """End a worker's process through its node: one that is stopped hears nothing itself. Returns Ray's word for whether."""
         task: Any = ray.remote(end_process)
         where = NodeAffinitySchedulingStrategy(sign.node_id, soft=False)
-        task.options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote(sign.pid, sign.born)
+        return task.options(num_cpus=0, max_retries=0, scheduling_strategy=where).remote(sign.pid, sign.born)
+
+    def _tell_endings(self) -> None:
+        """Say which workers that were not known to be at work have been ended; those that were gone are not worth a word."""
+        for ref in ray.wait(list(self._endings), num_returns=len(self._endings), timeout=0)[0] if self._endings else []:
+            line = self._endings.pop(ref)
+            with suppress(RayError):  # its node is gone
+                if ray.get(ref):
+                    say(line)
 
 
-def node_name() -> str:
-    """This node, as people may find it."""
-    return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
-
-
-def _watched(function: Callable[..., Any], arguments: tuple[Any, ...], key: str, signs: Any) -> Any:
-    """What a worker runs: the function, while it gives signs of life. `key` names this attempt to the actor `signs`."""
-    with _signs_of_life(key, signs):
-        try:
-            return function(*arguments)
-        except (InputError, WorkError) as error:
-            raise WorkError(f"node {node_name()}: {error}") from None
-
-
-@contextmanager
-def _signs_of_life(key: str, signs: Any) -> Iterator[None]:
-    """Tell `signs` every few seconds that this process lives."""
-    node, node_id, pid = node_name(), ray.get_runtime_context().get_node_id(), os.getpid()
-    born, stop = birth(pid), threading.Event()
-
-    def beat() -> None:
-        count = 0
-        while True:
-            with suppress(Exception):  # whoever listens may be gone, and the piece is worth finishing all the same
-                signs.beat.remote(key, Sign(node, node_id, pid, born, count))
-            count += 1
-            if stop.wait(BEAT_SECONDS):
-                return
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+def _ended(sign: Sign, why: str) -> str:
+    return f"a worker on {sign.node} is ended, and its work given to another: {why}"

@@ -13,7 +13,7 @@ from tsdfm.jobs.demo.findings import NAMES, Curve, Role, Story, caveats, headlin
 from tsdfm.jobs.shell.page import code, items, note, page, section, table, text
 from tsdfm.jobs.shell.plots import axes, plot
 from tsdfm.pipeline.evaluation.figures import count, maybe, plus_minus, ppl_interval, share, short_names
-from tsdfm.pipeline.evaluation.frontier import COLOURS, frontier_figure
+from tsdfm.pipeline.evaluation.measures.frontier import COLOURS, frontier_figure
 from tsdfm.schemas.evaluate import Row
 from tsdfm.schemas.summary import DatasetSummary, SelectionSummary, Spread
 from tsdfm.schemas.terms import Arm

@@ -34,7 +34,7 @@ from tsdfm.pipeline.dataset.summary import summarise
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.evaluation.effects import JudgedTexts, Ratio, perplexity_ratio, ratio_at_equal_entropy
 from tsdfm.pipeline.evaluation.figures import count, ppl_interval
-from tsdfm.pipeline.evaluation.frontier import frontier_of
+from tsdfm.pipeline.evaluation.measures.frontier import frontier_of
 from tsdfm.pipeline.evaluation.run import kept_texts
 from tsdfm.pipeline.models.folder import TRAINING_FILE, embedded, load_denoiser, state_folder
 from tsdfm.pipeline.storage.atomic import write_atomic

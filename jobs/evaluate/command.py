@@ -6,7 +6,7 @@ from rich.table import Table
 from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import print_whole, say
 from tsdfm.jobs.shell.flags import Planner, config_command, flags_of
-from tsdfm.pipeline.evaluation.figures import count, plus_minus, ppl_interval, share, short_names
+from tsdfm.pipeline.evaluation.figures import corrected, count, maybe, plus_minus, ppl_interval, share, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.plan import Plan, PlanWish
 
@@ -14,12 +14,32 @@ FLAGS = {"samples": "-n --number", "corpus.path": "--corpus"}
 
 
 def show_results(results: Results) -> None:
-    """Print the rows as a table, real text first, then naive samplers."""
+    """Print the rows as a table, real text first, then naive samplers; and a table of likelihood bounds."""
+    if results.settings.sampling:
+        _show_texts(results)
+    if results.likelihood:
+        _show_bounds(results)
+
+
+def _show_bounds(results: Results) -> None:
+    models, of = short_names(list(results.settings.model)), results.likelihood[0]
+    title = f"upper bounds of perplexity, {of.text}: {count(of.texts, 'text')} of {count(of.length, 'token')}, 95 % interval"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(["model", "n", "T", "nats/token", "perplexity", "bits/byte"]):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in results.likelihood:
+        steps = "continuous" if row.steps is None else str(row.steps)
+        table.add_row(models[row.model], steps, f"{row.temperature:g}", f"{row.nats_per_token:.4f}", ppl_interval(row),
+                      maybe(row.bits_per_byte, ".4f"))
+    print_whole(table, keys=3)
+
+
+def _show_texts(results: Results) -> None:
     judges, models = short_names(list(results.judges)), short_names(list(results.settings.model))
     title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ["model", "n", "T", "NFE", *(f"ppl, {judges[name]}" for name in results.judges), "entropy, bits", "distinct-2",
-               "distinct-4", "self-BLEU", "memorised", "tokens/s"]
+               "distinct-4", "self-BLEU", "memorised", *_distance_columns(results, judges), "tokens/s"]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in results.reference:
@@ -46,7 +66,13 @@ def _in_windows(results: Results) -> list[str]:
 def _figures(row: Row, results: Results) -> list[str]:
     return [*(ppl_interval(row.judges[name]) for name in results.judges),
             plus_minus(row.entropy_bits, row.entropy_standard_error, 3), f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}",
-            f"{row.self_bleu:.3f}", share(row.memorised)]
+            f"{row.self_bleu:.3f}", share(row.memorised),
+            *(corrected(each) for name in results.judges if results.settings.distances
+              for each in (row.distances[name].mauve, row.distances[name].frechet))]
+
+
+def _distance_columns(results: Results, judges: dict[str, str]) -> list[str]:
+    return [f"{what}, {judges[name]}" for name in results.judges if results.settings.distances for what in ("MAUVE", "Fréchet")]
 
 
 def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
@@ -58,8 +84,8 @@ def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
 @config_command("evaluate", EvaluateConfig, planner=Planner(_plan, show_plan),
                 flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)),
                 shown=show_results, common=(
-    "--model --steps --evaluator -n --number --temperature --frontier --reference --naive --corpus --out --address --seed "
-    "--plan"))
+    "--model --steps --evaluator -n --number --temperature --frontier --reference --naive --distances --likelihood --text "
+    "--protocol --corpus --out --address --seed --plan"))
 def evaluate_command(config: EvaluateConfig) -> Results:
     """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
 

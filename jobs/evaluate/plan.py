@@ -18,7 +18,9 @@ from tsdfm.jobs.plan.rates import as_json, this_machine
 from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
-from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE
+from tsdfm.pipeline.evaluation.measures.bounds import DRAWS
+from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, kinds_of
+from tsdfm.pipeline.evaluation.measures.likelihoods import steps_bounded
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
 from tsdfm.pipeline.evaluation.samples import Samples, summarise
@@ -41,7 +43,7 @@ def plan_evaluate(config: EvaluateConfig, wish: PlanWish) -> Plan:
     if config.out is not None:
         check_writable(Path(config.out))
     job = EvaluateJob.of(config)
-    if config.reference or config.naive:
+    if config.reads_corpus:
         say_corpus(config.corpus)
     return plan_of(job, wish)
 
@@ -77,7 +79,7 @@ class EvaluateJob:
         return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
                 "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
                 "compile": self.config.compile, "clocks": self.config.clocks, "reference": self.config.reference,
-                "corpus": self.config.corpus.path if self.config.reference or self.config.naive else None}
+                "corpus": self.config.corpus.path if self.config.reads_corpus else None}
 
     def measure(self) -> Measurement:
         """Evaluate a batch of texts of every model, in the fewest and in the most steps.
@@ -92,7 +94,8 @@ class EvaluateJob:
         with tempfile.TemporaryDirectory(prefix="tsdfm-plan-") as scratch, Stages() as shown:
             marks = _Marks(shown)
             short = config.model_copy(update={
-                "out": scratch, "samples": few, "steps": tuple(dict.fromkeys((low, high))), "frontier": False})
+                "out": scratch, "samples": few, "steps": tuple(dict.fromkeys((low, high))), "frontier": False,
+                "distances": False, "likelihood": False, "text": None, "sampling": True})
             results = evaluate(short, marks)
             whole = time.monotonic() - marks.began
             small, full = self._figures(results, Path(scratch))
@@ -130,19 +133,23 @@ class EvaluateJob:
     def forecast(self, rates: Rates) -> Forecast:
         """The rows that are left, and how long sampling and judging them takes."""
         config, n = self.config, rates.numbers
-        rows = list(itertools.product(range(len(self.models)), config.steps, config.swept))
+        rows = list(itertools.product(range(len(self.models)), config.steps, config.swept)) if config.sampling else []
         left = [row for row in rows if not has_texts(config, self.models[row[0]].fingerprint, row[1], row[2])]
         passes = {row: _visits(config, self.models[row[0]], row[1]) for row in left}
         sampling = sum(n["row"] + config.samples * (n[f"{row[0]}.text"] + n[f"{row[0]}.visit"] * passes[row]) for row in left)
-        kinds = len({(opened.vocabulary.fingerprint, opened.network.config.length) for opened in self.models})
-        real = kinds * (config.reference + len(NAIVE) * config.naive)  # sets of texts that no model writes
+        kinds = len(kinds_of(config, self.models))
+        real = kinds * (config.reference * config.sampling + config.distances + len(NAIVE) * config.naive)  # by no model
+        bounding = [config.samples * DRAWS * len(steps_bounded(config, opened.network)) * config.bounds
+                    for opened in self.models]  # forward passes of each
+        bounds = sum(n[f"{index}.visit"] * number for index, number in enumerate(bounding))
         judged = config.samples * (len(left) + real)
         return Forecast(
             makes={"rows": len(rows), "texts": len(rows) * config.samples},
             there={"rows": len(rows) - len(left)} if len(left) < len(rows) else {},
-            work={"texts": len(left) * config.samples, "forward passes": config.samples * sum(passes.values()),
+            work={"texts": len(left) * config.samples, "forward passes": config.samples * sum(passes.values()) + sum(bounding),
                   "texts to judge": judged * len(config.evaluator)},
             stages=[Stage(what="start, models", seconds=n["start"]), Stage(what="judges, real text", seconds=n["once"]),
+                    *(Stage(what="likelihood", seconds=seconds) for seconds in [bounds] if config.bounds),
                     Stage(what="sampling", seconds=sampling), Stage(what="judging", seconds=judged * n["judge"]),
                     Stage(what="figures", seconds=(len(rows) + real) * n["figures"])],
             devices=1)
@@ -151,7 +158,7 @@ class EvaluateJob:
 def _visits(config: EvaluateConfig, opened: ModelFolder[Denoiser], steps: int) -> float:
     """The forward passes that a text in so many steps takes, expected."""
     model, rollout = opened.network.config, RolloutConfig(steps=steps, clocks=config.clocks)
-    return visits(MixturePath.of(model), rollout.times, model.length, clocks=clocks_of(rollout, model)).steps
+    return visits(MixturePath.of(model), rollout.times, config.length or model.length, clocks=clocks_of(rollout, model)).steps
 
 
 def _fitted(config: EvaluateConfig, index: int, opened: ModelFolder[Denoiser], rows: list[Row]) -> dict[str, float]:

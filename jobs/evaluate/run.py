@@ -9,8 +9,9 @@ import torch
 
 from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import Stages, say, say_corpus, say_if_slow
+from tsdfm.pipeline.evaluation.cells import make_cell
 from tsdfm.pipeline.evaluation.figures import short_names
-from tsdfm.pipeline.evaluation.run import evaluate, make_cell
+from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 from tsdfm.schemas.paths import redacted
@@ -27,7 +28,7 @@ def evaluated(config: EvaluateConfig) -> Results:
     threads = config.threads if alone else config.threads or 1
     if threads is not None:
         torch.set_num_threads(threads)
-    if config.reference or config.naive:
+    if config.reads_corpus:
         say_corpus(config.corpus)
     with Stages() as progress:
         return evaluate(config, progress, redacted(shlex.join(sys.argv)), None if alone else _OnCluster(config))

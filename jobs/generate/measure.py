@@ -11,7 +11,8 @@ import torch
 from ray.exceptions import RayError
 
 from tsdfm.jobs.crew.census import census
-from tsdfm.jobs.crew.tasks import Need, node_name
+from tsdfm.jobs.crew.tasks import Need
+from tsdfm.jobs.crew.working import node_name
 from tsdfm.jobs.plan.plan import CALIBRATE_SECONDS, Measurement
 from tsdfm.jobs.plan.rates import device_name
 from tsdfm.jobs.plan.rollouts import Measured, measure

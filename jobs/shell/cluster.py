@@ -1,5 +1,6 @@
 """Reach a Ray cluster, or start one on this machine, with its failures told in one line."""
 
+import atexit
 import logging
 import os
 import secrets
@@ -20,12 +21,14 @@ from ray._private import utils
 from ray.job_config import JobConfig
 
 from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.leaving import leave_at_once
 from tsdfm.jobs.shell.signals import held_back
 from tsdfm.schemas.base import InputError, WorkError, first_line
 
 NAMES = ("embedded", "none", "denoiser", "python")  # of models and corpora that are no folders
 CONNECT_SECONDS = 5.0
 STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
+LET_GO_SECONDS = 8.0  # for Ray to disconnect: it would wait for ever where the cluster's head is stopped
 SHORT = "/tmp"  # stands for the usual folder of temporary files where that has too long a name
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_00"  # below that folder, as Ray names it
 _SOCKET_BYTES = 107  # that the name of a socket may have
@@ -52,7 +55,17 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
                 _connect(address, cpus, folder)
             yield
         finally:
-            ray.shutdown()  # also where it was interrupted while it started
+            _let_go()  # also where it was interrupted while it started
+
+
+def _let_go() -> None:
+    """Disconnect from Ray, and end what of it was started here; where its head does not answer, only for a while."""
+    letting_go = threading.Thread(target=ray.shutdown, daemon=True)
+    letting_go.start()
+    letting_go.join(LET_GO_SECONDS)
+    if letting_go.is_alive():
+        atexit.unregister(ray.shutdown)
+        leave_at_once("Ray")
 
 
 @contextmanager

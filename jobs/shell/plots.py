@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tsdfm.jobs.shell.page import text
-from tsdfm.pipeline.evaluation.frontier import COLOURS
+from tsdfm.pipeline.evaluation.measures.frontier import COLOURS
 
 WIDE, NARROW = 10.4, 4.4  # inches of 72 units; a unit is about a pixel
 LETTERS = {WIDE: 12.0, NARROW: 12.0}  # units high

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsdfm.schemas.evaluate import Perplexity
+from tsdfm.schemas.measures import Bound, Corrected
 from tsdfm.schemas.words import count as count
 
 _COMMIT = re.compile(r"@([0-9a-f]{7})[0-9a-f]{33}$")
@@ -16,9 +17,14 @@ def ppl(value: float) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
-def ppl_interval(found: Perplexity) -> str:
+def ppl_interval(found: Perplexity | Bound) -> str:
     """A perplexity with its 95 % interval: '57.3 (55.6-59.0)'."""
     return f"{ppl(found.perplexity)} ({ppl(found.low)}-{ppl(found.high)})"
+
+
+def corrected(found: Corrected) -> str:
+    """A distance of sets with its 95 % interval: '0.934 (0.912-0.951)'."""
+    return f"{found.value:.3f} ({found.low:.3f}-{found.high:.3f})"
 
 
 def maybe(value: float | None, form: str, none: str = NONE) -> str:

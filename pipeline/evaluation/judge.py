@@ -35,11 +35,14 @@ class Likelihood:
     """Negative log-likelihood of R texts: nats [R] and scored tokens [R] of each; some text has a token.
 
     `window`: the positions of the judge; texts of more tokens were scored in windows. None: all were scored whole.
+    `features` [R, D] float32: the mean, over a text's scored positions, of the judge's last hidden states, from which it
+    predicts the tokens there; zeros for a text without a token. None: not kept.
     """
 
     nats: npt.NDArray[np.float64]
     tokens: npt.NDArray[np.float64]
     window: int | None = None
+    features: npt.NDArray[np.float32] | None = None
 
     @property
     def in_windows(self) -> int:
@@ -96,13 +99,17 @@ class Judge:
         lengths = [len(array) for array in arrays]
         if not sum(lengths):
             raise InputError(f"judge {self.name}: none of the {len(arrays)} texts has a token; there is nothing to score")
-        nats = np.zeros(len(arrays))
+        nats, features = np.zeros(len(arrays)), np.zeros((len(arrays), self.weight.shape[1]))
         long = {row for row, length in enumerate(lengths) if self.longest is not None and length > self.longest}
         for rows in (set(range(len(arrays))) - long, long):  # apart: texts that fit are computed as if there were no others
             windows = [(row, window) for row in sorted(rows) for window in self._windows(arrays[row])]
             for batch in _batches([len(window.inputs) for _, window in windows], at_once(self.weight.device).judge_tokens):
-                np.add.at(nats, [windows[index][0] for index in batch], self._nats([windows[index][1] for index in batch]))
-        return Likelihood(nats, np.array(lengths, dtype=np.float64), self.longest)
+                batch_rows = [windows[index][0] for index in batch]
+                scored = self._scored([windows[index][1] for index in batch])
+                np.add.at(nats, batch_rows, scored[0])
+                np.add.at(features, batch_rows, scored[1])
+        features /= np.maximum(lengths, 1)[:, None]
+        return Likelihood(nats, np.array(lengths, dtype=np.float64), self.longest, features.astype(np.float32))
 
     def _windows(self, tokens: Tensor) -> Iterator["_Window"]:
         """The windows that score a text [T] of at least no token: one, if the judge has as many positions."""
@@ -118,16 +125,18 @@ class Judge:
             if end == len(tokens):
                 return
 
-    def _nats(self, windows: list["_Window"]) -> npt.NDArray[np.float64]:
-        """Negative log-likelihoods [B] of the targets of windows that are computed together."""
+    def _scored(self, windows: list["_Window"]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Of windows that are computed together: negative log-likelihoods of their targets [B], and sums of features [B, D]."""
         device = self.weight.device
         # Padding stands on the right, where a causal model never looks back; no logits are computed for it.
         targets = pad_sequence([each.targets for each in windows], batch_first=True, padding_value=-1).to(device)
         inputs = pad_sequence([each.inputs for each in windows], batch_first=True).to(device)
         row, position = (targets >= 0).nonzero(as_tuple=True)
-        scored = -linear_logprob(self.hidden(inputs)[row, position], self.weight, self.bias, targets[row, position])
-        total = torch.zeros(len(windows), dtype=torch.float64, device=device).index_add_(0, row, scored.double())
-        return total.cpu().numpy()
+        hidden = self.hidden(inputs)[row, position]
+        nats = -linear_logprob(hidden, self.weight, self.bias, targets[row, position])
+        sums = [torch.zeros(len(windows), *each.shape[1:], dtype=torch.float64, device=device).index_add_(0, row, each.double())
+                for each in (nats, hidden)]
+        return sums[0].cpu().numpy(), sums[1].cpu().numpy()
 
 
 @dataclass(frozen=True)

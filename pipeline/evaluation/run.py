@@ -8,20 +8,30 @@ A rerun makes only what the folder lacks: sets of texts and scores are found by 
 
 import platform
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
+from tsdfm.pipeline.evaluation.cells import Maker, Subject, device_name, open_subject, rollout_of
 from tsdfm.pipeline.evaluation.figures import short_names
-from tsdfm.pipeline.evaluation.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
-from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, kinds_of, naive_texts, real_texts
+from tsdfm.pipeline.evaluation.measures.corpus_texts import (
+    CorpusTexts,
+    kind_of,
+    kinds_of,
+    naive_texts,
+    other_real_texts,
+    real_texts,
+)
+from tsdfm.pipeline.evaluation.measures.distances import RealTexts, why_few
+from tsdfm.pipeline.evaluation.measures.frontier import draw_frontier, frontier_of
+from tsdfm.pipeline.evaluation.measures.likelihoods import Bounds
 from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
@@ -33,61 +43,19 @@ from tsdfm.pipeline.evaluation.sample_cache import (
     of_method,
 )
 from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, likelihood, sample_texts, summarise, why_unfit
-from tsdfm.pipeline.flow.rings.clocks import clocks_of
-from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import ModelFolder, load_model
+from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.text.corpus import training_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
-from tsdfm.schemas.generate import RolloutConfig
+from tsdfm.schemas.measures import Distances
 from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
 RESULTS_FILE, FRONTIER_FILE, PLOT_FILE = "results.json", "frontier.json", "frontier.png"
 METHOD: Literal[2] = 2  # of `Results`; texts and scores of another are never taken for these
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model under evaluation, as it was named."""
-
-    name: str
-    opened: ModelFolder[Denoiser]
-
-
-class Maker(Protocol):
-    """Who makes cells elsewhere, with `make_cell`."""
-
-    def make(self, cells: Sequence[Cell], take: Callable[[int, Made], None]) -> None:
-        """Make the cells, in any order, and give each to `take` by its index. Raises WorkError, or what an interrupt is."""
-
-
-def make_cell(cell: Cell) -> Made:
-    """Sample the texts of a cell and judge them; its model and judges stay open for the next.
-
-    Raises InputError (no such model or judge here) or WorkError (they are not the ones that were asked for).
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    subject, judges = _opened(cell.model, tuple(cell.judges), cell.config, device)
-    for what, found, wanted in [("model", subject.opened.fingerprint, cell.fingerprint),
-                                *((name, judges[name].fingerprint, wanted) for name, wanted in cell.judges.items())]:
-        if found != wanted:
-            raise WorkError(f"{cell.model if what == 'model' else what}: differs from the one that was asked for; give every "
-                            "node the same files")
-    opened, config = subject.opened, cell.config
-    samples = cell.samples or sample_texts(opened.network, opened.vocabulary, _rollout(config, cell.steps, cell.temperature),
-                                           config.samples)
-    return Made(samples, {name: likelihood(samples, judge) for name, judge in judges.items()}, _device_name(device))
-
-
-@lru_cache(maxsize=1)
-def _opened(model: str, judges: tuple[str, ...], config: EvaluateConfig, device: torch.device
-            ) -> tuple[Subject, dict[str, Judge]]:
-    subject = _open(model, config, device)
-    return subject, {name: open_judge(name, device, [subject.opened.vocabulary]) for name in judges}
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str = "", maker: Maker | None = None) -> Results:
@@ -106,22 +74,25 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     config = config.model_copy(update={  # so that the results name the commits
         "model": tuple(map(pinned, config.model)), "evaluator": tuple(map(pinned, config.evaluator))})
     with _folder(config.out) as folder:
-        subjects = [_open(name, config, device) for name in config.model]
+        subjects = [open_subject(name, config, device) for name in config.model]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
-        judges = [open_judge(name, device, vocabularies) for name in config.evaluator]
+        judges = [open_judge(name, device, vocabularies) for name in config.evaluator if config.sampling]
         cache = SampleCache(folder)
+        bounds = Bounds.of(config, cache, subjects, progress) if config.bounds else None
         run = _Run(config, cache, judges, short_names([*config.model, *config.evaluator]), progress,
                    Memorisation(cache, config.corpus))
-        reference = run.references(subjects) if config.reference else []
+        reference = run.references(subjects) if config.reference and config.sampling else []
         naive = run.naive(subjects) if config.naive else []
-        devices = set() if maker is None else run.have_made(subjects, maker)
-        rows = run.rows(subjects)
+        likelihood = [] if bounds is None else bounds.rows(subjects, run.names, progress)
+        devices = set() if maker is None or not config.sampling else run.have_made(subjects, maker)
+        rows = run.rows(subjects) if config.sampling else []
         if config.memorisation and (reference or naive):
             reference, naive, rows = run.memorised(subjects, reference, naive, rows)
         results = Results(
             command=command, settings=config, versions=_versions(), method=METHOD,
-            device=", ".join(sorted(devices)) or _device_name(device),
-            threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, remarks=list(run.remarks.values()),
+            device=", ".join(sorted(devices)) or device_name(device),
+            threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, likelihood=likelihood,
+            remarks=run.told([*reference, *naive, *rows]),
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
@@ -142,6 +113,7 @@ class _Run:
     progress: Progress
     memory: Memorisation
     remarks: dict[tuple[str, str], str] = field(default_factory=dict)  # by judge and vocabulary
+    real: dict[tuple[str, int], RealTexts] = field(default_factory=dict)  # by vocabulary and length
 
     def rows(self, subjects: list[Subject]) -> list[Row]:
         """Sample and judge every model at every step count and temperature."""
@@ -161,7 +133,8 @@ class _Run:
             identity = self._identity(cell.fingerprint, cell.steps, cell.temperature)
             self.cache.samples(identity, self._labels(cell.model, cell.steps, cell.temperature), lambda: made.samples)
             for name, found in made.likelihoods.items():
-                self.cache.likelihood(identity_of_scores(identity, cell.judges[name], METHOD), partial(_same, found))
+                scores = identity_of_scores(identity, cell.judges[name], METHOD)
+                self.cache.likelihood(scores, partial(_same, found), self.config.distances)
             devices.add(made.device)
 
         if cells:
@@ -173,7 +146,8 @@ class _Run:
         identity = self._identity(subject.opened.fingerprint, steps, temperature)
         samples = self.cache.find_samples(identity)
         judges = {judge.name: judge.fingerprint for judge in self.judges
-                  if self.cache.find_likelihood(identity_of_scores(identity, judge.fingerprint, METHOD)) is None}
+                  if self.cache.find_likelihood(
+                      identity_of_scores(identity, judge.fingerprint, METHOD), self.config.distances) is None}
         if samples is not None and not judges:
             return None
         return Cell(self.config, subject.name, subject.opened.fingerprint, steps, temperature, samples, judges)
@@ -192,7 +166,7 @@ class _Run:
             self.progress("sampling and judging texts", index * per_row + done, rows * per_row, note + more)
 
         identity = self._identity(opened.fingerprint, steps, temperature)
-        rollout = _rollout(config, steps, temperature)
+        rollout = rollout_of(config, steps, temperature)
         samples = self.cache.samples(identity, self._labels(subject.name, steps, temperature), lambda: sample_texts(
             opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
         found = {}
@@ -203,17 +177,25 @@ class _Run:
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
         self.memory.add(identity, samples)
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
-                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature)
+                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature,
+                       distances=self._distances(opened, found))
 
     def references(self, subjects: list[Subject]) -> list[Row]:
         """Judge real held-out text, once for each vocabulary and length that the models have."""
-        return [self._corpus_row(real_texts(self.config, opened, self.progress), "real texts")
-                for opened in kinds_of([each.opened for each in subjects])]
+        rows = []
+        for opened in kinds_of(self.config, [each.opened for each in subjects]):
+            texts = real_texts(self.config, opened, self.progress)
+            if self.config.distances:
+                others = other_real_texts(self.config, opened, self.progress)
+                found = [self._judged(each, "real texts")[1] for each in (texts, others)]
+                self.real[kind_of(self.config, opened)] = RealTexts(*found)
+            rows.append(self._corpus_row(opened, texts, "real texts"))
+        return rows
 
     def naive(self, subjects: list[Subject]) -> list[Row]:
         """Judge the texts of naive samplers, as often."""
-        return [self._corpus_row(texts, f"naive texts ({texts.name})")
-                for opened in kinds_of([each.opened for each in subjects])
+        return [self._corpus_row(opened, texts, f"naive texts ({texts.name})")
+                for opened in kinds_of(self.config, [each.opened for each in subjects])
                 for texts in naive_texts(self.config, opened, self.progress)]
 
     def memorised(self, subjects: list[Subject], *tables: list[Row]) -> list[list[Row]]:
@@ -228,33 +210,44 @@ class _Run:
 
         return [[row.model_copy(update=dict(found.get(key(row), Memorised()))) for row in rows] for rows in tables]
 
-    def _corpus_row(self, texts: CorpusTexts, what: str) -> Row:
+    def _corpus_row(self, opened: ModelFolder[Denoiser], texts: CorpusTexts, what: str) -> Row:
+        samples, found = self._judged(texts, what)
+        if texts.is_real:
+            for judge in self.judges:
+                self._note(judge, samples, found[judge.name])
+        self.memory.add(texts.identity, samples)
+        return _row_of(summarise(samples, found), model=texts.name, fingerprint=key_of(texts.identity),
+                       vocabulary=texts.vocabulary, steps=None, temperature=None, distances=self._distances(opened, found))
+
+    def _judged(self, texts: CorpusTexts, what: str) -> tuple[Samples, dict[str, Likelihood]]:
+        """Texts of the corpus, and what each judge says of them."""
         samples, found = self.cache.samples(texts.identity, texts.labels, texts.make), {}
         for number, judge in enumerate(self.judges, 1):
             found[judge.name] = self._likelihood(texts.identity, samples, judge)
-            if texts.is_real:
-                self._note(judge, samples, found[judge.name])
             self.progress(f"judging {what}", number * len(samples.texts), len(self.judges) * len(samples.texts),
                           f"judge {self.names[judge.name]}")
-        self.memory.add(texts.identity, samples)
-        return _row_of(summarise(samples, found), model=texts.name, fingerprint=key_of(texts.identity),
-                       vocabulary=texts.vocabulary, steps=None, temperature=None)
+        return samples, found
+
+    def _distances(self, opened: ModelFolder[Denoiser], found: dict[str, Likelihood]) -> dict[str, Distances]:
+        """How far texts of a model's vocabulary and length are from real ones; nothing where that isn't asked."""
+        real = self.real.get(kind_of(self.config, opened))
+        return {} if real is None else real.distances(found)
 
     def _likelihood(self, identity: Identity, samples: Samples, judge: Judge) -> Likelihood:
         """What a judge says of some texts, which is kept."""
-        return self.cache.likelihood(
-            identity_of_scores(identity, judge.fingerprint, METHOD), partial(likelihood, samples, judge))
+        return self.cache.likelihood(identity_of_scores(identity, judge.fingerprint, METHOD),
+                                     partial(likelihood, samples, judge), self.config.distances)
+
+    def told(self, rows: list[Row]) -> list[str]:
+        """What to know before reading a figure of these rows."""
+        few = why_few([each for row in rows for each in row.distances.values()])
+        return [*self.remarks.values(), *([] if few is None else [few])]
 
     def _note(self, judge: Judge, samples: Samples, found: Likelihood) -> None:
         """Remember what makes a judge's figures of some texts worth little, once for each vocabulary."""
         remark = why_unfit(judge, samples, found)
         if remark is not None:
             self.remarks.setdefault((judge.name, samples.vocabulary), f"judge {self.names[judge.name]} {remark}")
-
-
-def _rollout(config: EvaluateConfig, steps: int, temperature: float) -> RolloutConfig:
-    return RolloutConfig(steps=steps, temperature=temperature, seed=config.seed, batch_size=config.batch_size,
-                         dtype=config.dtype, compile=config.compile, clocks=config.clocks)
 
 
 def _same(found: Likelihood) -> Likelihood:
@@ -306,14 +299,6 @@ def _folder(out: str | None) -> Iterator[Path]:
     yield folder
 
 
-def _open(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
-    opened = load_model(name)
-    clocks_of(RolloutConfig(clocks=config.clocks), opened.network.config)
-    prepare(opened.network, config.dtype, config.compile)
-    opened.network.to(device)
-    return Subject(name, opened)
-
-
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
@@ -322,7 +307,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue  # transformers is optional
     return found
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -2,6 +2,7 @@
 
     FOLDER/samples/KEY.parquet   one set of texts: model, steps, temperature, seed, index, text, tokens, nfe
     FOLDER/scores/KEY.parquet    one judge's nats and tokens of each of its texts
+    FOLDER/features/KEY.parquet  its features of each of them, where distances of sets of texts were asked for
     FOLDER/counts/KEY.parquet    how many n-grams of each of its texts stand in the corpus
 
 Every file is written atomically and holds its identity in the schema's metadata, and a checksum of that and its columns; KEY
@@ -33,6 +34,7 @@ SAMPLES = pa.schema([
     ("model", pa.string()), ("steps", pa.int32()), ("temperature", pa.float64()), ("seed", pa.int64()), ("index", pa.int32()),
     ("text", pa.string()), ("tokens", pa.list_(pa.int32())), ("nfe", pa.int64())])
 SCORES = pa.schema([("nats", pa.float64()), ("tokens", pa.float64())])
+FEATURES = pa.schema([("feature", pa.list_(pa.float32()))])
 COUNTS = pa.schema([("found", pa.int64())])
 Identity = Mapping[str, Any]  # JSON data: all that the content depends on
 
@@ -44,7 +46,8 @@ def key_of(identity: Identity) -> str:
 
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method."""
-    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks))
+    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks),
+                                              ("length", config.length))
                 if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
     return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
             **computed}
@@ -95,19 +98,30 @@ class SampleCache:
         """Whether the texts of an identity are there, whole."""
         return _read(self._path("samples", identity), identity, SAMPLES)[0] is not None
 
-    def find_likelihood(self, identity: Identity) -> Likelihood | None:
-        """The scores of an identity, if they are there."""
+    def find_likelihood(self, identity: Identity, features: bool = False) -> Likelihood | None:
+        """The scores of an identity, with the judge's features if they are asked for, if all that is there."""
         table, facts = _read(self._path("scores", identity), identity, SCORES)
-        return None if table is None else Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), facts.get("window"))
+        found = self._find_features(identity) if features and table is not None else None
+        if table is None or (features and found is None):
+            return None
+        return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), facts.get("window"), found)
 
-    def likelihood(self, identity: Identity, make: Callable[[], Likelihood]) -> Likelihood:
-        """The scores of an identity, made if they are not there."""
-        found = self.find_likelihood(identity)
+    def likelihood(self, identity: Identity, make: Callable[[], Likelihood], features: bool = False) -> Likelihood:
+        """As `find_likelihood`, made if it is not there; features are kept only if they are asked for."""
+        found = self.find_likelihood(identity, features)
         if found is not None:
             return found
         made, path = make(), self._path("scores", identity)
         self._write(path, identity, pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES), {"window": made.window})
+        if features and made.features is not None:
+            table = pa.table({"feature": list(made.features)}, FEATURES)
+            self._write(self._path("features", identity), identity, table, {})
         return made
+
+    def _find_features(self, identity: Identity) -> npt.NDArray[np.float32] | None:
+        """A judge's features of each text, [R, D]."""
+        table, _ = _read(self._path("features", identity), identity, FEATURES)
+        return None if table is None else np.array(table["feature"].to_pylist(), np.float32)
 
     def find_counts(self, identity: Identity) -> npt.NDArray[np.int64] | None:
         """What was counted in each text, [R], of an identity, if it is there."""

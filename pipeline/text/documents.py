@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsdfm.pipeline.text.cleaning import LeftOut, clean, told
+from tsdfm.pipeline.text.sources.bible import SHA256, Bible
 from tsdfm.pipeline.text.sources.built_in import built_in_documents, built_in_stamp
 from tsdfm.pipeline.text.sources.folders import files_of
 from tsdfm.pipeline.text.sources.formats import LONGEST, file_texts
 from tsdfm.pipeline.text.sources.hub import HubText
+from tsdfm.pipeline.text.split import Split, split_of
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
+from tsdfm.schemas.corpus import BIBLE, BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.words import count
 
@@ -44,19 +46,23 @@ class Source:
     """A corpus that was found, and not yet read.
 
     `stamp`: plain JSON that is another whenever the texts are others: names, sizes and times of files, or a commit.
-    `left_out`: what was passed over already. `documents`: reads it; asked for the left out and the progress.
+    `left_out`: what was passed over already. `documents`: reads it; asked for the left out and the progress. `split`: of each.
     """
 
     stamp: list[object]
     commit: str | None
     left_out: LeftOut
     documents: Callable[[Reading], Iterator[str]]
+    split: Callable[[str], Split] = split_of
 
 
 def find_source(config: CorpusConfig) -> Source:
     """Find a corpus. Raises InputError if there is none; WorkError if the Hub can't be reached."""
     if config.path == BUILT_IN:
         return Source([built_in_stamp()], None, LeftOut(), lambda reading: iter(built_in_documents(reading.progress)))
+    if config.path == BIBLE:
+        bible = Bible()
+        return Source([SHA256], None, LeftOut(), lambda _: bible.documents(), bible.split_of)
     if config.path.startswith(HUB):
         found = HubText.find(config.path)
         stamp: list[object] = [found.repo, found.commit, found.config, found.split]
@@ -111,7 +117,7 @@ def _files(config: CorpusConfig, left_out: LeftOut) -> list[Path]:
     if path.is_file():
         return [path]
     found = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
-    raise InputError(f"corpus {path}: {found}; give a path, '{BUILT_IN}' or '{HUB}NAME'")
+    raise InputError(f"corpus {path}: {found}; give a path, '{BUILT_IN}', '{BIBLE}' or '{HUB}NAME'")
 
 
 def _settled(files: list[Path]) -> list[list[object]]:

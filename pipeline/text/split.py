@@ -5,20 +5,20 @@ document.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from tsdfm.schemas.terms import CorpusPart
 
 HELD_OUT_PERCENT = 2
+Split = Literal["held_out", "first", "second"]
 Part = CorpusPart | Literal["held_out"]
 _SPLITS_OF: dict[str, frozenset[str]] = {"all": frozenset({"first", "second"})}  # of other parts: the part itself
 
 
-def split_of(text: str) -> str:
+def split_of(text: str, held_out_percent: int = HELD_OUT_PERCENT) -> Split:
     """'held_out', 'first' or 'second': a function of the text alone."""
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-    if bucket % 100 < HELD_OUT_PERCENT:
+    if bucket % 100 < held_out_percent:
         return "held_out"
     return "first" if bucket // 100 % 2 else "second"
 
@@ -26,9 +26,3 @@ def split_of(text: str) -> str:
 def splits_of(part: Part) -> frozenset[str]:
     """The splits that make a part. `all` is both halves, all that may be trained on: held-out documents never are in it."""
     return _SPLITS_OF.get(part, frozenset({part}))
-
-
-def select(documents: Iterable[str], part: Part) -> Iterator[str]:
-    """The documents of a part, in their order."""
-    wanted = splits_of(part)
-    return (text for text in documents if split_of(text) in wanted)

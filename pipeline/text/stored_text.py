@@ -3,7 +3,7 @@
 Below $TSDFM_CORPORA, or ~/.cache/tsdfm-pipeline/corpora:
 
     KEY/corpus.json         a `StoredCorpus`, written last
-    KEY/text-00000.zst      documents, a zero byte behind each; Zstandard
+    KEY/text-00000.zst      documents, the initial of its split before and a zero byte behind each; Zstandard
 
 KEY is a digest of what the documents are made from: where they lie, names, sizes and times of files or the commit of the Hub,
 how they are cleaned, and by which code.
@@ -14,7 +14,7 @@ import json
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -29,7 +29,7 @@ from tsdfm.pipeline.storage.store import FULL
 from tsdfm.pipeline.text import cleaning, documents
 from tsdfm.pipeline.text.documents import STAGE, Reading, Source, find_source
 from tsdfm.pipeline.text.sources import formats
-from tsdfm.pipeline.text.split import Part, select, split_of
+from tsdfm.pipeline.text.split import Part, Split, splits_of
 from tsdfm.schemas.base import InputError, WorkError, first_line, parse_json, to_json
 from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
@@ -54,7 +54,8 @@ class StoredText:
 
     def piece(self, number: int, part: Part) -> Iterator[str]:
         """The documents of one file that are of a part. Raises OSError if it isn't there, Damaged if it isn't as it was."""
-        return select(self._all_of(number), part)
+        wanted = {split[0] for split in splits_of(part)}
+        return (text[1:] for text in self._all_of(number) if text[0] in wanted)
 
     def _all_of(self, number: int) -> Iterator[str]:
         path, found, rest = _piece_file(self.folder, number), 0, [b""]
@@ -111,7 +112,8 @@ def _found(folder: Path) -> StoredText | None:
 
 def _folder_of(config: CorpusConfig, source: Source) -> Path:
     name = config.path if config.path == BUILT_IN else [config.path, config.text_field, config.clean]
-    code = [hashlib.sha256(Path(str(each.__file__)).read_bytes()).hexdigest() for each in (cleaning, documents, formats)]
+    code = [hashlib.sha256(Path(str(each)).read_bytes()).hexdigest()
+            for each in (cleaning.__file__, documents.__file__, formats.__file__, __file__)]
     key = json.dumps([name, source.stamp, code, unicodedata.unidata_version], sort_keys=True)
     return corpora_folder() / hashlib.sha256(key.encode()).hexdigest()[:32]
 
@@ -120,7 +122,7 @@ def _read(config: CorpusConfig, source: Source, folder: Path, progress: Progress
     reading = Reading(progress, Counter(source.left_out))
     tally, pieces, texts = _Tally(), list[int](), source.documents(reading)
     while (first := next(texts, None)) is not None:
-        pieces.append(_write_piece(_piece_file(folder, len(pieces)), chain([first], texts), tally))
+        pieces.append(_write_piece(_piece_file(folder, len(pieces)), chain([first], texts), source.split, tally))
     if find_source(config).stamp != source.stamp:
         raise WorkError(f"corpus {config.path}: changed while it was read; run the command again")
     facts = StoredCorpus(splits=dict(tally.splits), sha256=tally.digest.hexdigest(), commit=source.commit,
@@ -137,23 +139,23 @@ class _Tally:
     def __init__(self) -> None:
         self.splits, self.digest = Counter[str](), hashlib.sha256()
 
-    def add(self, text: str, data: bytes) -> None:
+    def add(self, split: Split, data: bytes) -> None:
         """Count a document; `data`: its UTF-8."""
         if self.splits:
             self.digest.update(END)
         self.digest.update(data)
-        self.splits[split_of(text)] += 1
+        self.splits[split] += 1
 
 
-def _write_piece(path: Path, texts: Iterable[str], tally: _Tally) -> int:
+def _write_piece(path: Path, texts: Iterable[str], split_of: Callable[[str], Split], tally: _Tally) -> int:
     """Write documents until the file is large enough. Returns how many."""
     count = size = 0
     compressor = zstandard.ZstdCompressor(write_checksum=True)
     with kept_on_disk(), writing_atomic(path) as file, compressor.stream_writer(file, closefd=False) as writer:
         for text in texts:
-            data = text.encode()
-            tally.add(text, data)
-            writer.write(data + END)
+            split, data = split_of(text), text.encode()
+            tally.add(split, data)
+            writer.write(split[0].encode() + data + END)
             count, size = count + 1, size + len(data)
             if size >= PIECE_BYTES:
                 break

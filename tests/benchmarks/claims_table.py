@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
+from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
 
 README = Path(__file__).with_name("README.md")
 FIGURE = Path(__file__).with_name("results") / "claims.png"

@@ -22,8 +22,8 @@ from smollm2 import fetch
 
 from tsdfm.jobs.generate.run import generate
 from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard, read_vocabulary
-from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
 from tsdfm.pipeline.evaluation.judge import Judge
+from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import Samples, measure, of_tokens
 from tsdfm.pipeline.models.causal import CausalLM

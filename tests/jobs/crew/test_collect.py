@@ -133,15 +133,20 @@ def test_a_dataset_that_is_anothers_now_is_left_at_once():
 
 
 def test_who_gives_no_sign_is_silent_and_who_does_is_not():
-    watch = Watch()
-    assert watch.silent({"a": 0, "b": 0}, 0.0, 10) == []
-    assert watch.silent({"a": 1, "b": 0}, 9.0, 10) == []
-    assert watch.silent({"a": 1, "b": 0, "c": 0}, 12.0, 10) == ["b"]
-    assert watch.silent({"a": 1}, 19.0, 10) == ["a"]
+    watch, (a, b, c) = Watch(), [("node", pid, "0") for pid in (1, 2, 3)]
+    assert watch.silent({a: 0, b: 0}, 0.0, 10) == []
+    assert watch.silent({a: 1, b: 0}, 9.0, 10) == []
+    assert watch.silent({a: 1, b: 0, c: 0}, 12.0, 10) == [b]
+    assert watch.silent({a: 1}, 19.0, 10) == [a]
+
+
+def test_the_last_sign_of_every_process_is_known_until_it_is_gone():
     signs = Signs()
-    for key in "ab":
-        signs.beat(key, Sign("here", "id", 1, "0", 3))
-    assert list(signs.last(["b", "x"])) == ["b"]
+    first, idle, other = Sign("here", "id", 1, "0", 3, "0/1"), Sign("here", "id", 1, "0", 4), Sign("here", "id", 2, "0", 9, "1/2")
+    for sign in (first, other, idle):
+        signs.beat(sign)
+    assert signs.last([]) == [idle, other]
+    assert signs.last([idle.process]) == [other]
 
 
 def test_only_the_very_process_is_ended():
@@ -149,12 +154,12 @@ def test_only_the_very_process_is_ended():
     if pid == 0:
         time.sleep(60)
         os._exit(0)
-    end_process(pid, "another birth")
+    assert not end_process(pid, "another birth")
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)
     os.kill(pid, signal.SIGSTOP)
-    end_process(pid, birth(pid))
+    assert end_process(pid, birth(pid))
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
-    end_process(pid, "0")
+    assert not end_process(pid, "0")
     assert birth(pid) == ""
 
 

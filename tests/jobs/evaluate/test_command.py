@@ -16,9 +16,10 @@ import yaml
 from tests.support import LENGTH, assert_refused, present, vocabulary
 from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
+from tsdfm.pipeline.evaluation.cells import make_cell
 from tsdfm.pipeline.evaluation.judge import Judge
 from tsdfm.pipeline.evaluation.measures import corpus_texts
-from tsdfm.pipeline.evaluation.run import evaluate, make_cell
+from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.rollout import roll_out_blind

@@ -102,6 +102,37 @@ def test_a_worker_that_is_stopped_is_ended_and_its_shard_made_by_another(tmp_pat
     assert bytes_of(out) == reference
 
 
+def test_a_worker_that_stops_between_two_shards_is_missed(tmp_path, tiny_models, reference):
+    out = tmp_path / "out"
+    with cluster(1) as nodes:
+        file = config_file(tmp_path, out, tiny_models)
+        with running("generate", file, "--address", nodes.address, code=BETWEEN, cwd=tmp_path) as process:
+            _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert "it gave no sign of life for 12 s" in stderr
+    assert bytes_of(out) == reference
+
+
+# The command, with a worker that stops once as it is given the shard after shard 1, before it has said that it begins.
+BETWEEN = """
+import os
+import tsdfm.jobs.crew.tasks as tasks
+import tsdfm.jobs.generate.run as run
+tasks.SILENT_SECONDS = 12.0
+sound, mark = run.make, os.path.abspath("stopped")
+def make(order, item):
+    if "00001-of" in item.path and not os.path.exists(mark):
+        import signal
+        import tsdfm.jobs.crew.working as working
+        open(mark, "w").close()
+        working._Heart.begins = lambda heart, key, signs: os.kill(os.getpid(), signal.SIGSTOP)
+    return sound(order, item)
+run.make = make
+from tsdfm.jobs.cli import main
+main()
+"""
+
+
 def test_a_shard_that_ends_every_worker_is_set_aside(tmp_path, tiny_models, reference):
     out = tmp_path / "out"
     with cluster(1) as nodes:

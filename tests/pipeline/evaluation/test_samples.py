@@ -9,7 +9,7 @@ import torch
 
 from tests.support import present
 from tsdfm.pipeline.evaluation import samples as module
-from tsdfm.pipeline.evaluation.frontier import perplexity_at_entropy
+from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import measure, of_tokens, sample, sample_texts
 from tsdfm.pipeline.flow.noise import Use

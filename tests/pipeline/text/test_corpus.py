@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import select
 from tsdfm.pipeline.text.corpus import prepare
-from tsdfm.pipeline.text.split import select, split_of
+from tsdfm.pipeline.text.split import split_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.corpus import CorpusConfig
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import select
 from tsdfm.pipeline.text import documents, stored_text, token_file
 from tsdfm.pipeline.text.corpus import prepare, windows_of
-from tsdfm.pipeline.text.split import select
 from tsdfm.pipeline.text.token_file import TokenJob, TokenStream, one_by_one, token_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import present
 from tsdfm.pipeline.evaluation.figures import short_names
-from tsdfm.pipeline.evaluation.frontier import COLOURS, MARKERS, draw_frontier, frontier_of
+from tsdfm.pipeline.evaluation.measures.frontier import COLOURS, MARKERS, draw_frontier, frontier_of
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Perplexity, Results, Row
 
 
