@@ -95,8 +95,8 @@ def _examined(examine: Callable[[Given], R], manifest: DatasetManifest, progress
         progress("checking shards", done, len(given))
 
 
-class _FileCheck:
-    """The faults of a file, wherever they are looked for: the tokenizer is opened once where this arrives."""
+class _File:
+    """A look at one file of a dataset, wherever it is taken: the tokenizer is opened once where this arrives."""
 
     def __init__(self, store: Store, manifest: DatasetManifest) -> None:
         self.store, self.manifest = store, manifest
@@ -107,9 +107,6 @@ class _FileCheck:
             return read_vocabulary(self.store, self.manifest)
         except InputError:
             return None  # which has been told
-
-    def __call__(self, given: Given) -> list[DatasetFault]:
-        return self.faults(given, None)
 
     def faults(self, given: Given, tally: FileTally | None) -> list[DatasetFault]:
         """The faults of a file; the rows of a sound one are added to `tally`."""
@@ -130,7 +127,14 @@ class _FileCheck:
         return type(self), (self.store, self.manifest)
 
 
-class _FileSum(_FileCheck):
+class _FileCheck(_File):
+    """The faults of a file."""
+
+    def __call__(self, given: Given) -> list[DatasetFault]:
+        return self.faults(given, None)
+
+
+class _FileSum(_File):
     """The faults of a file and its sums, in one reading."""
 
     def __call__(self, given: Given) -> tuple[list[DatasetFault], FileTally]:
