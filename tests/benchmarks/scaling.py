@@ -86,7 +86,7 @@ def middle_rate(ends: Sequence[float]) -> float:
 def simulated(folder: Path, crew: int, shards: int, seconds: float) -> dict[str, object]:
     """The share of the ideal rate that so many sleeping workers reach, and the driver's peak memory."""
     config = GenerateConfig(
-        out=str(folder / "out"), trajectories=shards, shard_size=1, workers=crew, arm="blind", compass="none",
+        out=str(folder / "out"), trajectories=shards, shard_size=1, shards_per_file=1, workers=crew, arm="blind", compass="none",
         rollout=RolloutConfig(steps=4, batch_size=1))
     draws = random.Random(0)
     times = [draws.lognormvariate(0, 0.5) * seconds / 1.1331 for _ in range(shards)]  # exp(0.5**2 / 2), the mean
