@@ -37,6 +37,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "Judge": {
         "evaluate": ("tsdfm.jobs.evaluate.command:evaluate_command", "Perplexity, entropy, diversity and cost of models"),
         "ablate": ("tsdfm.jobs.ablate.command:ablate_command", "A sweep of students, in one table"),
+        "lm-eval": ("tsdfm.jobs.lm_eval:lm_eval_command", "Tasks of the lm-evaluation-harness"),
     },
     "Share": {
         "publish": ("tsdfm.jobs.publish:publish_command", "A dataset or a student on the Hugging Face Hub"),

@@ -2,10 +2,11 @@
 
 import click
 
-from tsdfm.jobs.shell.console import CONTROLS, say_if_slow
+from tsdfm.jobs.shell.console import CONTROLS, say, say_if_slow
 from tsdfm.jobs.shell.flags import config_command, flags_of
 from tsdfm.schemas.reports import SampleReport
 from tsdfm.schemas.sample import SampleConfig
+from tsdfm.schemas.words import count
 
 
 def show_texts(report: SampleReport) -> None:
@@ -23,12 +24,13 @@ def _indented(text: str) -> str:
 
 @config_command(
     "sample", SampleConfig, shown=show_texts,
-    common="--model --prompt --prompts --infill --steps -n --number --temperature --seed",
+    common="--model --prompt --prompts --infill --length --steps -n --number --temperature --seed",
     flags=flags_of(SampleConfig, {"number": "-n --number"}, skipped=("rollout.solver", "rollout.top_k")))
 def sample_command(config: SampleConfig) -> SampleReport:
     """Write texts with a model, one jump after another, without a compass: what inference does, and costs.
 
-    With --prompt, --prompts or --infill it goes on from what is given.
+    With --prompt, --prompts or --infill it goes on from what is given. A --length above the model's is written in blocks, each
+    of which goes on from the one before.
 
     CONFIG is a YAML file; flags override it.
     """
@@ -40,4 +42,10 @@ def sample_command(config: SampleConfig) -> SampleReport:
     torch.set_num_threads(config.rollout.threads)
     found = write(config)
     prompted = [each.prompted for each in found if each.prompted is not None]
-    return SampleReport(model=config.model, texts=[each.text for each in found], prompted=prompted or None)
+    ended = [each.ended for each in found if each.ended is not None]
+    report = SampleReport(model=config.model, texts=[each.text for each in found], prompted=prompted or None,
+                          tokens=[each.tokens for each in found], ended=ended or None)
+    if report.ended:
+        mean = sum(report.tokens) / len(found)
+        say(f"{mean:.1f} tokens a text on average; {sum(report.ended):,} of {count(len(found), 'text')} ended")
+    return report

@@ -17,7 +17,7 @@ from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.measures import Bound, Distances
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.protocols import PROTOCOLS, Protocol
-from tsdfm.schemas.terms import Clocks, Dtype
+from tsdfm.schemas.terms import Clocks, Dtype, Texts, Until
 
 
 def _several(value: Any) -> Any:
@@ -58,7 +58,14 @@ class EvaluateConfig(Frozen):
         "Judge, a language model that had no part in making the texts: 'embedded', a folder (of this project or of "
         "transformers), a .gguf file, or hub:USER/NAME[@REVISION]; may be repeated"))
     length: int | None = Field(None, ge=1, le=65536, description=(
-        "Tokens per text; null: for each model as many as it was trained on"))
+        "Tokens of every text, real ones too; more than a model's are written in blocks; null: as many as each model was "
+        "trained on"))
+    until: Until | None = Field(None, description=(
+        "Where a text stops: 'end' at its end token, behind which nothing is shown or measured; 'length' at its last position; "
+        "null: at its end, if the model was trained on padded texts, else at its last position"))
+    overlap: int | None = Field(None, ge=1, description=(
+        "Of texts that are longer than the model's: how many tokens of a block the next one goes on from; null: half of the "
+        "model's length"))
     samples: int = Field(256, ge=2, lt=2**31, description="Texts per row of the table; intervals need at least two")
     temperature: Temperature = Field(1.0, description="Divides the model's logits while sampling")
     frontier: bool = Field(False, description=(
@@ -110,10 +117,10 @@ class EvaluateConfig(Frozen):
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         if self.protocol is not None:  # every field is written, else it would be the protocol's when it is read
-            return handler(self)
+            return dict(handler(self))
         return without_newer(handler(self), info, protocol=None, dtype="float32", compile=False, address="local", clocks=None,
                              naive=False, memorisation=True, length=None, distances=False, likelihood=False,
-                             text=None, sampling=True)
+                             text=None, sampling=True, until=None, overlap=None)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
@@ -183,7 +190,10 @@ class Measures(Frozen):
     """Figures of one set of texts."""
 
     samples: int
-    length: int = Field(description="tokens per text, of the model's own")
+    length: int = Field(description="tokens per text at most, of the model's own")
+    mean_length: float | None = Field(None, description=(
+        "tokens per text that were written, ends included, which are all that is measured; null: texts don't stop at an end"))
+    ended: float | None = Field(None, description="share of the texts that ended; null: as above")
     nfe: float | None = Field(description="mean forward passes per text; null for real text, as for the next two")
     seconds: float | None = Field(description="wall seconds of sampling")
     tokens_per_second: float | None
@@ -201,6 +211,7 @@ class Row(Measures, Memorised):
     model: str = Field(description="as named in the config; of real text, the corpus")
     fingerprint: str = Field(description="of the model; of real text, of what identifies the held-out windows")
     vocabulary: str = Field(description="fingerprint of the tokenizer")
+    texts: Texts = Field("packed", description="how the texts lie that the model was trained on, and so real ones")
     steps: int | None = Field(description="step count n; null for real text, as is the temperature")
     temperature: float | None
     distances: dict[str, Distances] = Field(default_factory=dict, description="by evaluator, where they were asked for")

@@ -3,9 +3,16 @@
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import (
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from tsdfm.schemas.base import Frozen, Sha256
+from tsdfm.schemas.base import Frozen, Sha256, without_newer
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.terms import Arm, Arms, CompassKind, DeviceKind, Source
 from tsdfm.schemas.trajectory import Grid
@@ -39,6 +46,12 @@ class TeacherFacts(Frozen):
     vocab_size: int = Field(ge=2)
     mask_id: int | None
     kappa_exponent: float = Field(gt=0)
+    end_id: int | None = Field(None, ge=0, description=(
+        "id of the token that ends a text, behind which nothing counts; absent: texts are packed"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, end_id=None)
 
 
 class CompassFacts(Frozen):

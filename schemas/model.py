@@ -8,9 +8,10 @@ import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer, model_validator
+from pydantic_core import to_json
 
 from tsdfm.schemas.base import Frozen, explain
-from tsdfm.schemas.terms import Clocks, Source
+from tsdfm.schemas.terms import Clocks, Source, Texts
 
 
 class TransformerShape(Frozen):
@@ -56,6 +57,14 @@ class DenoiserConfig(TransformerShape):
         "block (students of FS-DFM); nothing (masked language models)"))
     masked_lm: MaskedConfig | None = Field(None, description="absent: the network is our own")
     clocks: Clocks = Field("independent", description="the clocks that it was trained for, with which it writes")
+    end_id: int | None = Field(None, ge=0, description=(
+        "id of the token that ends a text, of a model of padded texts: each is one document, its end token behind it, and what "
+        "follows that counts for nothing; null: texts are packed, what follows an end is another document"))
+
+    @property
+    def texts(self) -> Texts:
+        """How the texts lie that it was trained on."""
+        return "packed" if self.end_id is None else "padded"
 
     @model_validator(mode="after")
     def _mask_matches_source(self) -> "DenoiserConfig":
@@ -65,6 +74,9 @@ class DenoiserConfig(TransformerShape):
             raise ValueError("source 'uniform' has no [MASK]; set mask_id to null")
         if self.mask_id is not None and self.mask_id >= self.vocab_size:
             raise ValueError(f"mask_id {self.mask_id} is outside the vocabulary of {self.vocab_size}; give an id below it")
+        if self.end_id is not None and (self.end_id >= self.vocab_size or self.end_id == self.mask_id):
+            raise ValueError(f"end_id {self.end_id} is [MASK], or outside the vocabulary of {self.vocab_size}; give the id of "
+                             "the token that ends a text")
         if self.conditioning == "fused" and not self.step_size:
             raise ValueError("conditioning 'fused' fuses t with the step size; set step_size to true")
         return self
@@ -89,7 +101,7 @@ class DenoiserConfig(TransformerShape):
     @model_serializer(mode="wrap")
     def _as_before_imports(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Newer fields are written only where they say something: files and fingerprints of older models stay what they are."""
-        usual = {"conditioning": "t", "masked_lm": None, "clocks": "independent"}
+        usual = {"conditioning": "t", "masked_lm": None, "clocks": "independent", "end_id": None}
         return {name: value for name, value in handler(self).items() if name not in usual or value != usual[name]}
 
 
@@ -128,7 +140,7 @@ FOR_TRANSFORMERS: dict[str, Any] = {
 
 def for_transformers(config: bytes) -> bytes | None:
     """Our config.json with the fields of FOR_TRANSFORMERS; None if `own_config` could not give the same bytes back."""
-    found = (json.dumps(json.loads(config) | FOR_TRANSFORMERS, indent=2) + "\n").encode()
+    found = _written(json.loads(config) | FOR_TRANSFORMERS)
     return found if own_config(found) == config else None
 
 
@@ -140,8 +152,15 @@ def own_config(config: bytes) -> bytes:
         return config
     if not isinstance(fields, dict) or fields.get("model_type") != FOR_TRANSFORMERS["model_type"]:
         return config
-    own = {name: value for name, value in fields.items() if name not in FOR_TRANSFORMERS}
-    return (json.dumps(own, indent=2) + "\n").encode()
+    try:
+        return _written({name: value for name, value in fields.items() if name not in FOR_TRANSFORMERS})
+    except ValueError:  # text that is no Unicode
+        return config
+
+
+def _written(fields: dict[str, Any]) -> bytes:
+    """The bytes of a config.json, its numbers spelled as pydantic spells those of a model folder."""
+    return to_json(fields, indent=2) + b"\n"
 
 
 def parse_model_config(text: str | bytes, where: str) -> DenoiserConfig | CausalConfig | NceConfig:

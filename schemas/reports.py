@@ -112,6 +112,8 @@ class SampleReport(Frozen):
     model: str
     texts: list[str] = Field(description="whole, with what was given")
     prompted: list[Prompted] | None = Field(None, description="of each text; null: there were no prompts")
+    tokens: list[int] = Field(description="tokens of each text, given ones and its end included")
+    ended: list[bool] | None = Field(None, description="of each text; null: they don't stop at an end")
 
 
 class TeacherReport(PretrainRecord):

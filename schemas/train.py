@@ -9,7 +9,7 @@ from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.model import TransformerShape
 from tsdfm.schemas.optim import Divided
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Source
+from tsdfm.schemas.terms import Source, Texts
 
 
 class PretrainConfig(Divided):
@@ -21,6 +21,9 @@ class PretrainConfig(Divided):
     eos: str | None = Field(None, min_length=1, description="Token that ends a text, of a given tokenizer; null: as it says")
     vocab_size: int = Field(2048, ge=258, le=1 << 20, description="Size of a tokenizer that is trained here, [MASK] included")
     length: int = Field(64, ge=2, description="Tokens L of every sequence, which is also the length of the texts it will write")
+    texts: Texts = Field("packed", description=(
+        "How documents become texts: 'packed' cuts all of them, one after another with an end token between, into stretches of "
+        "L; 'padded' makes each a text of its own, cut at L, and the model then writes texts that end"))
     source: Source = Field("mask", description=(
         "What a text starts from: all [MASK] ('mask') or random tokens ('uniform')"))
     kappa_exponent: float = Field(1.0, gt=0, description=(
@@ -46,7 +49,7 @@ class PretrainConfig(Divided):
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, eos=None, spaced=0.0, tracker="none")
+        return without_newer(handler(self), info, eos=None, spaced=0.0, tracker="none", texts="packed")
 
 
 class CompassConfig(Divided):

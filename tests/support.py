@@ -1,5 +1,6 @@
 """Small models and datasets that every test may use: random weights, spread posteriors, a real tokenizer."""
 
+import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,6 +112,16 @@ def tree(folder: Path) -> dict[str, str]:
     if folder.is_file():
         return {"": sha256_file(folder)}
     return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def packages_without_ours(home: Path) -> Path:
+    """A folder of links to all installed packages but ours, for a Python that is started with -S and given this folder."""
+    packages = home / "packages"
+    packages.mkdir()
+    for each in Path(sysconfig.get_path("purelib")).iterdir():
+        if "tsdfm" not in each.name and each.suffix != ".pth":
+            (packages / each.name).symlink_to(each)
+    return packages
 
 
 def select(texts: Iterable[str], part: Part) -> list[str]:

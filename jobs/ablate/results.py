@@ -12,7 +12,6 @@ from tsdfm.pipeline.evaluation.effects import ScoredTexts
 from tsdfm.pipeline.evaluation.run import METHOD, RESULTS_FILE, kept_texts
 from tsdfm.pipeline.models.folder import WEIGHTS_FILE
 from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.pipeline.text.metrics import unigram_entropy
 from tsdfm.schemas.ablate import Evaluation, TrialRecord, TrialRow
 from tsdfm.schemas.base import InputError, parse_json, to_json
 from tsdfm.schemas.evaluate import Results, Row
@@ -76,7 +75,7 @@ def scored_of(trial: Trial, folder: Path) -> list[ScoredTexts]:
         samples, judges = kept_texts(results, row, folder / "evaluation")
         assert row.steps is not None
         assert row.temperature is not None
-        found.append(ScoredTexts(trial.levels, trial.seed, row.steps, row.temperature, judges, unigram_entropy(samples.tokens)))
+        found.append(ScoredTexts(trial.levels, trial.seed, row.steps, row.temperature, judges, samples.entropies))
     return found
 
 

@@ -39,7 +39,6 @@ from tsdfm.pipeline.evaluation.run import kept_texts
 from tsdfm.pipeline.models.folder import TRAINING_FILE, embedded, load_denoiser, state_folder
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.store import LocalStore
-from tsdfm.pipeline.text.metrics import unigram_entropy
 from tsdfm.pipeline.training.distill import open_start
 from tsdfm.pipeline.training.trainer import HEADER_FILE
 from tsdfm.schemas.base import InputError, WorkError, parse_json, plain_json
@@ -246,7 +245,7 @@ def _ratios(swept: Results, slow: Results, roles: dict[str, Role]) -> tuple[dict
 def _judged(results: Results, row: Row) -> JudgedTexts:
     """The texts of one row as the judge that compares models found them."""
     samples, judges = kept_texts(results, row, Path(str(results.settings.out)))
-    return JudgedTexts(judges[results.settings.evaluator[0]], unigram_entropy(samples.tokens))
+    return JudgedTexts(judges[results.settings.evaluator[0]], samples.entropies)
 
 
 def _losses(logs: Path) -> Curve:

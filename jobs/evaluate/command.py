@@ -38,8 +38,9 @@ def _show_texts(results: Results) -> None:
     judges, models = short_names(list(results.judges)), short_names(list(results.settings.model))
     title = f"{count(results.settings.samples, 'text')} a row; perplexity with 95 % interval, entropy with standard error"
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ["model", "n", "T", "NFE", *(f"ppl, {judges[name]}" for name in results.judges), "entropy, bits", "distinct-2",
-               "distinct-4", "self-BLEU", "memorised", *_distance_columns(results, judges), "tokens/s"]
+    lengths, judged = ["length, ended"] if _stop(results) else [], [f"ppl, {judges[name]}" for name in results.judges]
+    columns = ["model", "n", "T", "NFE", *lengths, *judged, "entropy, bits", "distinct-2", "distinct-4", "self-BLEU",
+               "memorised", *_distance_columns(results, judges), "tokens/s"]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in results.reference:
@@ -64,7 +65,7 @@ def _in_windows(results: Results) -> list[str]:
 
 
 def _figures(row: Row, results: Results) -> list[str]:
-    return [*(ppl_interval(row.judges[name]) for name in results.judges),
+    return [*_length(row, results), *(ppl_interval(row.judges[name]) for name in results.judges),
             plus_minus(row.entropy_bits, row.entropy_standard_error, 3), f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}",
             f"{row.self_bleu:.3f}", share(row.memorised),
             *(corrected(each) for name in results.judges if results.settings.distances
@@ -73,6 +74,18 @@ def _figures(row: Row, results: Results) -> list[str]:
 
 def _distance_columns(results: Results, judges: dict[str, str]) -> list[str]:
     return [f"{what}, {judges[name]}" for name in results.judges if results.settings.distances for what in ("MAUVE", "Fréchet")]
+
+
+def _stop(results: Results) -> bool:
+    """Whether the texts of some row stop at an end."""
+    return any(row.mean_length is not None for row in [*results.reference, *results.naive, *results.rows])
+
+
+def _length(row: Row, results: Results) -> list[str]:
+    """How long the texts of a row are and how many ended, if any row's stop at an end."""
+    if not _stop(results):
+        return []
+    return [f"{row.length}" if row.mean_length is None else f"{row.mean_length:.1f}, {share(row.ended)}"]
 
 
 def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:

@@ -5,7 +5,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.measures.bounds import DRAWS
-from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, kinds_of
+from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, extent_of, kinds_of
 from tsdfm.pipeline.evaluation.measures.likelihoods import steps_bounded
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate, has_texts, kept_texts
-from tsdfm.pipeline.evaluation.samples import Samples, summarise
+from tsdfm.pipeline.evaluation.samples import summarise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -79,6 +79,7 @@ class EvaluateJob:
         return {"models": [as_json(opened.network.config) for opened in self.models], "judges": self.judges,
                 "batch_size": self.config.batch_size, "threads": torch.get_num_threads(), "dtype": self.config.dtype,
                 "compile": self.config.compile, "clocks": self.config.clocks, "reference": self.config.reference,
+                "length": self.config.length, "overlap": self.config.overlap, "until": self.config.until,
                 "corpus": self.config.corpus.path if self.config.reads_corpus else None}
 
     def measure(self) -> Measurement:
@@ -121,8 +122,8 @@ class EvaluateJob:
         samples, found = kept_texts(results, results.rows[0], folder)
         taken = []
         for times in (1, ceil(self.config.samples / len(samples.texts))):
-            many = Samples(np.tile(samples.tokens, (times, 1)), samples.texts * times,
-                           None if samples.nfe is None else np.tile(samples.nfe, times), samples.seconds, samples.vocabulary)
+            many = replace(samples, tokens=np.tile(samples.tokens, (times, 1)), texts=samples.texts * times,
+                           nfe=None if samples.nfe is None else np.tile(samples.nfe, times))
             scores = {name: Likelihood(np.tile(each.nats, times), np.tile(each.tokens, times), each.window)
                       for name, each in found.items()}
             began = time.monotonic()
@@ -158,7 +159,10 @@ class EvaluateJob:
 def _visits(config: EvaluateConfig, opened: ModelFolder[Denoiser], steps: int) -> float:
     """The forward passes that a text in so many steps takes, expected."""
     model, rollout = opened.network.config, RolloutConfig(steps=steps, clocks=config.clocks)
-    return visits(MixturePath.of(model), rollout.times, config.length or model.length, clocks=clocks_of(rollout, model)).steps
+    extent, path, clocks = extent_of(config, opened), MixturePath.of(model), clocks_of(rollout, model)
+    first = visits(path, rollout.times, extent.size, clocks=clocks).steps
+    more = len(extent.starts) - 1
+    return first + more * visits(path, rollout.times, extent.size - extent.overlap, clocks=clocks).steps if more else first
 
 
 def _fitted(config: EvaluateConfig, index: int, opened: ModelFolder[Denoiser], rows: list[Row]) -> dict[str, float]:

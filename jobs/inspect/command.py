@@ -111,6 +111,7 @@ def show_trajectory(store: Store, trajectory: int, arm: Arm | None = None) -> li
     """
     from tsdfm.pipeline.dataset.frames import frames
     from tsdfm.pipeline.dataset.manifest import read_manifest, read_vocabulary
+    from tsdfm.pipeline.text.ends.written import text_of
 
     manifest = read_manifest(store)
     vocabulary, grid = read_vocabulary(store, manifest), manifest.identity.grid
@@ -120,7 +121,8 @@ def show_trajectory(store: Store, trajectory: int, arm: Arm | None = None) -> li
         show_frames(log, pictures, grid.steps)
         report.append(TrajectoryReport(
             trajectory_id=log.trajectory_id, arm=log.arm, final_energy=log.final_energy,
-            text=vocabulary.decode(log.tokens.tolist()), frames=[FrameReport(**vars(frame)) for frame in pictures]))
+            text=text_of(vocabulary, log.tokens, manifest.identity.teacher.end_id),
+            frames=[FrameReport(**vars(frame)) for frame in pictures]))
     return report
 
 

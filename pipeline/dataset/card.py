@@ -1,6 +1,7 @@
 """The dataset card, README.md of a dataset: YAML for `datasets` and the Hub, prose for people."""
 
 import re
+from math import gcd
 from typing import Any
 
 import pyarrow as pa
@@ -94,6 +95,33 @@ The YAML head of this file holds these numbers, too (`trajectories:`).
 """
 
 
+def windows_snippet(identity: Identity) -> str:
+    """Python that turns `rows` into the training windows of this dataset, with datasets and torch alone."""
+    grid = identity.grid
+    source = 'row["source_tokens"]' + ("" if grid.mask_id is None else f" or [{grid.mask_id}] * {grid.length}")
+    start = "random tokens" if grid.mask_id is None else "null is all [MASK]"
+    return f"""```python
+import torch
+
+def windows(row, n):
+    \"\"\"The n windows (t, t + 1/n] of a row: the text at t, and the token that each position jumps to, or -1.\"\"\"
+    state = list({source})  # {start}
+    for j in range(n):
+        x_t, target = list(state), [-1] * {grid.length}
+        for step, position, token in zip(row["event_step"], row["event_position"], row["event_token"]):
+            if step * n // {grid.steps} == j:
+                state[position] = target[position] = token
+        yield {{"x_t": torch.tensor(x_t), "t": torch.tensor(j / n), "dt": torch.tensor(1 / n), "target": torch.tensor(target)}}
+
+data = [window for row in rows for window in windows(row, n={gcd(grid.steps, 8)})]  # n: any that divides {grid.steps}
+batches = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True)
+```
+
+A network that is trained to predict `target` from `x_t`, `t` and `dt`, where `target` is not -1, is a student that writes in n
+steps. Of the package, `tests/examples/windows_datasets.py` has the K candidates and their weights, too; `windows_ray.py` reads
+with Ray Data."""
+
+
 def dataset_card(manifest: DatasetManifest) -> str:
     """The card's text; a function of the manifest alone."""
     identity = manifest.identity
@@ -116,6 +144,8 @@ rows = load_dataset("PATH_OR_REPOSITORY", split="train")
 {calls}
 print(rows[0]["text"], rows[0]["event_step"][:8])
 ```
+
+{windows_snippet(identity)}
 
 A trajectory is its source and its events: replaying (`event_position`, `event_token`) in order on the source gives `tokens`.
 `manifest.json` holds the full configuration, the models' fingerprints and a checksum per shard.

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tsdfm.pipeline.dataset.jump_log import JumpLog
+from tsdfm.pipeline.text.ends.written import text_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, first_line
 from tsdfm.schemas.trajectory import ARROW_SCHEMA, Grid, check_shard
@@ -33,10 +34,10 @@ _ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _SPLIT}
 _ENCODINGS |= {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in _DELTA}
 
 
-def columns_of(log: JumpLog, vocabulary: Vocabulary) -> dict[str, object]:
-    """One row's columns, flat arrays, in the order of the schema."""
+def columns_of(log: JumpLog, vocabulary: Vocabulary, end_id: int | None = None) -> dict[str, object]:
+    """One row's columns, flat arrays, in the order of the schema; `end_id`: of texts that are shown up to their end."""
     return {
-        "trajectory_id": log.trajectory_id, "arm": log.arm, "text": vocabulary.decode(log.tokens.tolist()),
+        "trajectory_id": log.trajectory_id, "arm": log.arm, "text": text_of(vocabulary, log.tokens, end_id),
         "tokens": log.tokens, "source_tokens": log.source_tokens, "event_step": log.event_step,
         "event_position": log.event_position, "event_token": log.event_token,
         "event_candidates": log.event_candidates.ravel(), "event_topk_ids": log.event_topk_ids.ravel(),
@@ -45,9 +46,9 @@ def columns_of(log: JumpLog, vocabulary: Vocabulary) -> dict[str, object]:
     }
 
 
-def to_table(logs: Sequence[JumpLog], vocabulary: Vocabulary) -> pa.Table:
-    """An Arrow table of ARROW_SCHEMA, one row per log."""
-    rows = [columns_of(log, vocabulary) for log in logs]
+def to_table(logs: Sequence[JumpLog], vocabulary: Vocabulary, end_id: int | None = None) -> pa.Table:
+    """An Arrow table of ARROW_SCHEMA, one row per log; `end_id`: of texts that are shown up to their end."""
+    rows = [columns_of(log, vocabulary, end_id) for log in logs]
     return pa.Table.from_pydict({name: [row[name] for row in rows] for name in ARROW_SCHEMA.names}, schema=ARROW_SCHEMA)
 
 

@@ -17,6 +17,7 @@ from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.once import ReadOnce
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
+from tsdfm.pipeline.text.ends.written import text_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, one_line
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
@@ -152,7 +153,7 @@ def _shard_faults(once: ReadOnce, record: ShardRecord, item: ShardPlan, identity
         for first, table in check_groups(once.file, item, identity, found):
             rows += table.num_rows
             if vocabulary is not None and not found:
-                texts += _text_faults(first, table, vocabulary)
+                texts += _text_faults(first, table, vocabulary, identity.teacher.end_id)
             if tally is not None and not found:
                 tally.add(table)
     except InputError as error:
@@ -169,11 +170,11 @@ def _shard_faults(once: ReadOnce, record: ShardRecord, item: ShardPlan, identity
     yield from found or texts
 
 
-def _text_faults(first: int, table: pa.Table, vocabulary: Vocabulary) -> Iterator[RowFault]:
-    """Rows whose text is another than their tokens'; the table's begin at row `first` of its file."""
+def _text_faults(first: int, table: pa.Table, vocabulary: Vocabulary, end_id: int | None) -> Iterator[RowFault]:
+    """Rows whose text is another than their tokens' (up to the end, if they have one); the table's begin at row `first`."""
     texts, tokens = table.column("text").to_pylist(), table.column("tokens").to_pylist()
     for row in range(table.num_rows):
-        if vocabulary.decode(tokens[row]) != texts[row]:
+        if text_of(vocabulary, tokens[row], end_id) != texts[row]:
             yield first + row, "text is not the decoded tokens"
 
 

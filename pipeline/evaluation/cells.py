@@ -11,13 +11,14 @@ from typing import Protocol
 import torch
 
 from tsdfm.pipeline.evaluation.judge import Judge
+from tsdfm.pipeline.evaluation.measures.corpus_texts import extent_of
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import Cell, Made, likelihood, sample_texts
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
-from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.generate import RolloutConfig
 
@@ -51,7 +52,7 @@ def make_cell(cell: Cell) -> Made:
                             "node the same files")
     opened, config = subject.opened, cell.config
     samples = cell.samples or sample_texts(opened.network, opened.vocabulary, rollout_of(config, cell.steps, cell.temperature),
-                                           config.samples)
+                                           config.samples, extent=extent_of(config, opened))
     return Made(samples, {name: likelihood(samples, judge) for name, judge in judges.items()}, device_name(device))
 
 
@@ -71,13 +72,10 @@ def rollout_of(config: EvaluateConfig, steps: int, temperature: float) -> Rollou
 def open_subject(name: str, config: EvaluateConfig, device: torch.device) -> Subject:
     """A model by its name, ready to write on a device.
 
-    Raises InputError: no such model, texts longer than its own, or clocks that it can't have.
+    Raises InputError: no such model, an overlap that leaves nothing to write, or clocks that it can't have.
     """
     opened = load_model(name)
-    longest = opened.network.config.length
-    if config.length is not None and config.length > longest:
-        raise InputError(f"length: {config.length} is longer than the {longest} tokens of model {name}; give a --length up to "
-                         "that")
+    extent_of(config, opened)
     clocks_of(RolloutConfig(clocks=config.clocks), opened.network.config)
     prepare(opened.network, config.dtype, config.compile)
     opened.network.to(device)

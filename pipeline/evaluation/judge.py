@@ -28,6 +28,7 @@ from tsdfm.schemas.base import InputError
 
 WINDOW_TO_STRIDE = 2  # W over the stride of windows
 RESAMPLES = 1000
+Ragged = Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64]  # R texts of tokens, of any lengths
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ class Judge:
     longest: int | None  # positions it was built for; None: any number
     unknown: int | None = None  # the token that stands for what its tokenizer doesn't know
 
-    def score(self, tokens: npt.NDArray[np.int64], texts: Sequence[str], vocabulary: str) -> Likelihood:
-        """Score R texts: as `tokens` [R, L] if `vocabulary`, their fingerprint, is one that the judge shares, else as `texts`.
+    def score(self, tokens: Ragged, texts: Sequence[str], vocabulary: str) -> Likelihood:
+        """Score R texts: as `tokens` if `vocabulary`, their fingerprint, is one that the judge shares, else as `texts`.
 
         Raises InputError: no text has a token.
         """
@@ -91,9 +92,7 @@ class Judge:
         return vocabulary == self.vocabulary or vocabulary in self.shared
 
     @torch.no_grad()
-    def score_tokens(
-        self, sequences: Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64]
-    ) -> Likelihood:
+    def score_tokens(self, sequences: Ragged) -> Likelihood:
         """Score R sequences of the judge's own tokens, of any lengths. Raises InputError as `score` does."""
         arrays = [torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences]
         lengths = [len(array) for array in arrays]

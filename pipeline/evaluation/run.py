@@ -23,6 +23,8 @@ from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
 from tsdfm.pipeline.evaluation.measures.corpus_texts import (
     CorpusTexts,
+    Kind,
+    extent_of,
     kind_of,
     kinds_of,
     naive_texts,
@@ -113,7 +115,7 @@ class _Run:
     progress: Progress
     memory: Memorisation
     remarks: dict[tuple[str, str], str] = field(default_factory=dict)  # by judge and vocabulary
-    real: dict[tuple[str, int], RealTexts] = field(default_factory=dict)  # by vocabulary and length
+    real: dict[Kind, RealTexts] = field(default_factory=dict)
 
     def rows(self, subjects: list[Subject]) -> list[Row]:
         """Sample and judge every model at every step count and temperature."""
@@ -168,7 +170,8 @@ class _Run:
         identity = self._identity(opened.fingerprint, steps, temperature)
         rollout = rollout_of(config, steps, temperature)
         samples = self.cache.samples(identity, self._labels(subject.name, steps, temperature), lambda: sample_texts(
-            opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done)))
+            opened.network, opened.vocabulary, rollout, config.samples, lambda stage, done, total, note="": tell(done),
+            extent_of(config, opened)))
         found = {}
         for number, judge in enumerate(self.judges, 2):
             found[judge.name] = self._likelihood(identity, samples, judge)
@@ -177,7 +180,7 @@ class _Run:
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
         self.memory.add(identity, samples)
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
-                       vocabulary=samples.vocabulary, steps=steps, temperature=temperature,
+                       vocabulary=samples.vocabulary, texts=opened.network.config.texts, steps=steps, temperature=temperature,
                        distances=self._distances(opened, found))
 
     def references(self, subjects: list[Subject]) -> list[Row]:
@@ -187,8 +190,8 @@ class _Run:
             texts = real_texts(self.config, opened, self.progress)
             if self.config.distances:
                 others = other_real_texts(self.config, opened, self.progress)
-                found = [self._judged(each, "real texts")[1] for each in (texts, others)]
-                self.real[kind_of(self.config, opened)] = RealTexts(*found)
+                theirs = self._judged(others, "real texts")[1]  # first, for there may be too few
+                self.real[kind_of(self.config, opened)] = RealTexts(self._judged(texts, "real texts")[1], theirs)
             rows.append(self._corpus_row(opened, texts, "real texts"))
         return rows
 
@@ -217,7 +220,8 @@ class _Run:
                 self._note(judge, samples, found[judge.name])
         self.memory.add(texts.identity, samples)
         return _row_of(summarise(samples, found), model=texts.name, fingerprint=key_of(texts.identity),
-                       vocabulary=texts.vocabulary, steps=None, temperature=None, distances=self._distances(opened, found))
+                       vocabulary=texts.vocabulary, texts=texts.texts, steps=None, temperature=None,
+                       distances=self._distances(opened, found))
 
     def _judged(self, texts: CorpusTexts, what: str) -> tuple[Samples, dict[str, Likelihood]]:
         """Texts of the corpus, and what each judge says of them."""

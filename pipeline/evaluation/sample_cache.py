@@ -46,9 +46,8 @@ def key_of(identity: Identity) -> str:
 
 def identity_of_texts(config: EvaluateConfig, model: str, steps: int | None, temperature: float | None) -> Identity:
     """All that the texts of a model, by fingerprint, depend on, but for the method."""
-    computed = {name: value for name, value in (("dtype", config.dtype), ("compile", config.compile), ("clocks", config.clocks),
-                                              ("length", config.length))
-                if value != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
+    computed = {name: getattr(config, name) for name in ("dtype", "compile", "clocks", "length", "until", "overlap")
+                if getattr(config, name) != EvaluateConfig.model_fields[name].default}  # which the first folders did not name
     return {"model": model, "steps": steps, "temperature": temperature, "seed": config.seed, "samples": config.samples,
             **computed}
 
@@ -76,7 +75,7 @@ class SampleCache:
             return None
         nfe = None if facts["seconds"] is None else table["nfe"].to_numpy()
         tokens = np.array(table["tokens"].to_pylist(), dtype=np.int64)
-        return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"])
+        return Samples(tokens, table["text"].to_pylist(), nfe, facts["seconds"], facts["vocabulary"], facts.get("end_id"))
 
     def samples(self, identity: Identity, labels: Mapping[str, Any], make: Callable[[], Samples]) -> Samples:
         """The texts of an identity, made if they are not there; `labels` are the model, steps, temperature and seed columns."""
@@ -91,7 +90,8 @@ class SampleCache:
             "nfe": [None] * rows if made.nfe is None else made.nfe,
         }
         self._write(self._path("samples", identity), identity, pa.table(columns, SAMPLES),
-                    {"seconds": made.seconds, "vocabulary": made.vocabulary})
+                    {"seconds": made.seconds, "vocabulary": made.vocabulary,
+                     **({} if made.end_id is None else {"end_id": made.end_id})})
         return made
 
     def has_samples(self, identity: Identity) -> bool:

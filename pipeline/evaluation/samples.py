@@ -7,7 +7,7 @@ fair comparison of two generators is at equal entropy, along the frontier that a
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,12 @@ from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.prompts import prompts_of, written
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
-from tsdfm.pipeline.flow.rollout import roll_out_blind
+from tsdfm.pipeline.flow.texts.blocks import Extent, roll_out_blocks
 from tsdfm.pipeline.models.computing import prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_model
-from tsdfm.pipeline.text.metrics import BLEU_ORDER, character_bits, distinct_n, self_bleu, unigram_entropy
+from tsdfm.pipeline.text.ends.written import has_ended, padded, text_of, written_of
+from tsdfm.pipeline.text.metrics import BLEU_ORDER, character_bits, distinct_n, entropies, self_bleu, unigram_entropy
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.evaluate import EvaluateConfig, Measures, Perplexity, TextScore
@@ -37,13 +38,27 @@ UNKNOWN_SHARE, TOKENS_A_CHARACTER = 0.01, 1.5  # above these a judge can't read 
 
 @dataclass(frozen=True)
 class Samples:
-    """R texts of L tokens, and what they cost. Of real text `nfe` and `seconds` are None."""
+    """R texts of L tokens, and what they cost. Of real text `nfe` and `seconds` are None.
+
+    end_id: the token at which they stop: nothing behind it counts, and it fills what is left. None: all L tokens count.
+    """
 
     tokens: Int64  # [R, L]
     texts: list[str]
     nfe: Int64 | None  # [R], forward passes
     seconds: float | None
     vocabulary: str  # fingerprint of the tokenizer
+    end_id: int | None = None
+
+    @property
+    def written(self) -> Int64 | list[Int64]:
+        """All that counts: [R, L], or of texts that stop what was written of each, its end included."""
+        return self.tokens if self.end_id is None else written_of(self.tokens, self.end_id)
+
+    @property
+    def entropies(self) -> npt.NDArray[np.float64]:
+        """The unigram entropy of each text, [R] bits."""
+        return entropies(self.written)
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ class Made:
 
 def sample_texts(
     model: Denoiser, vocabulary: Vocabulary, rollout: RolloutConfig, number: int,
-    progress: Progress = unheard,
+    progress: Progress = unheard, extent: Extent | None = None,
 ) -> Samples:
     """Sample trajectories 0..number-1 of a model without a compass, in batches of `rollout.batch_size`.
 
@@ -85,29 +100,37 @@ def sample_texts(
             the caller's business: the model computes as it was prepared to.
         number: R >= 1.
         progress: called after each batch.
+        extent: how long texts are; None: of the model's length, or `rollout`'s, with no end.
     """
     if rollout.solver != "euler":
         raise ValueError(f"forward passes are counted for solver 'euler' only, not '{rollout.solver}'")
     warm_up = range(min(rollout.batch_size, number))
-    roll_out_blind(model, rollout.model_copy(update={"steps": 1}), warm_up, Use.MEASURE)
-    tokens, nfe, seconds = [], [], 0.0
+    extent = extent or Extent(rollout.length or model.config.length, rollout.length or model.config.length)
+    roll_out_blocks(model, rollout.model_copy(update={"steps": 1}), warm_up, Use.MEASURE, extent.first)
+    tokens, nfe, seconds = list[Int64](), list[Int64](), 0.0
     for start in range(0, number, rollout.batch_size):
         ids = range(start, min(start + rollout.batch_size, number))
         began = time.perf_counter()
-        logs = roll_out_blind(model, rollout, ids, Use.MEASURE)
+        rolled = roll_out_blocks(model, rollout, ids, Use.MEASURE, extent)
         seconds += time.perf_counter() - began
-        tokens += [log.tokens.astype(np.int64) for log in logs]
-        nfe += [len(np.unique(log.event_step)) for log in logs]
-        progress("sampling texts", len(tokens), number)
-    return of_tokens(np.stack(tokens), vocabulary, np.array(nfe, dtype=np.int64), seconds)
+        tokens.append(rolled.tokens)
+        nfe.append(rolled.passes)
+        progress("sampling texts", ids.stop, number)
+    made = of_tokens(np.concatenate(tokens), vocabulary, extent.end_id)
+    return replace(made, nfe=np.concatenate(nfe), seconds=seconds)
 
 
 @dataclass(frozen=True)
 class Written:
-    """A text, whole, and what of it was written to which prompt; None: all, to none."""
+    """A text up to its end, and what of it was written to which prompt; None: all, to none.
+
+    tokens: how many, given ones and its end included; ended: whether it did; None: texts don't stop at an end.
+    """
 
     text: str
     prompted: Prompted | None
+    tokens: int
+    ended: bool | None
 
 
 def sample(config: SampleConfig) -> list[str]:
@@ -122,12 +145,11 @@ def write(config: SampleConfig) -> list[Written]:
     """
     prompts = prompts_of(config)
     opened = load_model(config.model)
-    rollout, longest = config.rollout, opened.network.config.length
-    if rollout.length is not None and rollout.length > longest:
-        raise InputError(f"length: {rollout.length} is longer than the model's {longest}; give a length up to that")
+    rollout, words = config.rollout, opened.vocabulary
+    extent = Extent.of(
+        opened.network.config, words, length=rollout.length, until=config.until, overlap=config.overlap)
     clocks_of(rollout, opened.network.config)
-    words, length = opened.vocabulary, rollout.length or longest
-    total, patterns = config.number * max(1, len(prompts)), [each.fixed(words, length) for each in prompts]
+    total, patterns = config.number * max(1, len(prompts)), [each.fixed(words, extent.length) for each in prompts]
     if total >= 2**31:
         raise InputError(f"number: {config.number:,} texts to each of {len(prompts):,} prompts are too many; give fewer")
     prepare(opened.network, rollout.dtype, rollout.compile)
@@ -136,18 +158,21 @@ def write(config: SampleConfig) -> list[Written]:
     for start in range(0, total, rollout.batch_size):
         ids = range(start, min(start + rollout.batch_size, total))
         fixed = torch.tensor([patterns[number // config.number] for number in ids]) if prompts else None
-        for log in roll_out_blind(opened.network, rollout, ids, Use.MEASURE, fixed):
-            tokens, which = log.tokens.tolist(), log.trajectory_id // config.number
-            prompted = None
+        rolled = roll_out_blocks(opened.network, rollout, ids, Use.MEASURE, extent, fixed)
+        for number, text, size, ended in zip(ids, rolled.tokens, rolled.sizes.tolist(), rolled.ended.tolist(), strict=True):
+            which, prompted = number // config.number, None
+            shown: list[int] = text[: size - ended].tolist()
             if prompts:
-                prompted = Prompted(prompt=prompts[which].text, written=written(tokens, patterns[which], words))
-            found.append(Written(words.decode(tokens), prompted))
+                prompted = Prompted(prompt=prompts[which].text, written=written(shown, patterns[which], words))
+            found.append(Written(words.decode(shown), prompted, size, None if extent.end_id is None else ended))
     return found
 
 
-def of_tokens(tokens: Int64, vocabulary: Vocabulary, nfe: Int64 | None = None, seconds: float | None = None) -> Samples:
-    """Samples of token rows [R, L], decoded."""
-    return Samples(tokens, [vocabulary.decode(row) for row in tokens.tolist()], nfe, seconds, vocabulary.fingerprint)
+def of_tokens(tokens: Int64, vocabulary: Vocabulary, end_id: int | None = None) -> Samples:
+    """Samples of token rows [R, L], decoded; `end_id`: the token at which each stops."""
+    tokens = tokens if end_id is None else padded(tokens, end_id)
+    texts = [text_of(vocabulary, row, end_id) for row in tokens]
+    return Samples(tokens, texts, None, None, vocabulary.fingerprint, end_id)
 
 
 def measure(samples: Samples, judges: Sequence[Judge]) -> Measures:
@@ -182,7 +207,7 @@ def _scored(texts: list[str], judge: Judge) -> TextScore:
 
 def likelihood(samples: Samples, judge: Judge) -> Likelihood:
     """What one judge says of some texts. Raises InputError: unfit for the judge."""
-    return judge.score(samples.tokens, samples.texts, samples.vocabulary)
+    return judge.score(samples.written, samples.texts, samples.vocabulary)
 
 
 def why_unfit(judge: Judge, samples: Samples, found: Likelihood) -> str | None:
@@ -214,18 +239,20 @@ def why_unfit(judge: Judge, samples: Samples, found: Likelihood) -> str | None:
 
 def summarise(samples: Samples, likelihoods: Mapping[str, Likelihood]) -> Measures:
     """All figures of texts that were judged, by the judges' names. Raises InputError: too few texts, or too short ones."""
-    rows, length = samples.tokens.shape
-    if rows < 2 or length < BLEU_ORDER:
-        raise InputError(f"{rows} texts of {length} tokens: self-BLEU needs at least 2 of {BLEU_ORDER}; give more texts, "
+    (rows, length), sequences = samples.tokens.shape, list(samples.written)
+    sizes = [len(each) for each in sequences]
+    if rows < 2 or max(sizes) < BLEU_ORDER:
+        raise InputError(f"{rows} texts of {max(sizes)} tokens: self-BLEU needs at least 2 of {BLEU_ORDER}; give more texts, "
                          "or longer ones")
-    entropy, sequences = unigram_entropy(samples.tokens), list(samples.tokens)
+    entropy, stops = samples.entropies, samples.end_id is not None
     return Measures(
-        samples=rows, length=length,
+        samples=rows, length=length, mean_length=sum(sizes) / rows if stops else None,
+        ended=float(has_ended(samples.tokens, samples.end_id).mean()) if samples.end_id is not None else None,
         nfe=None if samples.nfe is None else float(samples.nfe.mean()), seconds=samples.seconds,
-        tokens_per_second=samples.tokens.size / samples.seconds if samples.seconds else None,
+        tokens_per_second=sum(sizes) / samples.seconds if samples.seconds else None,
         entropy_bits=float(entropy.mean()), entropy_standard_error=float(entropy.std(ddof=1) / math.sqrt(rows)),
         distinct_2=distinct_n(sequences, 2), distinct_4=distinct_n(sequences, 4),
-        self_bleu=self_bleu(samples.tokens), judges={name: _perplexity(each) for name, each in likelihoods.items()},
+        self_bleu=self_bleu(samples.written), judges={name: _perplexity(each) for name, each in likelihoods.items()},
     )
 
 

@@ -2,6 +2,11 @@
 
 All energies are in nats per token (divided by L), and score the same positions of every candidate of a set, so that they
 compare like with like. They are rounded to 1/1024 nat before any choice: what is stored is exactly what was chosen by.
+
+Of a model of padded texts `ar` and `denoiser` score those positions that were written in all candidates of a set: up to the end
+of the shortest, that included. They are divided by their number. So each energy is a mean over written tokens, a candidate that
+ends is weighed against what others have in the end's place, and none is preferred for being shorter or longer. `nce` scores
+states whole, as it was fitted to, with padding behind an end.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,6 +21,7 @@ from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.computing import AtOnce, at_once
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.text.ends.written import lengths, padded_state
 from tsdfm.schemas.base import WorkError
 
 ENERGY_RESOLUTION = 2.0**-10  # nat; far below what tells candidates apart (about 0.1), and a third fewer bytes on disk
@@ -88,6 +94,13 @@ def complete(states: Tensor, completion: Tensor | None) -> Tensor:
     return torch.where(completion[:, None] >= 0, completion[:, None], states)
 
 
+def scored_length(texts: Tensor, end_id: int | None) -> Tensor:
+    """How many positions of sets of candidates are scored: texts [B, K, L] -> [B] int64, L where texts have no end (None)."""
+    if end_id is None:
+        return torch.full(texts.shape[:1], texts.shape[-1], device=texts.device)
+    return lengths(texts, end_id).amin(1)
+
+
 def first_of_equals(states: Tensor) -> Tensor:
     """For each candidate the lowest index of a candidate equal to it: [B, K, L] -> [B, K]."""
     same = (states[:, :, None] == states[:, None]).all(-1)
@@ -106,6 +119,8 @@ class NceCompass:
     def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
         """See `Compass.energy`."""
         batch, candidates, length = states.shape
+        trunk = self.network.config.trunk
+        states = padded_state(states, trunk.end_id, trunk.mask_id)
         # flat: [B K, L], the candidates of a trajectory in a row
         logits: Tensor = self.network(states.flatten(0, 1), t.float().repeat_interleave(candidates))
         return -logits.view(batch, candidates) / length
@@ -121,15 +136,17 @@ class CausalCompass:
     needs_completion = True
     proposal_weight = 1.0
 
-    def __init__(self, network: CausalLM) -> None:
-        self.network = network
+    def __init__(self, network: CausalLM, end_id: int | None = None) -> None:
+        self.network, self.end_id = network, end_id
 
     def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
         """See `Compass.energy`."""
         texts = complete(states, completion)
         _, candidates, length = texts.shape
+        size = scored_length(texts, self.end_id)
+        counted = torch.arange(length, device=texts.device) < size[:, None]
         hidden, cache = self.network.hidden(self.network.inputs(texts[:, 0]))
-        nll = self._nll(hidden, texts[:, 0])
+        nll = self._nll(hidden, texts[:, 0]) * counted
         # before: [B, L + 1], candidate 0's summed NLL of the first i tokens
         before = F.pad(nll.double().cumsum(-1), (1, 0))
         total = before[:, -1:].repeat(1, candidates)
@@ -144,9 +161,9 @@ class CausalCompass:
             tokens = texts[rows, which]
             inputs = self.network.inputs(tokens)[:, start:]
             past = cache.prefix(rows, start) if start else None
-            suffix = self._nll(self.network.hidden(inputs, past)[0], tokens[:, start:])
+            suffix = self._nll(self.network.hidden(inputs, past)[0], tokens[:, start:]) * counted[rows, start:]
             total[rows, which] = before[rows, start] + suffix.double().sum(-1)
-        return (total.gather(1, first) / length).float()
+        return (total.gather(1, first) / size[:, None]).float()
 
     @staticmethod
     def _batches(starts: list[int], length: int, limits: AtOnce) -> Iterator[slice]:
@@ -179,7 +196,10 @@ class DenoiserCompass:
     def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
         """See `Compass.energy`."""
         batch, candidates, length = states.shape
-        texts = complete(states, completion).flatten(0, 1)
+        texts, end_id = complete(states, completion), self.network.config.end_id
+        size = scored_length(texts, end_id)
+        counted = (torch.arange(length, device=texts.device) < size[:, None]).float().repeat_interleave(candidates, 0)
+        texts = texts.flatten(0, 1)
         total = torch.zeros(batch * candidates, dtype=torch.float64, device=texts.device)
         mask_id, step = self.network.config.mask_id, at_once(texts.device).suffix_tokens // length + 1
         parts = (slice(0, None, 2), slice(1, None, 2)) if mask_id is not None else (slice(None),)
@@ -191,7 +211,8 @@ class DenoiserCompass:
                 part = texts[start : start + step]
                 seen = part if mask_id is None else part.masked_fill(scored, mask_id)
                 hidden = self.network.hidden(seen, torch.full((len(part),), PSEUDO_TIME, device=part.device))
-                weights, head = scored.float().expand(part.shape), self.network.head
+                weights, head = scored * counted[start : start + len(part)], self.network.head
+                known = len(part) * count if end_id is None else None  # else a GPU is waited for
                 total[start : start + len(part)] += summed_nll(
-                    hidden, head.weight, head.bias, part, scored=weights, count=len(part) * count).double()
-        return (total / length).view(batch, candidates).float()
+                    hidden, head.weight, head.bias, part, scored=weights, count=known).double()
+        return (total.view(batch, candidates) / size[:, None]).float()

@@ -226,7 +226,7 @@ def rows_of(models: Models, identity: Identity, item: ShardPlan) -> pa.Table:
         by_arm = [roll_out(models.teacher.network, models.compass, identity.rollout, identity.shaping, ids, arm)
                   for arm in identity.arms]
         logs += [log for pair in zip(*by_arm, strict=True) for log in pair]
-    return shards.to_table(logs, models.teacher.vocabulary)
+    return shards.to_table(logs, models.teacher.vocabulary, identity.teacher.end_id)
 
 
 def _work(config: GenerateConfig, models: Models, identity: Identity, store: Store, check: Callable[[], None]) -> Work:

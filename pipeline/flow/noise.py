@@ -1,9 +1,10 @@
 """All random numbers of rollouts, each a pure function of (use, seed, trajectory_id, step, candidate, position, purpose).
 
-Key: (seed, trajectory_id). Counter: (position, candidate, step, purpose + 16 * stage + 65,536 * use). A solver that takes
-several stages within a step gives each its own number, and trajectories that are rolled out for another use have counters of
-their own. So no number is used twice, and none that measures a model is one that its training data was made with, whatever
-the seeds. Training draws its batches from other generators altogether (`loader/streams.py`, `training/trainer.py`).
+Key: (seed, trajectory_id). Counter: (position, candidate + 256 block, step, purpose + 16 * stage + 65,536 * use). A solver that
+takes several stages within a step gives each its own number, trajectories that are rolled out for another use have counters of
+their own, and so have the blocks of a text that is written in several (`texts/blocks.py`). So no number is used twice, and none
+that measures a model is one that its training data was made with, whatever the seeds. Training draws its batches from other
+generators altogether (`loader/streams.py`, `training/trainer.py`).
 """
 
 from enum import IntEnum
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tsdfm.kernels.philox import uniform
 
-_STAGE_STRIDE, _USE_STRIDE = 16, 1 << 16
+_STAGE_STRIDE, _USE_STRIDE, _BLOCK_STRIDE = 16, 1 << 16, 1 << 8  # there are at most 127 candidates
 
 
 class Purpose(IntEnum):
@@ -35,14 +36,16 @@ class Use(IntEnum):
 
 
 class Noise:
-    """The noise of a batch of trajectories: `ids` [B] int64 in [0, 2^31), `seed` in [0, 2^32)."""
+    """The noise of a batch of trajectories: `ids` [B] int64 in [0, 2^31), `seed` in [0, 2^32), `block` in [0, 2^24)."""
 
-    def __init__(self, seed: int, ids: Tensor, use: Use = Use.MAKE) -> None:
-        self.ids, self.device, self.use = ids, ids.device, use
+    def __init__(self, seed: int, ids: Tensor, use: Use = Use.MAKE, block: int = 0) -> None:
+        self.ids, self.device, self.use, self.block = ids, ids.device, use, block
         self.seed = torch.tensor(seed, device=ids.device)
 
     def _uniform(self, rows: Tensor, position: Tensor, candidate: Tensor, step: Tensor, purpose: int) -> Tensor:
         tag = torch.full((), purpose + _USE_STRIDE * self.use, device=self.device)  # filled there; a tensor of data is copied
+        if self.block:
+            candidate = candidate + _BLOCK_STRIDE * self.block
         return uniform((self.seed, self.ids[rows]), (position, candidate, step, tag))
 
     def _zero(self) -> Tensor:

@@ -125,7 +125,7 @@ def open_compass(
         return DenoiserCompass(teacher.network), CompassFacts(kind="denoiser", fingerprint=teacher.fingerprint)
     folder = embedded("compass") if name == EMBEDDED else located(name)
     if is_transformers_folder(folder):
-        external = TransformersCompass.open(folder, teacher.vocabulary, length, device)
+        external = TransformersCompass.open(folder, teacher.vocabulary, length, device, teacher.network.config.end_id)
         return external, CompassFacts(kind="ar", fingerprint=external.fingerprint)
     opened = load(folder)
     other = difference(teacher.vocabulary.tokenizer, opened.vocabulary.tokenizer)
@@ -138,7 +138,7 @@ def open_compass(
                          "energy")
     _check_fit(folder, network, teacher.network.config, length)
     if isinstance(network, CausalLM):
-        return CausalCompass(network), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
+        return CausalCompass(network, teacher.network.config.end_id), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
     return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
 
 
@@ -152,6 +152,9 @@ def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserCo
         if trunk.vocab_size != teacher.vocab_size:
             raise InputError(f"compass {folder}: has rows for {trunk.vocab_size} ids, the teacher for {teacher.vocab_size}; "
                              "fit a compass with this teacher")
+        if trunk.end_id != teacher.end_id:
+            raise InputError(f"compass {folder}: was fitted to {trunk.texts} texts, the teacher's are {teacher.texts}; fit a "
+                             "compass with this teacher")
     longest = network.config.trunk.length if isinstance(network, NceEncoder) else network.config.length
     if longest < length:
         raise InputError(f"compass {folder}: was fitted to texts of {longest} tokens, these have {length}; fit a compass "
@@ -169,7 +172,7 @@ def identity_of(config: GenerateConfig, models: Models, device: torch.device) ->
         shaping=config.shaping,
         teacher=TeacherFacts(
             fingerprint=opened.fingerprint, source=teacher.source, vocab_size=teacher.vocab_size,
-            mask_id=teacher.mask_id, kappa_exponent=teacher.kappa_exponent),
+            mask_id=teacher.mask_id, kappa_exponent=teacher.kappa_exponent, end_id=teacher.end_id),
         compass=models.compass_facts, tokenizer=opened.vocabulary.fingerprint,
         device="cuda" if device.type == "cuda" else "cpu", shards_per_file=config.shards_per_file,
     )

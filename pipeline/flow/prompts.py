@@ -76,6 +76,6 @@ def _of_file(path: Path, field: str) -> Iterator[Prompt]:
 
 
 def written(tokens: list[int], fixed: list[int], vocabulary: Vocabulary) -> list[str]:
-    """What stands in each run of free positions, decoded."""
-    runs = groupby(zip(tokens, fixed, strict=True), lambda pair: pair[1] == FREE)
-    return [vocabulary.decode([token for token, _ in run]) for free, run in runs if free]
+    """What stands in each run of free positions, decoded; a text that ended has fewer tokens than its prompt has positions."""
+    runs = groupby(enumerate(fixed), lambda pair: pair[1] == FREE)
+    return [vocabulary.decode([tokens[place] for place, _ in run if place < len(tokens)]) for free, run in runs if free]

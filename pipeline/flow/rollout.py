@@ -46,12 +46,14 @@ class Begun:
     """B trajectories that are to be rolled out together.
 
     ids: in [0, 2^31), of which several may be equal; fixed [B, L] int64: the tokens of fixed positions (never [MASK]), -1 where
-    one is free, as at least one of each trajectory is (None: all are); use: what for; numbers of others are never drawn.
+    one is free, as at least one of each trajectory is (None: all are); use: what for, and block: which part of a text; numbers
+    of others are never drawn.
     """
 
     ids: Sequence[int]
     fixed: Tensor | None = None
     use: Use = Use.MAKE
+    block: int = 0
 
 
 def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
@@ -123,7 +125,7 @@ def roll_out_begun(
     Raises ValueError where `begun` is not as it should be.
     """
     device, ids = teacher.head.weight.device, list(begun.ids)
-    noise = Noise(rollout.seed, torch.tensor(ids, device=device), begun.use)
+    noise = Noise(rollout.seed, torch.tensor(ids, device=device), begun.use, begun.block)
     path, length, steps = MixturePath.of(teacher.config), rollout.length or teacher.config.length, rollout.steps
     shaper = Shaper(teacher, compass if arm == "shaped" else None, rollout, shaping, noise)
     batch, grid = len(ids), torch.tensor(rollout.times, dtype=torch.float64, device=device)

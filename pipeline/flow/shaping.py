@@ -1,4 +1,9 @@
-"""One shaped jump: K candidate tokens for every ringing position, energies, and the choice of one candidate."""
+"""One shaped jump: K candidate tokens for every ringing position, energies, and the choice of one candidate.
+
+A model of padded texts writes nothing but end tokens behind an end. With the mask source an end that stands in the state stays,
+so all that rings behind it is given the end token, whatever the model says, which is not asked for that in training. (A perfect
+model would say the same.) With the uniform source an end in a state may be noise, and the model is asked.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -6,11 +11,12 @@ import torch
 from torch import Tensor
 
 from tsdfm.kernels.sample_rows import argmax_rows, sample_rows
-from tsdfm.pipeline.flow.compass import Compass, quantise
+from tsdfm.pipeline.flow.compass import Compass, complete, quantise, scored_length
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.flow.rings.visits import Ringing, places
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.text.ends.written import behind_given, is_written
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
@@ -118,18 +124,28 @@ class Shaper:
             excluded=mask_id, top_k=self.rollout.top_k if stage == 0 else 0,
         )
         self.note("teacher", now.rows[owner], drawn.logprobs)
+        tokens, logprobs = self._padded(now, clocks, drawn.tokens, drawn.logprobs)
         # An unshaped step has one draw, candidate 0, that stands for all K.
-        candidates = torch.where(now.shaped[owner, None], drawn.tokens, drawn.tokens[:, :1])
+        candidates = torch.where(now.shaped[owner, None], tokens, tokens[:, :1])
         # states: [A, K, L]
         states = now.state[:, None].repeat(1, self.candidates, 1)
         states[owner, :, positions] = candidates
-        energy = self._energy(now, hidden, _Candidates(clocks, candidates, drawn.logprobs, states))
+        energy = self._energy(now, hidden, _Candidates(clocks, candidates, logprobs, states))
         choice = self._choose(now, energy, stage)
         picked = torch.arange(len(choice), device=choice.device)
         return Jump(
             states[picked, choice], owner, positions, candidates.gather(1, choice[owner, None])[:, 0], candidates,
             drawn.topk_ids, drawn.topk_logprobs, energy, choice,
         )
+
+    def _padded(self, now: StepState, clocks: Ringing, tokens: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor]:
+        """Drawn tokens and their log-probabilities, [R, K] each, with the end token, which is certain, behind an end."""
+        end_id, mask_id = self.teacher.config.end_id, self.teacher.config.mask_id
+        if end_id is None or mask_id is None:
+            return tokens, logprobs
+        written = is_written(now.state, end_id, None if now.free is None else behind_given(now.free))
+        behind = ~written[clocks.owner, clocks.positions][:, None]
+        return tokens.masked_fill(behind, end_id), logprobs.masked_fill(behind, 0.0)
 
     def _energy(self, now: StepState, hidden: Tensor, drawn: _Candidates) -> Tensor:
         """[A, K] energies, NaN for trajectories that aren't shaped here or whose candidates all agree."""
@@ -150,9 +166,12 @@ class Shaper:
             completion = self._completion(hidden, places(unresolved, open_positions))[scored]
         values = self.compass.energy(states[scored], now.t_next[scored], completion)
         if self.shaping.residual and self.compass.proposal_weight:
+            size = torch.full(energy.shape[:1], states.shape[-1], device=energy.device)
+            size[scored] = scored_length(complete(states[scored], completion), self.teacher.config.end_id)
+            counted = (drawn.clocks.positions < size[owner])[:, None]
             proposal = torch.zeros(energy.shape, dtype=torch.float64, device=energy.device)
-            proposal.index_add_(0, owner, drawn.logprobs.double())
-            values = values + self.compass.proposal_weight * (proposal[scored] / states.shape[-1]).float()
+            proposal.index_add_(0, owner, drawn.logprobs.double().masked_fill(~counted, 0.0))
+            values = values + self.compass.proposal_weight * (proposal / size[:, None])[scored].float()
         self.note("compass", now.rows[scored], values)
         energy[scored] = quantise(values)
         return energy

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tsdfm.kernels.linear_logprob import linear_logprob
-from tsdfm.pipeline.flow.compass import complete, first_of_equals
+from tsdfm.pipeline.flow.compass import complete, first_of_equals, scored_length
 from tsdfm.pipeline.models.computing import at_once
 from tsdfm.pipeline.models.transformers import CausalModel, open_causal
 from tsdfm.pipeline.storage.atomic import sha256_file
@@ -25,12 +25,17 @@ class TransformersCompass:
     needs_completion = True
     proposal_weight = 1.0
 
-    def __init__(self, opened: CausalModel, bos_id: int, fingerprint: str) -> None:
-        self.opened, self.bos_id, self.fingerprint = opened, bos_id, fingerprint
+    def __init__(self, opened: CausalModel, bos_id: int, fingerprint: str, end_id: int | None) -> None:
+        self.opened, self.bos_id, self.fingerprint, self.end_id = opened, bos_id, fingerprint, end_id
 
     @classmethod
-    def open(cls, folder: Path, vocabulary: Vocabulary, length: int, device: torch.device) -> "TransformersCompass":
-        """Load from safetensors only. Raises InputError unless it is a causal LM of that vocabulary, for `length` tokens."""
+    def open(
+        cls, folder: Path, vocabulary: Vocabulary, length: int, device: torch.device, end_id: int | None = None
+    ) -> "TransformersCompass":
+        """Load from safetensors only; `end_id`: of a teacher of padded texts.
+
+        Raises InputError unless it is a causal LM of that vocabulary, for `length` tokens.
+        """
         what = f"compass {folder}"
         try:
             other = difference(vocabulary.tokenizer, open_tokenizer(folder / TOKENIZER_FILE))
@@ -49,13 +54,14 @@ class TransformersCompass:
         opened.check_positions(length)
         digests = [sha256_file(f) for f in sorted([*folder.glob("*.safetensors"), folder / "config.json"])]
         fingerprint = hashlib.sha256("".join([*digests, vocabulary.fingerprint]).encode()).hexdigest()
-        return cls(opened, bos_id, fingerprint)
+        return cls(opened, bos_id, fingerprint, end_id)
 
     def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
         """See `Compass.energy`."""
         texts = complete(states, completion)
         batch, candidates, length = texts.shape
-        first = first_of_equals(texts)
+        first, size = first_of_equals(texts), scored_length(texts, self.end_id)
+        counted = torch.arange(length, device=texts.device) < size[:, None]
         row, which = torch.nonzero(first == torch.arange(candidates, device=texts.device), as_tuple=True)
         total = torch.zeros(batch, candidates, dtype=torch.float64, device=texts.device)
         step = max(1, at_once(texts.device).compass_tokens // length)
@@ -65,5 +71,5 @@ class TransformersCompass:
             inputs = F.pad(tokens[:, :-1], (1, 0), value=self.bos_id)
             hidden = self.opened.hidden(inputs)
             nll = -linear_logprob(hidden.flatten(0, 1), self.opened.weight, self.opened.bias, tokens.flatten())
-            total[row[part], which[part]] = nll.view(tokens.shape).double().sum(-1)
-        return (total.gather(1, first) / length).float()
+            total[row[part], which[part]] = (nll.view(tokens.shape).double() * counted[row[part]]).sum(-1)
+        return (total.gather(1, first) / size[:, None]).float()

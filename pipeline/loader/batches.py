@@ -227,7 +227,7 @@ def _check_agrees(source: OpenDataset, first: OpenDataset, objective: Objective)
         return {
             "tokenizer": identity.tokenizer,
             "rollout": identity.rollout.model_dump(include={"length"} | ({"top_k"} if objective in KL_OBJECTIVES else set())),
-            "teacher": identity.teacher.model_dump(include={"source", "vocab_size", "mask_id", "kappa_exponent"}),
+            "teacher": identity.teacher.model_dump(include={"source", "vocab_size", "mask_id", "kappa_exponent", "end_id"}),
         }
 
     differing = differences(meaning(first.manifest), meaning(source.manifest))

@@ -195,11 +195,11 @@ class OpenDataset:
             raise InputError(f"{self.store.uri}/{item.path}: {'' if row is None else f'row {row}: '}{what}; "
                              "run verify to list all faults, and generate to remake the shard")
         table = table.filter((pc.field("arm") == self.arm) & (pc.field("trajectory_id") < self.below))
-        grid = self.manifest.identity.grid
+        grid, end_id = identity.grid, identity.teacher.end_id
         if self.row_filter is None:
-            return Trajectories.of(table, grid, self.arm)
+            return Trajectories.of(table, grid, self.arm, end_id)
         weights = self.row_filter.weights
-        return replace(Trajectories.of(table.take(self.row_filter.rows[shard]), grid, self.arm),
+        return replace(Trajectories.of(table.take(self.row_filter.rows[shard]), grid, self.arm, end_id),
                        row_weights=None if weights is None else weights[shard])
 
 

@@ -3,10 +3,16 @@
 A log of N steps holds the state at every s/N. For a window of steps start..stop-1 the state is that after all events of
 earlier steps, and the target of a position is its last event inside the window; with the objective `endpoint` it is its last
 event of all from `start` on, i.e. its final token. Any window of any row costs a gather: nothing is stored per (t, dt).
+
+Of a model of padded texts a row is its text up to the end. What the teacher wrote behind that, at any step, is taken as the
+padding that it is: end tokens, in states, targets and candidates alike. So nothing that follows an end is learnt from. With the
+mask source no position is asked for once an end before it stands in the state: the sampler writes padding there, whatever the
+model says (`flow/shaping.py`). Until then it is asked for, and its target is the end token: where the text ends is known to
+nobody at t, and a model that was asked only where the text turns out to go on would take for granted that it does.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from tsdfm.pipeline.text.ends.written import is_written
 from tsdfm.schemas.columns import ragged, values
 from tsdfm.schemas.distill import KL_OBJECTIVES
 from tsdfm.schemas.terms import Arm, Objective
@@ -92,10 +99,12 @@ class Trajectories:
     topk_ids: Int32  # [E, k]
     topk_logprobs: npt.NDArray[np.float16]  # [E, k]
     row_weights: npt.NDArray[np.float32] | None = None  # [n], see `Batch`
+    end_id: int | None = None  # of a model of padded texts
+    mask_id: int | None = None  # of the mask source
 
     @classmethod
-    def of(cls, table: pa.Table, grid: Grid, arm: Arm) -> "Trajectories":
-        """The rows of a table that passed `check_shard` with this grid, all of `arm`."""
+    def of(cls, table: pa.Table, grid: Grid, arm: Arm, end_id: int | None = None) -> "Trajectories":
+        """The rows of a table that passed `check_shard` with this grid, all of `arm`; `end_id`: the teacher's."""
         candidates, slots = grid.candidates_of(arm), grid.slots_of(arm)
         rows: int = table.num_rows
         step = ragged(table, "event_step")
@@ -103,7 +112,7 @@ class Trajectories:
         tokens = _flat(table, "tokens", np.int32).reshape(rows, grid.length)
         masked = grid.mask_id is not None
         source = np.full_like(tokens, grid.mask_id) if masked else _flat(table, "source_tokens", np.int32)
-        return cls(
+        found = cls(
             length=grid.length, steps=grid.steps, source=source.reshape(rows, grid.length), tokens=tokens,
             offsets=step.offsets, moment=step.row * grid.steps + step.values,
             position=_flat(table, "event_position", np.int32), token=_flat(table, "event_token", np.int32),
@@ -112,7 +121,18 @@ class Trajectories:
             slot_of_step=grid.slot_of_step if slots else np.full(grid.steps, -1),
             topk_ids=_flat(table, "event_topk_ids", np.int32).reshape(events, grid.top_k),
             topk_logprobs=_flat(table, "event_topk_logprobs", np.float16).reshape(events, grid.top_k),
+            end_id=end_id, mask_id=grid.mask_id,
         )
+        return found if end_id is None else found._to_the_end(end_id)
+
+    def _to_the_end(self, end_id: int) -> "Trajectories":
+        """The same rows with padding behind the end of each."""
+        behind = ~is_written(self.tokens, end_id)  # [n, L]
+        of_event = behind[self.moment // self.steps, self.position]
+        return replace(
+            self, tokens=np.where(behind, np.int32(end_id), self.tokens),
+            token=np.where(of_event, np.int32(end_id), self.token),
+            candidates=np.where(of_event[:, None], np.int32(end_id), self.candidates))
 
     @classmethod
     def concatenate(cls, parts: Sequence["Trajectories"]) -> "Trajectories":
@@ -126,6 +146,7 @@ class Trajectories:
         weights = [part.row_weights for part in parts if part.row_weights is not None]
         return cls(
             length=parts[0].length, steps=parts[0].steps, slot_of_step=parts[0].slot_of_step, **stacked,
+            end_id=parts[0].end_id, mask_id=parts[0].mask_id,
             row_weights=np.concatenate(weights) if weights else None,
             offsets=np.concatenate([[0], *(part.offsets[1:] + first for part, first in zip(parts, events, strict=False))]),
             moment=np.concatenate([part.moment + first * part.steps for part, first in zip(parts, rows, strict=False)]),
@@ -148,6 +169,8 @@ class Trajectories:
         future, cell = self._events(now, end)
         event_of_cell = np.full(state.size, -1)
         event_of_cell[cell] = future
+        if self.end_id is not None and self.mask_id is not None:
+            event_of_cell[~is_written(state, self.end_id).ravel()] = -1
         cells = np.flatnonzero(event_of_cell >= 0)
         events = event_of_cell[cells]
 

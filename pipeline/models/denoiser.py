@@ -25,7 +25,7 @@ from tsdfm.pipeline.models.layers import (
     sinusoids,
     split_heads,
 )
-from tsdfm.pipeline.models.masked import MaskedTrunk
+from tsdfm.pipeline.models.masked import masked_trunk
 from tsdfm.schemas.model import DenoiserConfig
 
 SIGMA_EPSILON = 1e-3  # of MDLM's log-linear schedule: the share of tokens unmasked at its noisiest
@@ -182,7 +182,7 @@ class Trunk(nn.Module):
 
 def trunk_of(config: DenoiserConfig) -> Trunk:
     """The trunk of a config: our own; or, in its place, that of a masked language model, of which only the call is alike."""
-    return Trunk(config) if config.masked_lm is None else cast(Trunk, MaskedTrunk(config, config.masked_lm))
+    return Trunk(config) if config.masked_lm is None else cast(Trunk, masked_trunk(config, config.masked_lm))
 
 
 class Denoiser(nn.Module):

@@ -22,7 +22,7 @@ from torch import nn
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
-from tsdfm.pipeline.models.transformers import is_transformers_folder
+from tsdfm.pipeline.models.transformers import check_no_code, is_transformers_folder
 from tsdfm.pipeline.models.weights import stored_shapes, undrawn
 from tsdfm.pipeline.storage.hub.models import located
 from tsdfm.pipeline.storage.store import explained
@@ -193,6 +193,9 @@ def _check_vocabulary(config: DenoiserConfig | CausalConfig, vocabulary: Vocabul
     if isinstance(config, DenoiserConfig) and masked and config.mask_id != vocabulary.mask_id:
         raise InputError(f"{folder}: the config has mask_id {config.mask_id}, its tokenizer {vocabulary.mask_id}; "
                          "they don't belong together")
+    if isinstance(config, DenoiserConfig) and config.end_id not in (None, vocabulary.eos_id):
+        raise InputError(f"{folder}: the config has end_id {config.end_id}, its tokenizer ends texts with {vocabulary.eos_id}; "
+                         "they don't belong together")
 
 
 def load(folder: Path) -> ModelFolder[Network]:
@@ -200,8 +203,9 @@ def load(folder: Path) -> ModelFolder[Network]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such model folder; give 'embedded' or a folder with {CONFIG_FILE}")
     if is_transformers_folder(folder):
-        raise InputError(f"{folder}: holds a model of transformers (by its {CONFIG_FILE}), which can be a judge or a compass; "
-                         "give a model folder of this project")
+        check_no_code(str(folder), folder)
+        raise InputError(f"{folder}: holds a model of transformers (by its {CONFIG_FILE}): a causal one can be a judge or a "
+                         "compass, a masked one becomes a teacher by import-teacher; give a model folder of this project")
     config_bytes, file = own_config(_read(folder, CONFIG_FILE)), folder / WEIGHTS_FILE
     config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
     vocabulary = Vocabulary.load(folder)

@@ -9,6 +9,7 @@ The model is built from a plain config, of the library's own classes: nobody's c
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,15 +24,14 @@ WHAT = "masked language model"
 
 
 class MaskedTrunk(nn.Module):
-    """Tokens to hidden states, through a model of transformers without its head."""
+    """Tokens to hidden states, through a model of transformers whose head was taken out."""
 
-    def __init__(self, config: DenoiserConfig, masked: MaskedConfig) -> None:
+    def __init__(self, model: Any, before: Sequence[int], after: Sequence[int], step_size: bool) -> None:
+        """`before`, `after`: ids that are put around every text. `step_size`: whether it is told dt."""
         super().__init__()
-        self.before, self.after = masked.before, masked.after
-        self.model = built(masked.config)
-        without_head(self.model)
-        width = self.model.get_input_embeddings().embedding_dim
-        self.step_embedding = StepEmbedding(width) if config.step_size else None
+        self.before, self.after, self.model = list(before), list(after), model
+        width = model.get_input_embeddings().embedding_dim
+        self.step_embedding = StepEmbedding(width) if step_size else None
 
     def forward(self, x_t: Tensor, t: Tensor, dt: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """x_t [B, L] int64, dt [B] in (0, 1] or None -> hidden [B, L, D]; the times t are not looked at.
@@ -45,6 +45,13 @@ class MaskedTrunk(nn.Module):
         out: Tensor = self.model(inputs_embeds=x).logits
         hidden = out[:, len(self.before): len(self.before) + x_t.shape[1]]
         return hidden if at is None else hidden.flatten(0, 1).index_select(0, at)
+
+
+def masked_trunk(config: DenoiserConfig, masked: MaskedConfig) -> MaskedTrunk:
+    """The trunk of a config, its weights not yet drawn. Raises InputError: transformers has no such model."""
+    model = built(masked.config)
+    without_head(model)
+    return MaskedTrunk(model, masked.before, masked.after, config.step_size)
 
 
 def built(config: dict[str, Any]) -> Any:
@@ -77,11 +84,15 @@ def without_head(model: Any) -> nn.Linear:
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise InputError(f"{WHAT}: {type(model).__name__} has no output embedding; give another model")
+    take_out(model, head)
+    return head
+
+
+def take_out(model: Any, head: nn.Module) -> None:
+    """Have a model pass on what it gave its part `head`, in place."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if child is head:
                 setattr(module, name, nn.Identity())
                 if getattr(module, "bias", None) is not None:  # BERT's family keeps the head's bias here, too
                     module.bias = None
-    found: nn.Linear = head
-    return found

@@ -74,6 +74,31 @@ def is_transformers_folder(folder: Path) -> bool:
     return isinstance(data, dict) and "model_type" in data and "kind" not in data
 
 
+def check_no_code(what: str, folder: Path) -> None:
+    """Raises InputError where a folder's config.json names code beside it that has to be run, which is never done.
+
+    Where transformers has an architecture itself, its own classes are used, whatever else config.json names.
+    """
+    try:
+        data = plain_json(read_regular(folder / "config.json"), str(folder))
+    except (OSError, InputError):
+        return  # whoever reads it says what is wrong
+    named = data.get("auto_map") if isinstance(data, dict) else None
+    if isinstance(named, dict) and named and data.get("model_type") not in _architectures():
+        code = f"{next(iter(named.values()))!s:.80}"
+        raise InputError(f"{what}: its config.json names code that has to be run (auto_map: {code}), and no code of a "
+                         "repository is run here; give a model without it, of an architecture that transformers has itself")
+
+
+def _architectures() -> Collection[str]:
+    try:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    except ImportError:
+        return ()
+    names: Collection[str] = CONFIG_MAPPING_NAMES
+    return names
+
+
 def open_options(gguf: str | None) -> dict[str, Any]:
     """How anything of transformers is opened: from this disk alone, running nobody's code."""
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -103,10 +128,11 @@ def open_causal(what: str, folder: Path, device: torch.device, gguf: str | None 
     """
     transformers = library(what)
     try:
+        check_no_code(what, folder)
         with quiet():
             check_files(what, folder, transformers.AutoModelForCausalLM, gguf)
             model, told = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True, **open_options(gguf),
+                folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **open_options(gguf),
                 **({} if gguf else {"use_safetensors": True}))
     except InputError:
         raise

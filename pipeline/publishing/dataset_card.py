@@ -8,6 +8,7 @@ from tsdfm.pipeline.dataset.card import (
     default_config,
     reading_notes,
     sizes,
+    windows_snippet,
 )
 from tsdfm.pipeline.dataset.manifest import digest
 from tsdfm.pipeline.evaluation.figures import NONE, count, maybe, plus_minus
@@ -27,7 +28,7 @@ def published_card(manifest: DatasetManifest, summary: DatasetSummary, splits: d
     parts = [
         _head(manifest, splits, config),
         f"# {config.repo.partition('/')[2]}: trajectories of a discrete flow matching teacher\n",
-        _what(manifest), _loading(config.repo, splits), _columns(identity), _how(manifest), _energies(summary),
+        _what(manifest), _loading(config.repo, identity, splits), _columns(identity), _how(manifest), _energies(summary),
         f"## Papers\n\n{BIBTEX}\n",
     ]
     return "\n".join(parts)
@@ -61,7 +62,7 @@ rows, with no teacher.
 """
 
 
-def _loading(repo: str, splits: dict[Arm, str]) -> str:
+def _loading(repo: str, identity: Identity, splits: dict[Arm, str]) -> str:
     arms = "".join(
         f'\n{arm} = load_dataset("{repo}", "{arm}", split="train")' for arm in splits)
     return f"""## Use it
@@ -71,6 +72,8 @@ from datasets import load_dataset
 
 rows = load_dataset("{repo}", split="train")                           # every row; streaming=True downloads as it goes{arms}
 ```
+
+{windows_snippet(identity)}
 
 ```sh
 tsdfm-pipeline distill --data hf://datasets/{repo}@REVISION --out STUDENT

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MaskedLMOutput
 
 from tsdfm.kernels.philox import uniform_torch
@@ -25,12 +25,14 @@ from tsdfm.pipeline.flow.rings.clocks import draw_rings
 from tsdfm.pipeline.flow.rollout import draw_source
 from tsdfm.pipeline.models.denoiser import Trunk
 from tsdfm.pipeline.models.layers import Linear
+from tsdfm.pipeline.models.masked import MaskedTrunk, take_out
+from tsdfm.pipeline.text.ends.written import behind_given, is_written
 
 # What a config.json need not say.
 USUAL: dict[str, Any] = {
     "vocab_size": 2, "length": 1, "hidden_size": 192, "n_blocks": 5, "n_heads": 6, "mlp_ratio": 4, "dropout": 0.0,
     "cond_dim": 128, "source": "mask", "mask_id": None, "kappa_exponent": 1.0, "step_size": False, "conditioning": "t",
-    "clocks": "independent",
+    "clocks": "independent", "end_id": None, "masked_lm": None,
 }
 BATCH = 32  # texts written together
 DRAWN_AT_ONCE = 1 << 22  # probabilities held at once, in float64
@@ -57,7 +59,7 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.trunk = Trunk(config)
+        self.trunk = _trunk(config)
         self.head = Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -66,7 +68,8 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
 
     def get_input_embeddings(self) -> Any:
         """The table of token embeddings."""
-        return self.trunk.vocab_embed
+        trunk = self.trunk
+        return trunk.vocab_embed if isinstance(trunk, Trunk) else trunk.model.get_input_embeddings()
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, t: Tensor | None = None, dt: Tensor | None = None,
@@ -100,6 +103,8 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
     ) -> Tensor:
         """Texts as token ids, [number, length of the config] int64: those of `tsdfm-pipeline sample` with the same settings.
 
+        A text of a model whose config has an `end_id` stops at that token, and is filled with it.
+
         Args:
             prompt: ids [P] that every text begins with; none: all of a text is written.
             steps: of the time grid 0, 1/steps, ..., 1: a text is written in at most so many forward passes.
@@ -127,6 +132,7 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
         rings = draw_rings(path, noise, times, self.config.length, self.config.clocks)
         state[:, : len(prompt)] = prompt
         rings[:, :, : len(prompt)] = False
+        end_id, may_end = self.config.end_id, behind_given(torch.arange(state.shape[1], device=self.device) >= len(prompt))
         for step in range(steps):
             rows = rings[:, step].any(1).nonzero()[:, 0]
             if not len(rows):
@@ -136,8 +142,11 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
             hidden = self.trunk(state[rows], t, dt)[owner, positions]
             at = torch.full_like(owner, step)
             uniforms = noise.tokens(rows[owner], at, positions, 1)
-            state[rows[owner], positions] = self._drawn(hidden, uniforms, temperature)
-        return state
+            tokens = self._drawn(hidden, uniforms, temperature)
+            if end_id is not None and path.mask_id is not None:
+                tokens[~is_written(state[rows], end_id, may_end)[owner, positions]] = end_id
+            state[rows[owner], positions] = tokens
+        return state if end_id is None else torch.where(is_written(state, end_id, may_end), state, end_id)
 
     def _drawn(self, hidden: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
         """Tokens [R] at uniforms [R, 1], by inversion of the cumulative distribution at hidden [R, D]."""
@@ -152,3 +161,13 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
             last = (cumulative < total).sum(-1, keepdim=True)  # rounding can put the target at the very end
             tokens.append(torch.minimum(torch.searchsorted(cumulative, u * total, right=True), last)[:, 0])
         return torch.cat(tokens)
+
+
+def _trunk(config: Any) -> Trunk | MaskedTrunk:
+    """The network below the head: the project's own, or a masked language model of the library's, by its own class."""
+    masked = config.masked_lm
+    if masked is None:
+        return Trunk(config)
+    model = AutoModelForMaskedLM.from_config(AutoConfig.for_model(**masked["config"]), trust_remote_code=False)
+    take_out(model, model.get_output_embeddings())
+    return MaskedTrunk(model, masked["before"], masked["after"], config.step_size)

@@ -64,10 +64,10 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
 def transformers_files(opened: ModelFolder[Denoiser], config: bytes) -> dict[str, bytes]:
     """What the transformers library needs to open a model, its config.json (`config`: ours) included, for any version of it.
 
-    {} of a masked language model in our form, whose network no file of ours describes, and of a config that is not in our form.
+    {} of a config that is not in our form.
     """
     extended = for_transformers(config)
-    if opened.network.config.masked_lm is not None or extended is None:
+    if extended is None:
         return {}
     code = bundled(f"tsdfm.pipeline.publishing.{MODELING}").encode()
     return {CONFIG_FILE: extended, CODE_FILE: code, TOKENIZER_CONFIG_FILE: _tokenizer_config(opened)}

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tsdfm.pipeline.evaluation.figures import ppl_interval, short_names
+from tsdfm.pipeline.evaluation.figures import corrected, maybe, ppl_interval, share, short_names
 from tsdfm.pipeline.publishing.citations import BIBTEX
 from tsdfm.pipeline.training.student_card import FIELDS, card_body
-from tsdfm.schemas.evaluate import Measures, Results
+from tsdfm.schemas.evaluate import Results, Row
 from tsdfm.schemas.model import MODELING, DenoiserConfig
 from tsdfm.schemas.publish import PublishConfig
 from tsdfm.schemas.training_record import StudentRecord
@@ -75,7 +75,17 @@ def _measured(results: Results, fingerprint: str) -> list["EvalResult"]:
         found += [EvalResult(
             task_type="text-generation", dataset_type="generated", dataset_name=texts, dataset_args=how, metric_type=kind,
             metric_name=name, metric_value=round(value, 4),
-        ) for kind, name, value in [*figures, ("entropy", "unigram entropy, bits", row.entropy_bits)]]
+        ) for kind, name, value in [*figures, ("entropy", "unigram entropy, bits", row.entropy_bits), *_besides(row)]]
+    return found
+
+
+def _besides(row: Row) -> list[tuple[str, str, float]]:
+    """What a row says that not every evaluation measures: metric type, name and value."""
+    found = [] if row.memorised is None else [("memorisation", "share of 8-grams that the corpus has", row.memorised)]
+    for name, each in row.distances.items():
+        judge = name.rpartition("/")[2]
+        found += [("mauve", f"MAUVE, features of {judge}", each.mauve.value),
+                  ("frechet", f"Fréchet distance, features of {judge}", each.frechet.value)]
     return found
 
 
@@ -100,19 +110,43 @@ print(tokenizer.batch_decode(model.generate(prompt, steps=8)))
 def _results(results: Results, fingerprint: str) -> str:
     """A table of all rows; those of this student in bold, others by the last part of their name."""
     judges, models = short_names(list(results.judges)), short_names(list(results.settings.model))
-    columns = ["model", "steps", "T", *(f"ppl, {judges[name].rpartition('/')[2]}" for name in results.judges), "entropy, bits",
-               "distinct-2", "distinct-4", "self-BLEU", "NFE"]
+    names = {name: judges[name].rpartition("/")[2] for name in results.judges}
+    far = [f"{what}, {names[name]}" for name in names if results.settings.distances for what in ("MAUVE", "Fréchet")]
+    columns = ["model", "steps", "T", *(f"ppl, {name}" for name in names.values()), "entropy, bits", "distinct-2", "distinct-4",
+               "self-BLEU", "memorised", *far, "NFE"]
     lines = [columns, ["---"] * len(columns)]
     lines += [["real held-out text", "", "", *_figures(row, results), ""] for row in results.reference]
+    lines += [[f"naive: {row.model}", "", "", *_figures(row, results), ""] for row in results.naive]
     for row in results.rows:
         name = "**this student**" if row.fingerprint == fingerprint else models[row.model].rpartition("/")[2]
         lines.append([name, str(row.steps), f"{row.temperature:g}", *_figures(row, results), f"{row.nfe:.1f}"])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return (f"## Results\n\n{results.settings.samples} texts a row; perplexity under each judge, with its 95 % bootstrap "
-            f"interval over texts.\n\n{table}\n")
+    notes = [f"{results.settings.samples} texts a row; perplexity under each judge, with its 95 % bootstrap interval over "
+             "texts."]
+    if any(row.memorised is not None for row in results.rows):
+        notes.append("*Memorised* is the share of a row's 8-grams that the corpus's training text has.")
+    if results.naive:
+        notes.append("Naive samplers are made from that text without a network, each bad in a known way: a measure that ranks "
+                     "one beside real text does not see it.")
+    return f"## Results\n\n{' '.join(notes)}\n\n{table}\n{_bounds(results, fingerprint)}"
 
 
-def _figures(row: Measures, results: Results) -> list[str]:
+def _bounds(results: Results, fingerprint: str) -> str:
+    """A table of the bounds of this student's likelihood; nothing where there are none."""
+    own = [row for row in results.likelihood if row.fingerprint == fingerprint]
+    if not own:
+        return ""
+    text = own[0].text.rpartition("/")[2]
+    lines = ["| steps | nats/token | perplexity | bits/byte |", "| --- | --- | --- | --- |",
+             *(f"| {row.steps} | {row.nats_per_token:.4f} | {ppl_interval(row)} | {maybe(row.bits_per_byte, '.4f')} |"
+               for row in own)]
+    return (f"\nUpper bounds of the perplexity of {own[0].texts} texts of {text}, for the sampler in so many steps:\n\n"
+            + "\n".join(lines) + "\n")
+
+
+def _figures(row: Row, results: Results) -> list[str]:
     found = [row.judges[name] for name in results.judges]
     return [*map(ppl_interval, found), f"{row.entropy_bits:.3f}",
-            f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}", f"{row.self_bleu:.3f}"]
+            f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}", f"{row.self_bleu:.3f}", share(row.memorised),
+            *(corrected(each) for name in results.judges if results.settings.distances
+              for each in (row.distances[name].mauve, row.distances[name].frechet))]

@@ -122,19 +122,19 @@ def windows_of(stream: Tokens, length: int, limit: int) -> torch.Tensor:
     if not windows:
         raise InputError(f"the held-out text has {len(stream)} tokens, fewer than one window of {length}; give more text, in "
                          "more documents: 2 % of them are held out (in a .txt, blank lines separate documents)")
-    return _windows_at(stream, length, _spaced(windows, limit))
+    return _windows_at(stream, length, spaced(windows, limit))
 
 
 def others_of(stream: Tokens, length: int, limit: int) -> torch.Tensor:
     """Up to `limit` windows [n, L] int64, evenly spaced, none of which is of `windows_of` at this limit; n may be 0."""
     windows = len(stream) // length
     free = torch.ones(windows, dtype=torch.bool)
-    free[_spaced(windows, limit)] = False
+    free[spaced(windows, limit)] = False
     left = free.nonzero()[:, 0]
-    return _windows_at(stream, length, left[_spaced(len(left), limit)])
+    return _windows_at(stream, length, left[spaced(len(left), limit)])
 
 
-def _spaced(windows: int, limit: int) -> torch.Tensor:
+def spaced(windows: int, limit: int) -> torch.Tensor:
     """Up to `limit` of the numbers 0..windows-1, evenly spaced, int64."""
     most = min(limit, windows)
     return torch.linspace(0, windows - 1, most).long().clamp(max=windows - 1)  # of many, float32 may exceed it

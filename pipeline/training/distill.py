@@ -133,7 +133,7 @@ def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[D
     facts, mine = identity.teacher, opened.network.config
     pairs = [("source", mine.source, facts.source), ("vocab_size", mine.vocab_size, facts.vocab_size),
              ("mask_id", mine.mask_id, facts.mask_id), ("kappa_exponent", mine.kappa_exponent, facts.kappa_exponent),
-             ("tokenizer", opened.vocabulary.fingerprint, identity.tokenizer)]
+             ("end_id", mine.end_id, facts.end_id), ("tokenizer", opened.vocabulary.fingerprint, identity.tokenizer)]
     for name, found, wanted in pairs:
         if found != wanted:
             raise InputError(f"--init {folder}: its {name} ({found!s:.16}) is not the dataset's ({wanted!s:.16}); "

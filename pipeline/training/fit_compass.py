@@ -15,10 +15,11 @@ from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_denoiser, save, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
-from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, Corpus, prepare, windows_of
+from tsdfm.pipeline.text.corpus import Corpus, prepare
+from tsdfm.pipeline.text.ends.written import padded_state
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
-from tsdfm.pipeline.training.losses import CausalNLL, NoiseContrast, mean_loss
-from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows
+from tsdfm.pipeline.training.losses import CausalNLL, NoiseContrast
+from tsdfm.pipeline.training.text_trainer import Texts, TextTrainer, held_out_texts, texts_of
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.model import CausalConfig, NceConfig
@@ -98,14 +99,16 @@ def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Settin
         bos_id=vocabulary.eos_id)
     with seeded(config.optim.seed):
         model = CausalLM(shape)
-    windows = _windows(config, corpus, teacher.config.length)
-    held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)  # refused now, not after the training
-    loss = CausalNLL(model)
-    trainer = TextTrainer(model, loss, windows, config, setting.place)
+    texts = _texts(config, corpus, teacher)
+    held = held_out_texts(corpus, teacher.config.length, teacher.config.end_id)  # refused now, not after the training
+    loss = CausalNLL(model, teacher.config.end_id)
+    trainer = TextTrainer(model, loss, texts, config, setting.place)
     if not trainer.run(setting.folder, _identity(config, corpus, vocabulary.fingerprint), setting.report, setting.watch.stop):
         return None
     with torch.no_grad():
-        nll = sum(float(mean_loss(loss, part, torch.Generator())) * len(part) for part in held.split(64)) / len(held)
+        rows = [loss.draw(part, torch.Generator()) for part in held.split(64)]
+        device = next(model.parameters()).device
+        nll = sum(float(loss(each.to(device)).double().sum()) for each in rows) / sum(map(loss.count, rows))
     model.cpu()
     return Fit(model, CausalRecord(
         config=config, corpus=corpus.facts, tokenizer=vocabulary.fingerprint, held_out_perplexity=math.exp(nll)))
@@ -119,7 +122,7 @@ def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setti
     """
     teacher, vocabulary = opened.network, opened.vocabulary
     corpus = prepare(config.corpus, vocabulary, vocabulary.size, setting.watch.progress)
-    held = windows_of(corpus.held_out, teacher.config.length, EVAL_WINDOWS)  # refused now, not after the training
+    held = held_out_texts(corpus, teacher.config.length, teacher.config.end_id)  # refused now, not after the training
     states = noise_states(config, teacher, setting.watch.progress, setting.place)
     cut = max(1, int(len(states) * (1 - HELD_OUT_SHARE)))
     with seeded(config.optim.seed):
@@ -127,7 +130,7 @@ def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setti
     model.trunk.load_state_dict(teacher.trunk.state_dict())
     model.requires_grad_(True)
     loss = NoiseContrast(model, states[:cut])
-    trainer = TextTrainer(model, loss, _windows(config, corpus, teacher.config.length), config, setting.place)
+    trainer = TextTrainer(model, loss, _texts(config, corpus, teacher), config, setting.place)
     if not trainer.run(setting.folder, _identity(config, corpus, opened.fingerprint), setting.report, setting.watch.stop):
         return None
     separation = auc_per_bin(model, held, states[cut:])
@@ -154,7 +157,8 @@ def noise_states(
                 states[log.trajectory_id, step] = torch.from_numpy(log.state_after(step, teacher.config.mask_id))
         progress("rolling out noise", min(start + place.world * ROLLOUT_BATCH, config.rollouts), config.rollouts)
     teacher.cpu()
-    return place.summed(states)  # each state is zero in all processes but one
+    states = place.summed(states)  # each state is zero in all processes but one
+    return padded_state(states, teacher.config.end_id, teacher.config.mask_id).int()
 
 
 @torch.no_grad()
@@ -185,8 +189,9 @@ def auc(positive: npt.NDArray[np.floating], negative: npt.NDArray[np.floating]) 
     return float((difference.mean() + 1) / 2)
 
 
-def _windows(config: CompassConfig, corpus: Corpus, length: int) -> TokenWindows:
-    return TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)
+def _texts(config: CompassConfig, corpus: Corpus, teacher: Denoiser) -> Texts:
+    optim = config.optim
+    return texts_of(corpus.train, teacher.config.length, optim.batch_size, optim.seed, teacher.config.end_id)
 
 
 def _identity(config: CompassConfig, corpus: Corpus, made_for: str) -> dict[str, object]:

@@ -2,6 +2,10 @@
 
 Each is a module, so that data-parallel wrappers see its forward pass, and works on rows that are drawn for a whole batch before
 they are divided: `draw` noises the batch, `count` says how many losses it has, and calling it gives them.
+
+Of padded texts (a document each, then end tokens) nothing counts behind an end that the network sees: of a causal LM behind the
+first, of a denoiser of the mask source behind one that stands in x_t. Behind one that is still masked, or that may be noise,
+the token to be guessed is the end's: to write texts as long as these, a model must know how likely each has ended by then.
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +22,7 @@ from tsdfm.pipeline.flow.rings.clocks import noised_states
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.text.ends.written import is_written
 
 # t stays below 1 by this much: the generalised KL's weight kappa'/(1 - kappa) has a pole at t = 1, where nothing is noised.
 TIME_MARGIN = 1e-3
@@ -80,7 +85,7 @@ class CrossEntropy(TextLoss):
         return TextRows(x_1, noised_states(self.path, x_1, t, generator, self.spaced), t)
 
     def count(self, rows: TextRows) -> int:
-        """Positions that carry noise."""
+        """Positions that carry noise, but for those behind an end."""
         return int(self._noised(rows.noised()[0]).sum())
 
     def forward(self, rows: TextRows) -> Tensor:
@@ -91,7 +96,7 @@ class CrossEntropy(TextLoss):
         return -linear_logprob(self.model.hidden_where(noised, x_t, t), head.weight, head.bias, rows.tokens[noised])
 
     def _noised(self, x_t: Tensor) -> Tensor:
-        return torch.ones_like(x_t, dtype=torch.bool) if self.path.mask_id is None else x_t == self.path.mask_id
+        return torch.ones_like(x_t, dtype=torch.bool) if self.path.mask_id is None else _asked(self.model, x_t)
 
 
 class GeneralizedKL(TextLoss):
@@ -99,7 +104,8 @@ class GeneralizedKL(TextLoss):
 
     kappa'/(1-kappa) * ( -(1 - [x_t = x_1]) log p(x_1) + [x_t = x_1] - p(x_t) ), averaged over t uniform in [0, 1) and
     positions. Its expectation bounds -log p(x_1) from above: the negative ELBO. For the mask source a resolved position
-    keeps its token with probability one, so only masked positions cost anything.
+    keeps its token with probability one, so only masked positions cost anything. Of padded texts it is the nats per token
+    that was written: those of all positions over these.
     """
 
     def __init__(self, model: Denoiser, spaced: float = 0.0) -> None:
@@ -112,8 +118,8 @@ class GeneralizedKL(TextLoss):
         return TextRows(x_1, noised_states(self.path, x_1, t, generator, self.spaced), t)
 
     def count(self, rows: TextRows) -> int:
-        """All positions."""
-        return rows.tokens.numel()
+        """All positions that were written."""
+        return _written(rows.tokens, self.model.config.end_id)
 
     def forward(self, rows: TextRows) -> Tensor:
         """Nats of every position, [B, L] float32."""
@@ -122,7 +128,7 @@ class GeneralizedKL(TextLoss):
         hidden, head = self.model.hidden(x_t, t).flatten(0, 1), self.model.head
         if self.path.mask_id is not None:
             at_target = linear_logprob(hidden, head.weight, head.bias, x_1.flatten()).view(x_1.shape)
-            return weight[:, None] * torch.where(x_t == self.path.mask_id, -at_target, 0.0)
+            return weight[:, None] * torch.where(_asked(self.model, x_t), -at_target, 0.0)
         # ids: [B, L, 2], the token of the text and that of the state
         ids = torch.stack([x_1, x_t], -1)
         logprob = linear_logprobs(hidden, head.weight, head.bias, ids.flatten(0, 1))
@@ -132,24 +138,27 @@ class GeneralizedKL(TextLoss):
 
 
 class CausalNLL(TextLoss):
-    """Next-token negative log-likelihood."""
+    """Next-token negative log-likelihood; of padded texts, whose `end_id` is given, up to the end."""
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, model: CausalLM, end_id: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.end_id = model, end_id
 
     def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
         """The texts alone."""
         return TextRows(x_1)
 
     def count(self, rows: TextRows) -> int:
-        """All tokens."""
-        return rows.tokens.numel()
+        """All tokens that were written."""
+        return _written(rows.tokens, self.end_id)
 
     def forward(self, rows: TextRows) -> Tensor:
-        """Nats of every token, [B L] float32."""
+        """Nats of every token that was written, [R] float32; of packed texts [B L]."""
         hidden, _ = self.model.hidden(self.model.inputs(rows.tokens))
-        return -linear_logprob(hidden.flatten(0, 1), self.model.head_weight, None, rows.tokens.flatten())
+        if self.end_id is None:
+            return -linear_logprob(hidden.flatten(0, 1), self.model.head_weight, None, rows.tokens.flatten())
+        written = is_written(rows.tokens, self.end_id)
+        return -linear_logprob(hidden[written], self.model.head_weight, None, rows.tokens[written])
 
 
 class NoiseContrast(TextLoss):
@@ -182,6 +191,18 @@ class NoiseContrast(TextLoss):
         """Nats of every pair, [B] float32."""
         real, t = rows.noised()
         return nce(self.model(real, t), self.model(rows.tokens, t))
+
+
+def _asked(model: Denoiser, x_t: Tensor) -> Tensor:
+    """The masked positions of states [B, L] that a model is asked for: of padded texts none behind an end that stands there."""
+    mask_id, end_id = model.config.mask_id, model.config.end_id
+    assert mask_id is not None
+    masked = x_t.eq(mask_id)
+    return masked if end_id is None else masked & is_written(x_t, end_id)
+
+
+def _written(tokens: Tensor, end_id: int | None) -> int:
+    return tokens.numel() if end_id is None else int(is_written(tokens, end_id).sum())
 
 
 def mean_loss(loss: TextLoss, x_1: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,11 +7,10 @@ import torch
 
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import save
-from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_loss
-from tsdfm.pipeline.training.text_trainer import TextTrainer, TokenWindows, corpus_of
+from tsdfm.pipeline.training.text_trainer import TextTrainer, corpus_of, held_out_texts, texts_of
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.optim import DIVISION
@@ -77,15 +76,15 @@ def pretrain(
     model_config = DenoiserConfig(
         **config.shape.model_dump(), vocab_size=words.size if mask else words.size_without_mask, length=config.length,
         cond_dim=config.cond_dim, source=config.source, mask_id=words.mask_id if mask else None,
-        kappa_exponent=config.kappa_exponent,
+        kappa_exponent=config.kappa_exponent, end_id=words.eos_id if config.texts == "padded" else None,
     )
-    held = windows_of(corpus.held_out, config.length, EVAL_WINDOWS)  # refused now, not after the training
+    held = held_out_texts(corpus, config.length, model_config.end_id)  # refused now, not after the training
     with seeded(config.optim.seed):
         model = Denoiser(model_config)
-    windows = TokenWindows(corpus.train, config.length, config.optim.batch_size, config.optim.seed)
+    texts = texts_of(corpus.train, config.length, config.optim.batch_size, config.optim.seed, model_config.end_id)
     identity = {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus.facts.sha256}
     loss = (CrossEntropy if config.objective == "cross_entropy" else GeneralizedKL)(model, config.spaced)
-    trainer = TextTrainer(model, loss, windows, config, place or Place.alone())
+    trainer = TextTrainer(model, loss, texts, config, place or Place.alone())
     if not trainer.run(folder, identity, report, watch.stop):
         return None
     scores = evaluate(model, held)

@@ -21,9 +21,10 @@ from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
 from tsdfm.pipeline.models.student import student_of, with_blocks
 from tsdfm.pipeline.text.corpus import Corpus, prepare
+from tsdfm.pipeline.text.ends.written import is_written
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.objectives import StudentLoss
-from tsdfm.pipeline.training.text_trainer import TokenWindows
+from tsdfm.pipeline.training.text_trainer import texts_of
 from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, never, seeded
 from tsdfm.schemas.distill import DistillConfig
 
@@ -132,17 +133,20 @@ class _RealText:
         config, reader, model = start.config, start.reader, start.weights.network.config
         self.sha256 = corpus.facts.sha256
         length = reader.manifests[0].identity.rollout.length or model.length
-        self.windows = TokenWindows(corpus.train, length, config.optim.batch_size, config.optim.seed)
+        self.texts = texts_of(corpus.train, length, config.optim.batch_size, config.optim.seed, model.end_id)
+        self.end_id = model.end_id
         self.path, self.place = MixturePath.of(model), place
         self.budgets = torch.tensor([float(n) for n in reader.budget_shares])
         self.weights = torch.tensor(list(reader.budget_shares.values()))
 
     def batch(self, step: int, generator: torch.Generator) -> Batch:
         """This process's share of the windows of update `step`."""
-        x_1 = self.windows.batch(step)
+        x_1 = self.texts.batch(step)
         n = self.budgets[torch.multinomial(self.weights, len(x_1), replacement=True, generator=generator)]
         t = torch.floor(stratified_times(len(x_1), generator) * n) / n
         x_t = self.path.sample(x_1, t, generator)
         target = x_1 if self.path.mask_id is None else torch.where(x_t == self.path.mask_id, x_1, -1)
+        if self.end_id is not None and self.path.mask_id is not None:
+            target = target.masked_fill(~is_written(x_t, self.end_id), -1)
         whole = Batch(x_t=x_t, t=t, dt=1 / n, target=target, candidates=None, weights=None, topk_ids=None, topk_logprobs=None)
         return self.place.share(whole)

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tsdfm.pipeline.models.folder import teacher_folder
 from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
-from tsdfm.pipeline.text.corpus import Corpus, prepare
+from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, Corpus, prepare, windows_of
+from tsdfm.pipeline.text.ends.documents import Documents
 from tsdfm.pipeline.text.token_file import Spread, Tokens, one_by_one
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
@@ -18,7 +20,9 @@ from tsdfm.schemas.base import InputError
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import PretrainConfig, TextTraining
+from tsdfm.schemas.words import count
 
+LEAST_DOCUMENTS = 2
 EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
 
 
@@ -32,6 +36,54 @@ def corpus_of(config: TextTraining, progress: Progress = unheard, spread: Spread
         return prepare(config.corpus, given, config.vocab_size, progress, spread)
     words = Vocabulary.load(teacher_folder(config.teacher))
     return prepare(config.corpus, words, words.size, progress, spread)
+
+
+class Texts(Protocol):
+    """What a training reads: the batch of update s is a pure function of (seed, s)."""
+
+    def batch(self, step: int) -> Tensor:
+        """The texts of update `step`, [batch_size, L] int64."""
+
+
+def texts_of(stream: Tokens, length: int, batch_size: int, seed: int, end_id: int | None) -> Texts:
+    """Texts of a stream of documents: packed into windows of L, or, where an `end_id` is given, one document each.
+
+    Raises InputError if there are too few.
+    """
+    if end_id is None:
+        return TokenWindows(stream, length, batch_size, seed)
+    return DocumentTexts(Documents(stream, end_id, length), batch_size, seed)
+
+
+def held_out_texts(corpus: Corpus, length: int, end_id: int | None, limit: int = EVAL_WINDOWS) -> Tensor:
+    """Up to `limit` held-out texts [n, L] int64, as `texts_of` makes them. Raises InputError if there is none."""
+    if end_id is None:
+        return windows_of(corpus.held_out, length, limit)
+    return Documents(corpus.held_out, end_id, length).spread(limit)
+
+
+class DocumentTexts:
+    """Documents, one a text: the batch of update s is a pure function of (seed, s). Every epoch shuffles them."""
+
+    def __init__(self, documents: Documents, batch_size: int, seed: int) -> None:
+        if len(documents) < LEAST_DOCUMENTS:
+            raise InputError(f"the corpus has {count(len(documents), 'document')}, and a padded text is one: at least "
+                             f"{LEAST_DOCUMENTS} are needed; give more (in a .txt, blank lines separate documents), or --texts "
+                             "packed")
+        self.documents, self.batch_size, self.seed = documents, batch_size, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def batch(self, step: int) -> Tensor:
+        """See `Texts`."""
+        rows = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return torch.stack([self._text(row) for row in rows])
+
+    def _text(self, row: int) -> Tensor:
+        epoch, index = divmod(row, len(self.documents))
+        if epoch != self._epoch:
+            self._order = torch.randperm(len(self.documents), generator=generator_of(self.seed, EPOCH_STREAM + epoch))
+            self._epoch = epoch
+        return self.documents.text(int(self._order[index]))
 
 
 class TokenWindows:
@@ -76,7 +128,7 @@ class TextTrainer:
         place: this process.
     """
 
-    def __init__(self, network: nn.Module, loss: TextLoss, windows: TokenWindows, config: TextTraining, place: Place) -> None:
+    def __init__(self, network: nn.Module, loss: TextLoss, windows: Texts, config: TextTraining, place: Place) -> None:
         self.network, self.loss, self.windows, self.config, self.place = network.to(place.device), loss, windows, config, place
 
     def run(self, folder: Path, identity: dict[str, object], report: Report, stop: Stop = never) -> bool:

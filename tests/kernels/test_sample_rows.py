@@ -212,6 +212,27 @@ def test_draws_follow_the_softmax():
         assert chisquare(observed[keep].numpy(), (wanted[keep] * observed.sum() / wanted.sum()).numpy()).pvalue > 1e-4
 
 
+def test_the_tail_is_drawn_as_often_as_it_should_be():
+    """Uniform numbers in float32, as those of Gumbel noise often are, lose tokens rarer than 2^-24, which is sampling colder.
+
+    Here a uniform number has 53 bits, and blocks of tokens are inverted in float64: all such tokens together, here 76 in a
+    million draws, are drawn as often as they should be but for less than 1 in a million draws.
+    """
+    hidden, weight = torch.tensor([[1.0]]), torch.cat([torch.zeros(8), torch.full((40_000,), -18.0)])[:, None]
+    p = oracle_logprob(hidden, weight, None, 1.0, None)[0].exp()
+    assert p[8] < 2**-26
+    assert 7e-5 < p[8:].sum() < 8e-5
+    # Where a draw of one of the first 8 becomes one of a rare token, by bisection.
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        u = (low + high) / 2
+        if int(sample_rows(hidden, weight, None, torch.tensor([[u]], dtype=torch.float64)).tokens) < 8:
+            low = u
+        else:
+            high = u
+    assert abs((1 - high) - float(p[8:].sum())) < 1e-6
+
+
 @pytest.mark.triton_slow
 @pytest.mark.parametrize("block", [1, 40, 131, 132, 500])
 def test_block_size_changes_nothing(monkeypatch, block):

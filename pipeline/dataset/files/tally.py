@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tsdfm.pipeline.text.metrics import distinct_n, unigram_entropy
+from tsdfm.pipeline.text.ends.written import written_of
+from tsdfm.pipeline.text.metrics import distinct_n, entropies
 from tsdfm.schemas.columns import ragged, values
 from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.summary import ArmSummary, Choices, PairSummary, SelectionSummary, Spread
@@ -66,7 +67,7 @@ class Tally:
 
     def __init__(self, identity: Identity, first: int = 0) -> None:
         grid = identity.grid
-        self.arms = {arm: _ArmTally(grid, max(0, DISTINCT_ROWS - first)) for arm in identity.arms}
+        self.arms = {arm: _ArmTally(grid, identity.teacher.end_id, max(0, DISTINCT_ROWS - first)) for arm in identity.arms}
         self.columns = Counter[str]()  # compressed bytes
         self._choices = _ChoiceTally(grid) if "shaped" in self.arms and grid.candidates > 1 and grid.shaped_steps else None
         self._pairs = _PairTally() if len(self.arms) == 2 and grid.compass else None
@@ -132,13 +133,13 @@ def _spread(moments: Moments) -> Spread:
 
 
 class _ArmTally:
-    """Energies, events and token statistics of one arm."""
+    """Energies, events and token statistics of one arm; `end_id`: of texts that count up to their end alone."""
 
-    def __init__(self, grid: Grid, room: int) -> None:
-        self.grid, self.bin_of_step = grid, bin_of_step(grid.steps)
+    def __init__(self, grid: Grid, end_id: int | None, room: int) -> None:
+        self.grid, self.end_id, self.bin_of_step = grid, end_id, bin_of_step(grid.steps)
         self.energy, self.events, self.entropy = Moments(), Moments(), Moments()
         self.jumps = np.zeros(self.bin_of_step[-1] + 1, dtype=np.int64)
-        self.tokens: list[npt.NDArray[np.generic]] = []  # the first `room` rows, [L] each
+        self.tokens: list[npt.NDArray[np.generic]] = []  # the first `room` rows, up to L each
         self.room = room
 
     def add(self, part: pa.Table) -> None:
@@ -148,8 +149,10 @@ class _ArmTally:
         self.events.add(steps.sizes)
         self.jumps += np.bincount(self.bin_of_step[steps.values], minlength=len(self.jumps))
         tokens = values(part, "tokens").reshape(-1, self.grid.length)  # [rows, L]
-        self.entropy.add(unigram_entropy(tokens))
-        self.tokens.extend(tokens[: self.room - len(self.tokens)].copy())  # a view would hold the whole table
+        written = tokens if self.end_id is None else written_of(tokens, self.end_id)
+        self.entropy.add(entropies(written))
+        kept = written[: self.room - len(self.tokens)]
+        self.tokens.extend(row.copy() for row in kept)  # a view would hold the whole table
 
     def merge(self, other: "_ArmTally") -> None:
         for mine, theirs in ((self.energy, other.energy), (self.events, other.events), (self.entropy, other.entropy)):
@@ -158,7 +161,7 @@ class _ArmTally:
         self.tokens.extend(other.tokens[: self.room - len(self.tokens)])
 
     def _distinct(self, n: int) -> float | None:
-        return distinct_n(self.tokens, n) if n <= self.grid.length else None
+        return distinct_n(self.tokens, n) if n <= max(map(len, self.tokens)) else None
 
     def summary(self, arm: Arm) -> ArmSummary:
         visits = self.events.count * np.bincount(self.bin_of_step)  # [bins], trajectories times steps

@@ -41,6 +41,7 @@ from torch import Tensor
 from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.text.ends.written import is_written
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
 
@@ -100,6 +101,9 @@ def bound(model: Denoiser, texts: npt.NDArray[np.int64], asked: Asked, progress:
         t, ring, weight = (torch.from_numpy(np.concatenate([getattr(each, name) for each in states])).to(device)
                            for name in ("t", "ring", "weight"))
         hidden = model.hidden(x_t, t.float(), torch.full_like(t, 1 / asked.steps).float() if asked.steps else None)
+        if model.config.end_id is not None and path.mask_id is not None:
+            # Behind an end that stands the sampler writes padding, so that costs nothing, as if it were written.
+            x_t = torch.where(is_written(x_t, model.config.end_id), x_t, x)
         np.add.at(found, text, (weight * _nats(path, hidden, head, x, x_t, ring)).cpu().numpy())
         progress("bounding likelihoods", part.stop, rows)
     return found
@@ -137,7 +141,7 @@ def _uniform_nats(hidden: Tensor, head: _Head, x: Tensor, x_t: Tensor, ring: Ten
 def _drawing(path: MixturePath, steps: int | None) -> _Draw:
     if steps is not None:
         return _in_steps(path, steps)
-    return _masked(path) if path.mask_id is not None else _uniform(path)
+    return _uniform(path) if path.mask_id is None else _masked(path, path.mask_id)
 
 
 def _in_steps(path: MixturePath, steps: int) -> _Draw:
@@ -168,12 +172,13 @@ def _in_steps(path: MixturePath, steps: int) -> _Draw:
     return draw
 
 
-def _masked(path: MixturePath) -> _Draw:
+def _masked(path: MixturePath, mask: int) -> _Draw:
+    """States of each number of masked positions, at the times when there are so many."""
     def draw(x: npt.NDArray[np.int64], even: Floats, random: np.random.Generator) -> _States:
         number = np.floor(even * len(x)).astype(np.int64) + 1  # of masked positions, each from 1 to L as often
         kappa = random.beta(len(x) - number + 1, number)
         order = random.random((len(even), len(x))).argsort(1).argsort(1)
-        x_t = np.where(order < number[:, None], path.mask_id, x)
+        x_t = np.where(order < number[:, None], mask, x)
         return _States(x_t, path.kappa_inverse(torch.from_numpy(kappa)).numpy(), np.zeros(len(even)),
                        len(x) / (number * len(even)))
 

@@ -1,10 +1,11 @@
 """Texts of an evaluation that come from its corpus and not from a model: real held-out ones, and those of naive samplers.
 
-They have the length and the tokens of a model's texts, so each is made once for every vocabulary and length of the models.
+They have the length and the tokens of a model's texts, and stop as they do, so each is made once for every kind of model that
+there is.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,22 @@ import torch
 from tsdfm.pipeline.evaluation.measures.naive import Sampler, naive_samplers
 from tsdfm.pipeline.evaluation.sample_cache import Identity
 from tsdfm.pipeline.evaluation.samples import Samples, of_tokens
+from tsdfm.pipeline.flow.texts.blocks import Extent
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.text.corpus import held_out_stream, others_of, training_stream, windows_of
 from tsdfm.pipeline.text.documents import Reading, read_documents
+from tsdfm.pipeline.text.ends.documents import Documents
+from tsdfm.pipeline.text.token_file import Tokens
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.progress import Progress
+from tsdfm.schemas.terms import Texts
 from tsdfm.schemas.words import count
 
 FEWEST = 4  # other real texts, to compare sets with
+Kind = tuple[str, int, Texts]
 NAIVE = ("unigram", "shuffled", "repeated", "copied")  # in the order of their rows
 
 
@@ -35,6 +41,7 @@ class CorpusTexts:
 
     name: str
     vocabulary: str
+    texts: Texts
     identity: Identity
     labels: dict[str, Any]
     make: Callable[[], Samples]
@@ -46,64 +53,78 @@ class CorpusTexts:
 
 
 def kinds_of(config: EvaluateConfig, models: Sequence[ModelFolder[Denoiser]]) -> list[ModelFolder[Denoiser]]:
-    """A model of each vocabulary and length of texts that there is."""
+    """A model of each kind of texts that there is."""
     return list({kind_of(config, each): each for each in models}.values())
 
 
-def kind_of(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> tuple[str, int]:
-    """The vocabulary, by fingerprint, and the length of a model's texts."""
-    return opened.vocabulary.fingerprint, config.length or opened.network.config.length
+def kind_of(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Kind:
+    """Which texts can stand beside a model's: their vocabulary, by fingerprint, their length, and how they lie."""
+    model = opened.network.config
+    return opened.vocabulary.fingerprint, config.length or model.length, model.texts
+
+
+def extent_of(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Extent:
+    """How long a model's texts are, and real ones beside them. Raises InputError: as `Extent.of`."""
+    return Extent.of(opened.network.config, opened.vocabulary, length=config.length, until=config.until, overlap=config.overlap)
+
+
+def _spread(stream: Tokens, extent: Extent, opened: ModelFolder[Denoiser], limit: int) -> Samples:
+    """Up to `limit` texts of a stream, evenly spaced, as a model's texts lie."""
+    words = opened.vocabulary
+    texts = (windows_of(stream, extent.length, limit) if opened.network.config.end_id is None
+             else Documents(stream, words.eos_id, extent.length).spread(limit))
+    return of_tokens(texts.numpy(), words, extent.end_id)
 
 
 def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
     """Held-out texts as long as a model's, evenly spaced over the corpus."""
-    corpus, (_, length) = config.corpus, kind_of(config, opened)
+    corpus, extent = config.corpus, extent_of(config, opened)
 
     def make() -> Samples:
-        stream = held_out_stream(corpus, opened.vocabulary, progress)
-        return of_tokens(windows_of(stream, length, config.samples).numpy(), opened.vocabulary)
+        return _spread(held_out_stream(corpus, opened.vocabulary, progress), extent, opened, config.samples)
 
     return _named(corpus.path, f"corpus {corpus.path}", None, _identity(config, opened), opened, make)
 
 
 def other_real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
     """Held-out texts as long as a model's that `real_texts` does not have, as many or all that there are, evenly spaced."""
-    corpus, (_, length) = config.corpus, kind_of(config, opened)
+    corpus, extent, end_id = config.corpus, extent_of(config, opened), opened.network.config.end_id
 
     def make() -> Samples:
-        stream = held_out_stream(corpus, opened.vocabulary, progress)
-        others = others_of(stream, length, config.samples)
+        stream, length = held_out_stream(corpus, opened.vocabulary, progress), extent.length
+        documents = None if end_id is None else Documents(stream, end_id, length)
+        others = others_of(stream, length, config.samples) if documents is None else documents.others(config.samples)
         if len(others) < FEWEST:
-            whole = len(stream) // length
+            whole = len(stream) // length if documents is None else len(documents)
             raise InputError(f"--distances: the held-out text has {count(whole, 'text')} of {length} tokens, and real text's "
                              f"own {config.samples} leave {len(others)} to compare with; give -n {max(2, whole // 2)} or less, "
                              "or more text with --corpus")
-        return of_tokens(others.numpy(), opened.vocabulary)
+        return of_tokens(others.numpy(), opened.vocabulary, extent.end_id)
 
     identity = {**_identity(config, opened), "others": True}
     return _named(corpus.path, f"corpus {corpus.path}, other texts", None, identity, opened, make)
 
 
 def file_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
-    """Windows of a file's text as long as a model's texts, evenly spaced over it; of less text than that, all of it.
+    """Texts of a file as a model's texts lie, windows or documents, evenly spaced over it; of less text than one, all of it.
 
     The file is read as a corpus is: documents, of which each is followed by the token that ends a text.
     """
-    _, length = kind_of(config, opened)
+    extent = extent_of(config, opened)
     corpus = CorpusConfig(path=config.text or "", text_field=config.corpus.text_field)
 
     def make() -> Samples:
         tokens = torch.from_numpy(opened.vocabulary.stream(read_documents(corpus, Reading(progress))))
-        return of_tokens(windows_of(tokens, min(length, len(tokens)), config.samples).numpy(), opened.vocabulary)
+        shorter = replace(extent, length=min(extent.length, len(tokens))) if extent.end_id is None else extent
+        return _spread(tokens, shorter, opened, config.samples)
 
-    identity = {**corpus_identity(corpus), "whole": True, "vocabulary": opened.vocabulary.fingerprint, "length": length,
-                "samples": config.samples}
+    identity = {**_identity(config, opened), **corpus_identity(corpus), "whole": True}
     return _named(corpus.path, f"text {corpus.path}", None, identity, opened, make)
 
 
 def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Iterator[CorpusTexts]:
     """Texts of every naive sampler, as long as a model's; the corpus is not read before one is made."""
-    _, length = kind_of(config, opened)
+    extent = extent_of(config, opened)
 
     @cache
     def samplers() -> dict[str, Sampler]:
@@ -112,7 +133,7 @@ def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress:
     for number, name in enumerate(NAIVE):
         def make(name: str = name, number: int = number) -> Samples:
             random = np.random.default_rng([config.seed, number])
-            return of_tokens(samplers()[name](config.samples, length, random), opened.vocabulary)
+            return of_tokens(samplers()[name](config.samples, extent.length, random), opened.vocabulary, extent.end_id)
 
         identity = {**_identity(config, opened), "naive": name, "part": config.corpus.part, "seed": config.seed}
         yield _named(name, f"naive {name}", config.seed, identity, opened, make)
@@ -125,13 +146,15 @@ def corpus_identity(corpus: CorpusConfig) -> Identity:
 
 
 def _identity(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Identity:
+    extent, texts = extent_of(config, opened), opened.network.config.texts
     return {**corpus_identity(config.corpus), "vocabulary": opened.vocabulary.fingerprint,
-            "length": kind_of(config, opened)[1], "samples": config.samples}
+            "length": extent.length, "samples": config.samples, **({} if extent.end_id is None else {"end_id": extent.end_id}),
+            **({} if texts == "packed" else {"texts": texts})}
 
 
 def _named(name: str, label: str, seed: int | None, identity: Identity, opened: ModelFolder[Denoiser],
            make: Callable[[], Samples]) -> CorpusTexts:
-    return CorpusTexts(name, opened.vocabulary.fingerprint, identity,
+    return CorpusTexts(name, opened.vocabulary.fingerprint, opened.network.config.texts, identity,
                        {"model": label, "steps": None, "temperature": None, "seed": seed}, make)
 
 

@@ -43,7 +43,7 @@ def perplexity_at_entropy(points: Sequence[tuple[float, float]], entropy: float)
 
 def frontier_of(results: Results) -> Frontier:
     """The frontier of an evaluation: per judge a curve for every model and step count, and real text."""
-    references = {(row.vocabulary, row.length): row for row in results.reference}
+    references = {(row.vocabulary, row.length, row.texts): row for row in results.reference}
     groups: dict[tuple[str, int | None], list[Row]] = {}
     for row in sorted(results.rows, key=lambda row: row.temperature or 0.0):
         groups.setdefault((row.model, row.steps), []).append(row)
@@ -54,7 +54,7 @@ def frontier_of(results: Results) -> Frontier:
         for model, steps in order:
             rows = groups[model, steps]
             points = [_point(row, judge) for row in rows]
-            real = references.get((rows[0].vocabulary, rows[0].length))
+            real = references.get((rows[0].vocabulary, rows[0].length, rows[0].texts))
             at = None if real is None else perplexity_at_entropy(
                 [(point.entropy_bits, point.perplexity) for point in points], real.entropy_bits)
             curves.append(FrontierCurve(model=model, steps=steps, points=points, at_reference_entropy=at))

@@ -12,7 +12,7 @@ import numpy as np
 from tsdfm.pipeline.evaluation.cells import Subject
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.measures.bounds import DRAWS, Asked, bound
-from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, file_texts, kind_of, kinds_of, real_texts
+from tsdfm.pipeline.evaluation.measures.corpus_texts import CorpusTexts, Kind, file_texts, kind_of, kinds_of, real_texts
 from tsdfm.pipeline.evaluation.sample_cache import SampleCache, key_of
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
@@ -29,6 +29,10 @@ VERSION = 1  # of the estimate; scores of another are never taken for these
 def check_bounded(config: EvaluateConfig, subjects: Sequence[Subject]) -> None:
     """Raises InputError unless a bound is known for each model's sampler."""
     for subject in subjects:
+        longest = subject.opened.network.config.length
+        if config.length is not None and config.length > longest:
+            raise InputError(f"--likelihood: model {subject.name} writes {config.length} tokens in blocks, of which no "
+                             f"bound is known here; give a --length up to its {longest}, or leave --likelihood out")
         clocks = clocks_of(RolloutConfig(clocks=config.clocks), subject.opened.network.config)
         if clocks != "independent":
             raise InputError(f"--likelihood: model {subject.name} writes with {clocks} clocks, of which no bound is known "
@@ -46,7 +50,7 @@ class Bounds:
 
     config: EvaluateConfig
     cache: SampleCache
-    texts: Mapping[tuple[str, int], tuple[CorpusTexts, Samples]]
+    texts: Mapping[Kind, tuple[CorpusTexts, Samples]]
 
     @classmethod
     def of(cls, config: EvaluateConfig, cache: SampleCache, subjects: Sequence[Subject], progress: Progress) -> "Bounds":
@@ -54,7 +58,8 @@ class Bounds:
         check_bounded(config, subjects)
         found = {}
         for opened in kinds_of(config, [each.opened for each in subjects]):
-            texts = (file_texts if config.text is not None else real_texts)(config, opened, progress)
+            whole = config.model_copy(update={"until": None})  # as the model was trained
+            texts = (file_texts if config.text is not None else real_texts)(whole, opened, progress)
             found[kind_of(config, opened)] = texts, cache.samples(texts.identity, texts.labels, texts.make)
         return cls(config, cache, found)
 
@@ -64,11 +69,7 @@ class Bounds:
         rows = []
         for number, (subject, steps) in enumerate(plan):
             note = f"{names[subject.name]}, {'continuous time' if steps is None else f'n = {steps}'}"
-
-            def tell(stage: str, done: int, total: int, more: str = "", number: int = number, note: str = note) -> None:
-                progress(stage, number * total + done, len(plan) * total, note)
-
-            rows.append(self._row(subject, steps, tell))
+            rows.append(self._row(subject, steps, _within(progress, number, len(plan), note)))
         return rows
 
     def _row(self, subject: Subject, steps: int | None, progress: Progress) -> Bound:
@@ -78,7 +79,7 @@ class Bounds:
 
         def make() -> Likelihood:
             nats = bound(opened.network, samples.tokens, asked, progress)
-            return Likelihood(nats, np.full(len(nats), float(samples.tokens.shape[1])))
+            return Likelihood(nats, np.array([float(len(text)) for text in samples.written]))
 
         identity = {"bound": VERSION, "draws": DRAWS, "model": opened.fingerprint, "texts": key_of(texts.identity),
                     "steps": steps, "temperature": config.temperature, "seed": config.seed, "dtype": config.dtype,
@@ -89,6 +90,14 @@ class Bounds:
         return Bound(
             model=subject.name, fingerprint=opened.fingerprint, vocabulary=samples.vocabulary, steps=steps,
             temperature=config.temperature, text=texts.name, texts=len(samples.texts), length=samples.tokens.shape[1],
-            tokens=samples.tokens.size, bytes=written, nats_per_token=log(found.perplexity), perplexity=found.perplexity,
+            tokens=sum(map(len, samples.written)), bytes=written,
+            nats_per_token=log(found.perplexity), perplexity=found.perplexity,
             low=low, high=high, bits_per_byte=float(found.nats.sum()) / log(2) / written if written else None)
 
+
+def _within(progress: Progress, number: int, of: int, what: str) -> Progress:
+    """Progress of one of several rows, told as progress of all of them."""
+    def tell(stage: str, done: int, total: int, note: str = "") -> None:
+        progress(stage, number * total + done, of * total, what)
+
+    return tell

@@ -39,8 +39,9 @@ def mauve(features: npt.ArrayLike, real: npt.ArrayLike, seed: int = 0) -> tuple[
     first, second = (np.asarray(each, np.float64) for each in (features, real))
     random = np.random.default_rng(seed)
     labels = k_means(_principal(np.concatenate([first, second])), clusters_of(len(first), len(second)), random)
-    return of_counts(*(np.bincount(part, minlength=labels.max() + 1) for part in np.split(labels, [len(first)])), random
-                     ), int(labels.max()) + 1
+    clusters = int(labels.max()) + 1
+    p, q = (np.bincount(part, minlength=clusters) for part in np.split(labels, [len(first)]))
+    return of_counts(p, q, random), clusters
 
 
 def clusters_of(texts: int, real: int) -> int:

@@ -65,29 +65,30 @@ class Memorisation:
     def __init__(self, cache: SampleCache, corpus: CorpusConfig) -> None:
         self._cache = cache
         self._corpus = {**corpus_identity(corpus), "part": corpus.part, "gram": GRAM}
-        self._texts: dict[str, int] = {}
+        self._texts: dict[str, npt.NDArray[np.int64]] = {}  # how many each text has
         self._found: dict[str, npt.NDArray[np.int64]] = {}
-        self._wanted: dict[str, dict[str, Hashes]] = {}  # by vocabulary, then as the others by the key of the texts
+        self._wanted: dict[str, dict[str, list[Hashes]]] = {}  # by vocabulary, then as the others by the key of the texts
 
     def add(self, identity: Identity, samples: Samples) -> None:
         """Take up a set of texts; what was counted before is read from the folder."""
-        key, grams = key_of(identity), samples.tokens.shape[1] - GRAM + 1
-        if grams < 1:
+        key, sizes = key_of(identity), np.array([len(text) for text in samples.written])
+        grams = np.maximum(0, sizes - GRAM + 1)
+        if not grams.any():
             return
         self._texts[key] = grams
         kept = self._cache.find_counts(self._identity(key))
         if kept is not None:
             self._found[key] = kept
         else:
-            self._wanted.setdefault(samples.vocabulary, {})[key] = gram_hashes(samples.tokens)
+            self._wanted.setdefault(samples.vocabulary, {})[key] = [gram_hashes(text) for text in samples.written]
 
     def count(self, stream: Callable[[str], Tokens], progress: Progress = unheard) -> dict[str, Memorised]:
         """The shares, by the key of the texts' identity. `stream`: the training tokens of a vocabulary, by fingerprint."""
         for vocabulary, sets in self._wanted.items():
-            every = np.concatenate([hashes.ravel() for hashes in sets.values()])
+            every = np.concatenate([hashes for texts in sets.values() for hashes in texts])
             there = standing_in(every, stream(vocabulary), progress)
-            for key, hashes in sets.items():
-                self._found[key] = np.isin(hashes, there).sum(-1)
+            for key, texts in sets.items():
+                self._found[key] = np.array([np.isin(hashes, there).sum() for hashes in texts], np.int64)
                 self._cache.keep_counts(self._identity(key), self._found[key])
         self._wanted.clear()
         return {key: _share(found, self._texts[key]) for key, found in self._found.items()}
@@ -96,7 +97,8 @@ class Memorisation:
         return {"samples": key, "memorised": self._corpus}
 
 
-def _share(found: npt.NDArray[np.int64], grams: int) -> Memorised:
-    shares = found / grams
-    error = shares.std(ddof=1) / math.sqrt(len(shares))
-    return Memorised(memorised=float(shares.mean()), memorised_standard_error=float(error))
+def _share(found: npt.NDArray[np.int64], grams: npt.NDArray[np.int64]) -> Memorised:
+    """Of texts that have n-grams, how many of all there are were found."""
+    shares = found[grams > 0] / grams[grams > 0]
+    error = float(shares.std(ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else None
+    return Memorised(memorised=float(shares.mean()), memorised_standard_error=error)

@@ -11,7 +11,8 @@ from tsdfm.pipeline.models.foreign.imported import Imported
 from tsdfm.pipeline.models.foreign.layouts import layouts_of, shape_of, to_denoiser, without_padding, without_time
 from tsdfm.pipeline.models.foreign.masked_lm import import_masked_lm, is_masked_lm
 from tsdfm.pipeline.models.foreign.places import Place, find
-from tsdfm.pipeline.models.foreign.weights import Weights, choose, read_weights
+from tsdfm.pipeline.models.foreign.weights import UnknownLayout, Weights, choose, read_weights
+from tsdfm.pipeline.models.transformers import check_no_code
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
@@ -51,7 +52,11 @@ def import_teacher(config: ImportConfig) -> Imported:
     if is_masked_lm(config, place):
         return import_masked_lm(config, place)
     told = _told(place)
-    sets = read_weights(place.file)
+    try:
+        sets = read_weights(place.file)
+    except UnknownLayout:
+        check_no_code(config.checkpoint, place.folder)
+        raise
     taken = choose(sets, config.weights, place.file)
     weights, where = sets[taken], f"{place.file}:{taken}" if taken else str(place.file)
     layout = _layout(config, layouts_of(weights, where), told, place, where)

@@ -19,7 +19,7 @@ from tsdfm.pipeline.models.folder import CONFIG_FILE
 from tsdfm.pipeline.models.foreign.imported import Imported
 from tsdfm.pipeline.models.foreign.places import Place
 from tsdfm.pipeline.models.masked import without_head
-from tsdfm.pipeline.models.transformers import check_files, check_whole, library, open_options, quiet
+from tsdfm.pipeline.models.transformers import check_files, check_no_code, check_whole, library, open_options, quiet
 from tsdfm.pipeline.models.weights import undrawn
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.pipeline.text.tokenizer_file import open_tokenizer
@@ -52,7 +52,10 @@ class _Words:
 
 
 def is_masked_lm(config: ImportConfig, place: Place) -> bool:
-    """Whether a checkpoint is to be opened by transformers: it is asked for, or config.json names a class of the library's."""
+    """Whether a checkpoint is to be opened by transformers: it is asked for, or config.json names a class of the library's.
+
+    Raises InputError where config.json names a class that writes from left to right.
+    """
     if config.layout != "auto":
         return config.layout == "masked-lm"
     try:
@@ -60,15 +63,28 @@ def is_masked_lm(config: ImportConfig, place: Place) -> bool:
     except (OSError, InputError):
         return False
     kind = data.get("model_type") if isinstance(data, dict) else None
-    return isinstance(kind, str) and kind.lower() not in FAMILIES and kind in _kinds()
+    if not isinstance(kind, str) or kind.lower() in FAMILIES:
+        return False
+    if kind in _kinds("MASKED_LM"):
+        return True
+    whose = f"{place.folder / CONFIG_FILE}: says '{kind}'"
+    if kind in _kinds("SEQ_TO_SEQ_CAUSAL_LM"):
+        raise InputError(f"{whose}, an encoder-decoder, which writes from left to right; give a masked language model, or a "
+                         "checkpoint of FS-DFM, MDLM, Duo or SDTT")
+    if kind in _kinds("CAUSAL_LM"):
+        raise InputError(f"{whose}, a causal language model, which writes from left to right: it can be a compass (--compass) "
+                         "or a judge (--evaluator); as a teacher give a masked language model, or a checkpoint of FS-DFM, "
+                         "MDLM, Duo or SDTT")
+    return False
 
 
-def _kinds() -> list[str]:
+def _kinds(task: str) -> list[str]:
+    """The model types that transformers has a class of a task for, MASKED_LM say; none where it isn't installed."""
     try:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        from transformers.models.auto import modeling_auto
     except ImportError:
         return []
-    return list(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    return list(getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES"))
 
 
 def import_masked_lm(config: ImportConfig, place: Place) -> Imported:
@@ -102,6 +118,7 @@ def _opened(what: str, place: Place) -> Any:
     """The library's model, whole, bidirectional, float32. Raises InputError."""
     transformers = library(what)
     options = open_options(None)
+    check_no_code(what, place.folder)
     try:
         with quiet():
             config = transformers.AutoConfig.from_pretrained(place.folder, **options)
@@ -111,7 +128,7 @@ def _opened(what: str, place: Place) -> Any:
                 raise InputError(f"{what}: its weights are quantised, which no student could be made from; give them whole")
             check_files(what, place.folder, transformers.AutoModelForMaskedLM)
             model, told = transformers.AutoModelForMaskedLM.from_pretrained(
-                place.folder, dtype=torch.float32, output_loading_info=True,
+                place.folder, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True,
                 use_safetensors=place.file.suffix == ".safetensors", **options)
     except InputError:
         raise
@@ -148,6 +165,8 @@ def _tokenizer(what: str, config: ImportConfig, place: Place) -> tuple[Tokenizer
     try:
         with quiet():
             found = library(what).AutoTokenizer.from_pretrained(place.folder, **open_options(None))
+        if set(found.get_vocab().values()) <= set(found.all_special_ids):
+            raise ValueError("it has special tokens alone")  # what the library makes of a config without a tokenizer
         return Tokenizer.from_str(found.backend_tokenizer.to_str()), str(place.folder)
     except Exception as error:
         raise InputError(f"{what}: no {TOKENIZER_FILE} beside the weights, nor another that transformers reads "

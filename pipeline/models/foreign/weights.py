@@ -31,6 +31,10 @@ DEPTH = 4  # how deep a set may be nested
 Weights = dict[str, Tensor]
 
 
+class UnknownLayout(InputError):
+    """A file holds no weights of a layout that is known."""
+
+
 def read_weights(file: Path) -> dict[str, Weights]:
     """Every set of weights in a file, by where it is nested ('' for the file itself), names without wrappers' prefixes.
 
@@ -40,7 +44,7 @@ def read_weights(file: Path) -> dict[str, Weights]:
     found = _sets(data, "", DEPTH)
     if not found:
         names = ", ".join(sorted(map(str, data))[:6]) if isinstance(data, dict) else type(data).__name__
-        raise InputError(f"{file}: no weights of a known layout in it (found {names}); give a checkpoint of FS-DFM, MDLM, "
+        raise UnknownLayout(f"{file}: no weights of a known layout in it (found {names}); give a checkpoint of FS-DFM, MDLM, "
                          "Duo or SDTT, or a masked language model of transformers with its config.json")
     return {name: _plain(weights, file) for name, weights in found.items()}
 

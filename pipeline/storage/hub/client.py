@@ -104,9 +104,13 @@ def _refused(name: str, error: Exception, chain: list[BaseException]) -> InputEr
     if isinstance(error, errors.HFValidationError):
         return InputError(f"{name}: can't be a repository's name; write USER/NAME with letters, digits, '-', '_' and '.'")
     if isinstance(error, errors.GatedRepoError):
-        return InputError(f"{name}: access is gated; ask for it on its page of the Hub, then run 'hf auth login'")
+        return InputError(f"{name}: access is gated; ask for it on its page of the Hub, then run 'hf auth login', "
+                          "or set HF_TOKEN")
     if isinstance(error, errors.RevisionNotFoundError):
         return InputError(f"{name}: no such revision; give a branch, a tag or a commit of the repository")
+    if any(_words(each).startswith("Invalid filename") for each in chain):
+        return InputError(f"{name}: the repository has a file whose name leads out of it ({_words(error):.{_WORDS}}); ask its "
+                          "owner to rename it, or give another")
     if _words(error).startswith("Invalid metadata in README.md"):
         return InputError(f"{name}: the Hub refuses the card ({_words(error).partition('- ')[2]:.{_WORDS}}); "
                           "give a --license of its list, e.g. apache-2.0")
@@ -120,8 +124,8 @@ def _of_status(name: str, status: int, said: str, then: str) -> InputError | Wor
     if status == 403:
         return InputError(f"{name}: the login may not do that (HTTP 403); take a name of your own, or another token")
     if status == 404:
-        return InputError(f"{name}: no such repository, or it is private; check the name, and run 'hf auth login' if it is "
-                          "yours")
+        return InputError(f"{name}: no such repository, or it is private; check the name, and run 'hf auth login', or set "
+                          "HF_TOKEN, if it is yours")
     if status in (409, 412):
         return WorkError(f"{name}: somebody else changed the repository meanwhile (HTTP {status}); "
                          "see that one run at a time publishes there, then run the same command again")

@@ -22,9 +22,10 @@ from tsdfm.pipeline.evaluation.measures import corpus_texts
 from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.pipeline.flow.noise import Use
-from tsdfm.pipeline.flow.rollout import roll_out_blind
+from tsdfm.pipeline.flow.texts.blocks import roll_out_blocks
 from tsdfm.pipeline.models.causal import CausalLM
-from tsdfm.pipeline.models.folder import load, save
+from tsdfm.pipeline.models.folder import load, load_denoiser, save
+from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.text.corpus import held_out_stream
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.corpus import CorpusConfig
@@ -53,10 +54,10 @@ def counts(monkeypatch):
     found = {"rollouts": 0, "judged": 0, "corpora": 0}
     score = Judge.score
 
-    def rolled(model, rollout, ids, use):
+    def rolled(model, rollout, ids, use, extent):
         found["rollouts"] += 1
         assert use == Use.MEASURE
-        return roll_out_blind(model, rollout, ids, use)
+        return roll_out_blocks(model, rollout, ids, use, extent)
 
     def scored(self, tokens, texts, vocabulary):
         found["judged"] += 1
@@ -66,7 +67,7 @@ def counts(monkeypatch):
         found["corpora"] += 1
         return held_out_stream(config, vocabulary, progress)
 
-    monkeypatch.setattr(evaluation, "roll_out_blind", rolled)
+    monkeypatch.setattr(evaluation, "roll_out_blocks", rolled)
     monkeypatch.setattr(Judge, "score", scored)
     monkeypatch.setattr(corpus_texts, "held_out_stream", loaded)
     return found
@@ -144,6 +145,94 @@ def test_memorisation_is_in_every_row_and_counted_once(cli, arguments, monkeypat
     for flags in (["--no-memorisation"], ["--no-reference"]):
         without, _ = run(cli, arguments, *flags, "--out", tmp_path / "other")
         assert {row["memorised"] for row in [*without["rows"], *without["reference"]]} == {None}
+
+
+def test_distances_of_sets_read_no_text_twice(cli, arguments, counts, monkeypatch, tmp_path, tiny_models):
+    """In every row, for every judge; a line says that there are too few texts; features are kept, and older folders mended."""
+    run(cli, arguments, "--steps", "1")
+    assert counts["judged"] == 3
+    report, outcome = run(cli, arguments, "--steps", "1", "--naive", "--distances")
+    assert counts["judged"] == 3 + 3 + 4 + 1  # anew, for features; naive samplers; and other real texts
+    name = str(tiny_models.ar)
+    for row in [*report["rows"], *report["reference"], *report["naive"]]:
+        found = row["distances"][name]
+        assert (found["texts"], found["real_texts"]) == (6, 6)
+        assert 1 / 252 <= found["mauve"]["low"] <= found["mauve"]["value"] <= found["mauve"]["high"] <= 1
+        assert 0 <= found["frechet"]["low"] <= found["frechet"]["value"] <= found["frechet"]["high"]
+    assert report["reference"][0]["distances"][name]["frechet"]["value"] < report["rows"][0]["distances"][name]["frechet"]["value"]
+    assert "sets of 6 texts" in report["remarks"][-1]
+    assert report["remarks"][-1] in " ".join(outcome.stderr.split())
+    before = dict(counts)
+    again, _ = run(cli, arguments, "--steps", "1", "--naive", "--distances")
+    assert counts == before
+    assert [again[table] for table in ("naive", "reference", "rows")] == [report[table] for table in ("naive", "reference", "rows")]
+    assert "MAUVE, ar" in cli(*arguments, "--steps", "1", "--naive", "--distances").stdout
+    plain, _ = run(cli, arguments, "--steps", "1")
+    assert not any("distances" in row for row in [*plain["rows"], *plain["reference"]])
+
+
+def test_likelihood_bounds_are_of_teachers_and_students(cli, arguments, counts, tmp_path, tiny_models):
+    """Teachers in continuous time, too; found again; without sampling nothing is sampled or judged, and no judge opened."""
+    student = student_of(load_denoiser(tiny_models.mask).network)
+    save(tmp_path / "student", student, load_denoiser(tiny_models.mask).vocabulary, None)
+    flags = ["--model", tmp_path / "student", "--likelihood", "--no-sampling", "--evaluator", "/nowhere/judge"]
+    report, _ = run(cli, arguments, *flags)
+    assert [(Path(row["model"]).name, row["steps"]) for row in report["likelihood"]] == [
+        ("mask", None), ("mask", 1), ("mask", 4), ("uniform", None), ("uniform", 1), ("uniform", 4), ("student", 1), ("student", 4)]
+    assert (report["rows"], report["reference"], report["judges"]) == ([], [], {})
+    for row in report["likelihood"]:
+        assert (row["texts"], row["length"], row["tokens"]) == (6, LENGTH, 6 * LENGTH)
+        assert row["perplexity"] == pytest.approx(np.exp(row["nats_per_token"]))
+        assert row["low"] <= row["perplexity"] <= row["high"]
+        assert row["bits_per_byte"] == pytest.approx(row["nats_per_token"] * row["tokens"] / np.log(2) / row["bytes"])
+    (one,) = [row for row in report["likelihood"] if row["model"] == str(tiny_models.mask) and row["steps"] == 1]
+    (same,) = [row for row in report["likelihood"] if Path(row["model"]).name == "student" and row["steps"] == 1]
+    assert one["nats_per_token"] == pytest.approx(same["nats_per_token"], rel=1e-5)  # its step embedding is zero still
+    assert counts["rollouts"] == counts["judged"] == 0
+    assert "continuous" in cli(*arguments, *flags).stdout
+    again, _ = run(cli, arguments, *flags)
+    assert again["likelihood"] == report["likelihood"]
+    beside, _ = run(cli, arguments, "--likelihood")
+    assert beside["likelihood"] == report["likelihood"][:6]
+    assert len(beside["rows"]) == 4
+
+
+def test_the_likelihood_of_any_text_file(cli, arguments, tmp_path):
+    file = tmp_path / "some.txt"
+    file.write_text("\n\n".join(f"the quick brown fox keeps the most coherent jump {i}" for i in range(30)))
+    report, _ = run(cli, arguments, "--text", file, "--no-sampling")
+    assert {row["text"] for row in report["likelihood"]} == {str(file)}
+    assert report["likelihood"][0]["texts"] == 6
+    other, _ = run(cli, arguments, "--likelihood", "--no-sampling")
+    assert other["likelihood"][0]["nats_per_token"] != report["likelihood"][0]["nats_per_token"]
+    short = tmp_path / "short.txt"
+    short.write_text("the quick")
+    report, _ = run(cli, arguments, "--text", short, "--no-sampling")
+    assert report["likelihood"][0]["texts"] == 1
+    assert report["likelihood"][0]["length"] < LENGTH
+
+
+def test_shorter_texts_of_all_models(cli, arguments, tmp_path):
+    report, _ = run(cli, arguments, "--length", "8", "--naive", "--likelihood", "--distances")
+    for row in [*report["rows"], *report["reference"], *report["naive"], *report["likelihood"]]:
+        assert row["length"] == 8
+    whole, _ = run(cli, arguments)
+    assert {row["length"] for row in whole["rows"]} == {LENGTH}
+
+
+def test_a_protocol_is_defaults_that_are_written_out(cli, arguments, tiny_models, tmp_path):
+    shown = yaml.safe_load(cli("evaluate", "--protocol", "owt-1024", "--print-config").stdout)
+    assert (shown["samples"], shown["length"], shown["evaluator"]) == (1024, 1024, ["hub:openai-community/gpt2-large"])
+    assert (shown["temperature"], shown["dtype"], shown["reference"]) == (1.0, "float32", False)
+    assert yaml.safe_load(cli("evaluate", "--protocol", "owt-1024", "--corpus", "x.txt", "--print-config").stdout)["reference"]
+    report, _ = run(cli, arguments, "--protocol", "owt-1024", "--length", str(LENGTH))
+    assert report["settings"]["protocol"] == "owt-1024"
+    assert (report["settings"]["samples"], report["settings"]["length"], report["settings"]["dtype"]) == (6, LENGTH, "float32")
+    assert EvaluateConfig.model_validate(report["settings"]).model_dump() == EvaluateConfig.model_validate(
+        json.loads((tmp_path / "out" / "results.json").read_text())["settings"]).model_dump()
+    nulled = EvaluateConfig(protocol="owt-1024", length=None)
+    assert EvaluateConfig.model_validate_json(nulled.model_dump_json()) == nulled
+    assert_refused(cli("evaluate", "--protocol", "owt-1024", "--evaluator", tiny_models.ar), "length: 1024 is longer than the 64 tokens")
 
 
 def test_naive_samplers_need_text_as_long_as_the_models(cli, arguments, tmp_path, counts):
@@ -282,6 +371,15 @@ def test_help_needs_no_torch():
     (["--corpus", "/nowhere/corpus.txt"], ["/nowhere/corpus.txt", "no such file"]),
     (["--seed", "-1"], ["seed"]),
     (["--out", "TAKEN"], ["cannot write there"]),
+    (["--distances", "--no-reference"], ["real held-out text", "--no-reference"]),
+    (["--distances", "-n", "100000"], ["--distances", "leave 0 to compare with", "-n "]),
+    (["--no-sampling"], ["nothing is left to measure", "--likelihood"]),
+    (["--no-sampling", "--likelihood", "--naive"], ["--no-sampling leaves out"]),
+    (["--text", "/nowhere/text.txt"], ["/nowhere/text.txt", "no such file"]),
+    (["--likelihood", "--clocks", "spaced"], ["spaced clocks", "--clocks independent"]),
+    (["--length", "17"], ["17", "longer than the 16 tokens"]),
+    (["--length", "0"], ["length", "greater than or equal to 1"]),
+    (["--protocol", "lm1b"], ["protocol", "owt-1024"]),
 ])
 def test_wrong_input_is_one_line(cli, arguments, flags, words, tmp_path, tiny_models):
     (tmp_path / "taken").write_text("a file")

@@ -14,6 +14,7 @@ from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import measure, of_tokens, sample, sample_texts
 from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.rollout import roll_out, roll_out_blind
+from tsdfm.pipeline.flow.texts.blocks import roll_out_blocks
 from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.pipeline.text.metrics import distinct_n, self_bleu, unigram_entropy
 from tsdfm.schemas.base import InputError
@@ -91,11 +92,11 @@ def test_the_clock_leaves_out_warming_up_and_decoding(model, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
-    def rolled(network, rollout, ids, use):
+    def rolled(network, rollout, ids, use, extent):
         now[0] += 100.0 if rollout.steps == 1 else 2.0
-        return roll_out_blind(network, rollout, ids, use)
+        return roll_out_blocks(network, rollout, ids, use, extent)
 
-    monkeypatch.setattr(module, "roll_out_blind", rolled)
+    monkeypatch.setattr(module, "roll_out_blocks", rolled)
     done: list[int] = []
     samples = sample_texts(model.network, model.vocabulary, RolloutConfig(steps=2, batch_size=4), 10, lambda stage, made, total, note="": done.append(made))
     assert samples.seconds == 3 * 2.0

@@ -199,8 +199,16 @@ def test_conditioning_is_written_only_where_it_is_not_t(conditioning):
     """It came later, and fingerprints are taken of config.json's bytes."""
     config = DenoiserConfig(vocab_size=9, length=4, source="uniform", step_size=True, conditioning=conditioning)
     written = json.loads(config.model_dump_json())
-    assert written.keys() == DenoiserConfig.model_fields.keys() - {"masked_lm", "clocks"} - ({"conditioning"} if conditioning == "t" else set())
+    assert written.keys() == DenoiserConfig.model_fields.keys() - {"masked_lm", "clocks", "end_id"} - ({"conditioning"} if conditioning == "t" else set())
     assert DenoiserConfig.model_validate(written) == config
+
+
+def test_an_end_is_written_only_where_there_is_one():
+    config = DenoiserConfig(vocab_size=9, length=4, mask_id=8)
+    ending = config.model_copy(update={"end_id": 0})
+    assert "end_id" not in json.loads(config.model_dump_json())
+    assert json.loads(ending.model_dump_json())["end_id"] == 0
+    assert (config.texts, ending.texts) == ("packed", "padded")
 
 
 def test_fused_conditioning_needs_a_step_size():

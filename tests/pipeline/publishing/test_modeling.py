@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import LENGTH, SHAPE, scatter_weights, vocabulary
+from tests import foreign
+from tests.support import LENGTH, SHAPE, packages_without_ours, present, scatter_weights, vocabulary
 from tsdfm.pipeline.evaluation.samples import sample
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_denoiser, save
+from tsdfm.pipeline.models.foreign.importer import import_teacher
+from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.publishing.bundle import bundled
 from tsdfm.pipeline.publishing.student import transformers_files
+from tsdfm.pipeline.text.ends.written import text_of
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.import_teacher import ImportConfig
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.sample import SampleConfig
 
@@ -25,18 +30,18 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "mask": {"source": "mask"}, "mask-spaced": {"source": "mask", "clocks": "spaced", "kappa_exponent": 2.0},
     "uniform": {"source": "uniform"}, "uniform-spaced": {"source": "uniform", "clocks": "spaced"},
     "uniform-even": {"source": "uniform", "clocks": "even"}, "sigma": {"source": "mask", "conditioning": "sigma"},
-    "fused": {"source": "uniform", "conditioning": "fused"},
+    "fused": {"source": "uniform", "conditioning": "fused"}, "ending": {"source": "mask", "end_id": 0},
+    "uniform-ending": {"source": "uniform", "end_id": 0}, "duo": {"source": "uniform", "conditioning": "sigma"},
+    "bert": {"source": "mask", "kind": "Bert"}, "modernbert": {"source": "mask", "kind": "ModernBert"},
 }
 STEPS, NUMBER, SEED, TEMPERATURE = 8, 3, 5, 0.7
 SETTINGS = json.dumps({"steps": STEPS, "number": NUMBER, "seed": SEED, "temperature": TEMPERATURE})
-# Run by a Python that can't import this package, whatever is installed.
+# Run by a Python that finds all packages but this one: no file of it, of its installation or of its metadata.
 PROBE = """
-import json, sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tsdfm":
-            raise ModuleNotFoundError("tsdfm is hidden", name=name)
-sys.meta_path.insert(0, Hidden())
+import importlib.metadata, importlib.util, json, sys
+sys.path.append(sys.argv.pop(1))
+assert importlib.util.find_spec("tsdfm") is None
+assert "tsdfm-pipeline" not in [each.name for each in importlib.metadata.distributions()]
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 found, settings = {}, json.loads(sys.argv[1])
@@ -55,17 +60,18 @@ for name in sys.argv[2:]:
         "text": tokenizer.decode([5, 6, 7]), "kinds": [str(p.dtype) for p in model.parameters()][:1],
     }
     if tokenizer.mask_token:
-        filled = pipeline("fill-mask", model=model, tokenizer=tokenizer)("the quick " + tokenizer.mask_token, top_k=2)
+        fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)
+        filled = fill("the quick " + tokenizer.mask_token, top_k=2, tokenizer_kwargs={"add_special_tokens": False})
         found[name]["filled"] = [each["token"] for each in filled]
 assert "tsdfm" not in sys.modules
 print(json.dumps(found))
 """
 
 
-def probed(*names, home, **environment):
+def probed(*names, home):
     """What the probe found of each model."""
-    done = subprocess.run([sys.executable, "-I", "-c", PROBE, SETTINGS, *map(str, names)], capture_output=True, text=True, check=False,
-                          env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"} | environment)
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", PROBE, str(packages_without_ours(home)), SETTINGS, *map(str, names)], capture_output=True, text=True,
+                          check=False, env=os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -75,12 +81,23 @@ def students(tmp_path_factory):
     """Folders of students as a user has them, and of what is published of them."""
     root, words = tmp_path_factory.mktemp("students"), vocabulary()
     for seed, (name, changes) in enumerate(STUDENTS.items()):
-        mask = changes["source"] == "mask"
-        config = DenoiserConfig(**SHAPE | {"n_blocks": 1 + seed % 2}, vocab_size=words.size - (not mask), length=LENGTH, cond_dim=16,
-                                mask_id=words.mask_id if mask else None, step_size=True, **changes)
-        network = Denoiser(config)
-        scatter_weights(network, seed)
-        save(root / name, network, words, None, half=name == "mask")
+        if "kind" in changes:
+            foreign.masked_lm(root / "library" / name, changes["kind"])
+            made = import_teacher(ImportConfig(checkpoint=str(root / "library" / name), length=LENGTH))
+            network, vocab = student_of(made.network), made.vocabulary
+            scatter_weights(present(network.trunk.step_embedding), seed)
+        else:
+            mask = changes["source"] == "mask"
+            config = DenoiserConfig(**SHAPE | {"n_blocks": 1 + seed % 2}, vocab_size=words.size - (not mask), length=LENGTH, cond_dim=16,
+                                    mask_id=words.mask_id if mask else None, step_size=True, **changes)
+            network, vocab = Denoiser(config), words
+            scatter_weights(network, seed)
+            if config.end_id is not None:
+                assert config.end_id == words.eos_id
+                with torch.no_grad():
+                    network.head.weight.mul_(0.1)
+                    network.head.bias.zero_()[words.eos_id] = 4
+        save(root / name, network, vocab, None, half=name == "mask")
         published = root / "published" / name
         published.mkdir(parents=True)
         for each in ("model.safetensors", "tokenizer.json"):
@@ -108,7 +125,13 @@ def test_the_same_logits_and_the_same_texts(students, found, name):
     assert theirs["kinds"] == ["torch.float32"]
     config = SampleConfig.model_validate({"model": str(students / name), "number": NUMBER, "rollout": {
         "steps": STEPS, "seed": SEED, "temperature": TEMPERATURE}})
-    assert [ours.vocabulary.decode(row) for row in theirs["tokens"]] == sample(config)
+    end_id, tokens = network.config.end_id, theirs["tokens"]
+    assert [text_of(ours.vocabulary, row, end_id) for row in tokens] == sample(config)
+    if end_id is not None:
+        assert any(end_id in row[1:-2] for row in tokens)
+        for row in [*tokens, *theirs["prompted"]]:
+            end = row.index(end_id, 1) if end_id in row[1:] else LENGTH
+            assert set(row[end:]) <= {end_id}
 
 
 def test_texts_begin_with_the_prompt(students, found):
@@ -159,7 +182,7 @@ def test_a_misspelt_field_is_still_refused(students, tmp_path):
 def test_the_class_knows_every_field_of_a_config():
     from tsdfm.pipeline.publishing.modeling_tsdfm import USUAL
 
-    fields = {name: each.default for name, each in DenoiserConfig.model_fields.items() if name not in ("kind", "masked_lm")}
+    fields = {name: each.default for name, each in DenoiserConfig.model_fields.items() if name != "kind"}
     assert USUAL.keys() == fields.keys()
     assert {name: USUAL[name] for name in fields.keys() - {"vocab_size", "length"}} == {
         name: fields[name] for name in fields.keys() - {"vocab_size", "length"}}

@@ -4,11 +4,12 @@ import hashlib
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import select
-from tsdfm.pipeline.text.corpus import prepare
+from tsdfm.pipeline.text.corpus import others_of, prepare, windows_of
 from tsdfm.pipeline.text.split import split_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.corpus import CorpusConfig
@@ -57,3 +58,14 @@ def test_facts_say_what_was_left_out(tmp_path):
     assert again.facts == made.facts
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
     assert "left_out" not in prepare(CorpusConfig(path=str(path)), made.vocabulary, 300).facts.model_dump()
+
+
+def test_other_windows_are_none_of_the_first_ones():
+    stream = torch.arange(1003)
+    for limit, others in ((3, 3), (40, 40), (60, 40), (100, 0), (200, 0)):
+        first, second = windows_of(stream, 10, limit), others_of(stream, 10, limit)
+        assert second.shape == (others, 10)
+        starts = [set(each[:, 0].tolist()) for each in (first, second)]
+        assert not starts[0] & starts[1]
+        assert len(starts[1]) == others
+        assert all(start % 10 == 0 for start in starts[1])

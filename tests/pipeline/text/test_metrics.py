@@ -122,3 +122,28 @@ def test_self_bleu_refuses_what_has_no_references_or_4_grams():
     for tokens, references in ((np.zeros((1, 9), int), 5), (np.zeros((5, 3), int), 5), (np.zeros((5, 9), int), 0)):
         with pytest.raises(ValueError, match="self-BLEU needs"):
             self_bleu(tokens, references)
+
+
+def bleu_by_hand(texts, pool, own):
+    """BLEU-4 of one text against the others of a pool, from the definition."""
+    references = [each for i, each in enumerate(pool) if i != own] if own is not None else pool[:-1]
+    text, total = texts, 0.0
+    for n in range(1, 5):
+        grams = [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+        matched = sum(min(grams.count(gram), max(sum(tuple(r[i : i + n]) == gram for i in range(len(r) - n + 1)) for r in references))
+                      for gram in set(grams))
+        total += math.log(max(matched, 0.1) / max(1, len(grams))) / 4
+    nearest = min((abs(len(r) - len(text)), len(r)) for r in references)[1]
+    return math.exp(total) * min(1.0, math.exp(1 - nearest / len(text)))
+
+
+def test_self_bleu_of_texts_of_several_lengths():
+    """By the definition, with its brevity penalty; texts of one length are scored as ever."""
+    random = np.random.default_rng(0)
+    texts = [random.integers(4, size=n) for n in (9, 2, 7, 12, 1, 4, 7)]
+    wanted = np.mean([bleu_by_hand(text.tolist(), [each.tolist() for each in texts], row) for row, text in enumerate(texts)])
+    assert self_bleu(texts) == pytest.approx(wanted)
+    equal = random.integers(4, size=(6, 9))
+    assert self_bleu(list(equal)) == self_bleu(equal)
+    with pytest.raises(ValueError, match="3"):
+        self_bleu([[1, 2, 3], [4]])

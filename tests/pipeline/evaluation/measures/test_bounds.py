@@ -202,7 +202,7 @@ def last_step(network, texts):
     return -float(logprob.gather(-1, texts[..., None]).mean())
 
 
-def test_a_student_is_told_the_step(tiny_models):
+def test_a_student_is_told_the_step(tiny_models, monkeypatch):
     student = student_of(load_denoiser(tiny_models.mask).network)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -214,6 +214,6 @@ def test_a_student_is_told_the_step(tiny_models):
         told.append(dt)
         return hidden(x_t, t, dt)
 
-    student.hidden = watched
+    monkeypatch.setattr(student, "hidden", watched)
     bound(student.eval(), texts, Asked(4))
     assert {float(each) for dt in told for each in dt} == {0.25}

@@ -108,7 +108,7 @@ def test_a_process_of_its_own_reads_the_environment(hub, folders, tmp_path):
 
 def test_no_such_repository_or_revision(hub):
     assert refused(lambda: open_store("hf://datasets/team/other")) == (
-        "hf://datasets/team/other: no such repository, or it is private; check the name, and run 'hf auth login' if it is yours")
+        "hf://datasets/team/other: no such repository, or it is private; check the name, and run 'hf auth login', or set HF_TOKEN, if it is yours")
     line = refused(lambda: open_store("hf://datasets/team/runs@v9"))
     assert line.startswith("hf://datasets/team/runs@v9: no such revision; ")
     unknown = "9" * 40  # a commit is not asked for until it is read

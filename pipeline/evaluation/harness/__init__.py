@@ -1,0 +1,1 @@
+"""A model as the lm-evaluation-harness asks it: likelihoods of continuations, and continuations. Start at `prompted.py`."""

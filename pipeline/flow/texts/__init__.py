@@ -1,0 +1,1 @@
+"""Texts as people read them: of any length, up to their end."""

@@ -1,0 +1,1 @@
+"""Where a text ends, and documents as texts that do."""

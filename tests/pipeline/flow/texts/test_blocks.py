@@ -1,0 +1,141 @@
+"""Texts in blocks: a chain of blocks has the law of a Markov text, each block goes on from the last, and texts stop at their end."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from tests.support import LENGTH
+from tsdfm.pipeline.flow.noise import Noise, Use
+from tsdfm.pipeline.flow.rollout import roll_out_blind
+from tsdfm.pipeline.flow.texts.blocks import FREE, Extent, roll_out_blocks
+from tsdfm.pipeline.models.folder import load_denoiser
+from tsdfm.schemas.base import InputError
+from tsdfm.schemas.generate import RolloutConfig
+
+A, B, END, MASK = range(4)
+START = np.array([0.7, 0.3, 0.0])
+STEP = np.array([[0.2, 0.6, 0.2], [0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])  # from a, b, end (which stays)
+
+
+def chance(text):
+    return START[text[0]] * np.prod([STEP[x, y] for x, y in itertools.pairwise(text)])
+
+
+def markov(toys, length):
+    """A perfect model of the first `length` tokens of the chain, which is at least as sure as one token a step."""
+    states = list(itertools.product(range(4), repeat=length))
+    table = np.full((len(states), length, 4), 1e-30)
+    for text in itertools.product(range(3), repeat=length):
+        for index, state in enumerate(states):
+            if all(x in (MASK, y) for x, y in zip(state, text, strict=True)):
+                table[index, range(length), text] += chance(text)
+    made = toys[0](torch.tensor(table).log()[None], "mask", MASK)
+    made.config = made.config.model_copy(update={"end_id": END})
+    return made
+
+
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_a_chain_of_blocks_has_the_law_of_a_markov_text(toys, overlap):
+    """Blocks of 3 give 6 tokens of the chain. 256 steps, so that tokens are hardly ever written together."""
+    model, count = markov(toys, 3), 4000
+    extent = Extent(6, 3, overlap, END)
+    assert list(extent.starts) == ([0, 2, 4] if overlap == 1 else [0, 1, 2, 3])
+    found = roll_out_blocks(model, RolloutConfig(steps=256), range(count), Use.MEASURE, extent)
+    wanted = {text: p for text in itertools.product(range(3), repeat=6) if (p := chance(text)) > 1e-3}
+    counts = [int((found.tokens == text).all(1).sum()) for text in wanted]
+    rest = 1 - sum(wanted.values())
+    assert chisquare([*counts, count - sum(counts)], [*(p * count for p in wanted.values()), rest * count]).pvalue > 1e-4
+    ended = [text.index(END) + 1 if END in text else 6 for text in itertools.product(range(3), repeat=6)]
+    sizes = np.bincount(ended, weights=[chance(text) for text in itertools.product(range(3), repeat=6)], minlength=7)[2:]
+    assert chisquare(np.bincount(found.sizes, minlength=7)[2:], sizes * count).pvalue > 1e-4
+    assert found.ended.mean() == pytest.approx(1 - sum(chance(t) for t in itertools.product(range(2), repeat=6)), abs=0.03)
+
+
+@pytest.fixture(scope="module", params=["mask", "uniform"])
+def model(request, tiny_models):
+    return load_denoiser(getattr(tiny_models, request.param)).network
+
+
+def rolled(model, ids=range(5), fixed=None, steps=4, seed=0, **extent):
+    return roll_out_blocks(model, RolloutConfig(steps=steps, seed=seed), ids, Use.MEASURE, Extent(**extent), fixed)
+
+
+@pytest.mark.parametrize("length", [5, LENGTH])
+def test_one_block_is_a_text_as_ever(model, length):
+    rollout = RolloutConfig(steps=4, length=length)
+    logs = roll_out_blind(model, rollout, range(5), Use.MEASURE)
+    found = rolled(model, length=length, size=length)
+    assert found.tokens.tolist() == [log.tokens.tolist() for log in logs]
+    assert found.passes.tolist() == [len(np.unique(log.event_step)) for log in logs]
+    assert found.sizes.tolist() == [length] * 5
+    assert not found.ended.any()
+
+
+def test_each_block_goes_on_from_the_last(model):
+    """A text of 40 begins as the one of 16, and as one of any length between; every block is the model's, given the overlap."""
+    found = rolled(model, length=40, size=16, overlap=6)
+    for length in (16, 17, 26, 33):
+        assert (rolled(model, length=length, size=16, overlap=6).tokens == found.tokens[:, :length]).all()
+    assert not (rolled(model, length=40, size=16, overlap=7).tokens[:, 16:] == found.tokens[:, 16:]).all()
+    assert (rolled(model, ids=[3], length=40, size=16, overlap=6).tokens[0] == found.tokens[3]).all()
+    assert (rolled(model, length=40, size=16, overlap=6).tokens == found.tokens).all()
+    assert (rolled(model, length=40, size=16, overlap=6, seed=1).tokens != found.tokens).any()
+    assert model.config.mask_id not in found.tokens
+
+
+def test_blocks_have_noise_of_their_own():
+    """Block b of a text never draws what another block draws, nor candidates of one: all counters differ."""
+    blocks = [Noise(0, torch.arange(3), Use.MEASURE, block) for block in (0, 1, 2, 255)]
+    drawn = torch.cat([part.flatten() for noise in blocks for part in (
+        noise.source(8), noise.rings(torch.arange(3), torch.zeros(3, dtype=torch.long), 8), noise.spacing(8),
+        noise.tokens(torch.arange(3), torch.zeros(3, dtype=torch.long), torch.arange(3), 127))])
+    assert len(drawn.unique()) == len(drawn)
+    assert torch.equal(Noise(0, torch.arange(3)).source(8), Noise(0, torch.arange(3), block=0).source(8))
+
+
+def test_given_tokens_stand_in_every_block(model):
+    """A prompt longer than a block, and gaps that lie anywhere."""
+    fixed = torch.full((2, 40), FREE)
+    fixed[0, :23] = torch.arange(23) + 3
+    fixed[1, [0, 15, 16, 30, 39]] = torch.tensor([9, 8, 7, 6, 5])
+    found = rolled(model, ids=range(2), fixed=fixed, length=40, size=16, overlap=6)
+    assert (np.where(fixed < 0, found.tokens, fixed) == found.tokens).all()
+    assert found.passes[0] < found.passes[1]  # its first block is all given
+
+
+def test_texts_stop_at_their_end_whatever_the_others_do(tiny_models):
+    """An end in any block but one that is given, or first; behind it there is nothing, and no more block is computed."""
+    model, end = load_denoiser(tiny_models.mask).network, 70
+    whole = rolled(model, ids=range(60), length=40, size=16, overlap=6)
+    found = rolled(model, ids=range(60), length=40, size=16, overlap=6, end_id=end)
+    ends = [next((i for i, token in enumerate(row) if i and token == end), None) for row in whole.tokens.tolist()]
+    assert len({place is not None and place >= 16 for place in ends}) == 2
+    for row, place in enumerate(ends):
+        size = 40 if place is None else place + 1
+        assert found.sizes[row] == size
+        assert found.ended[row] == (place is not None)
+        assert (found.tokens[row, :size] == whole.tokens[row, :size]).all()
+        assert (found.tokens[row, size:] == end).all()
+        assert (found.passes[row] < whole.passes[row]) == (size <= 26)  # the last of three blocks begins at 20, and is written from 26 on
+    fixed = torch.full((1, 40), FREE)
+    fixed[0, 4] = end
+    given = rolled(model, ids=[0], fixed=fixed, length=40, size=16, overlap=6, end_id=end)
+    assert given.sizes[0] > 5
+
+
+def test_what_cannot_be(tiny_models):
+    opened = load_denoiser(tiny_models.mask)
+
+    def asked(length=None, until=None, overlap=None):
+        return Extent.of(opened.network.config, opened.vocabulary, length=length, until=until, overlap=overlap)
+
+    assert asked() == Extent(16, 16)
+    assert asked(length=5) == Extent(5, 5)
+    assert asked(length=20, until="end") == Extent(20, 16, 8, opened.vocabulary.eos_id)
+    assert asked(length=20, overlap=15, until="length") == Extent(20, 16, 15)
+    for length, overlap, words in ((None, 4, "leave it out"), (16, 4, "leave it out"), (20, 16, "give fewer"), (20, 17, "give fewer")):
+        with pytest.raises(InputError, match=f"overlap: .*{words}"):
+            asked(length=length, overlap=overlap)
