@@ -7,6 +7,7 @@ import shlex
 
 import click
 
+from tsdfm.jobs.crew.reading import readers_at
 from tsdfm.jobs.shell.console import Stages, say
 from tsdfm.jobs.shell.flags import config_command, flags_of
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
@@ -46,4 +47,5 @@ def publish(config: PublishConfig) -> Receipt:
             return publish_student(store.local, config, progress)
         if config.evaluation is not None:
             raise InputError("--evaluation: is of students; leave it out for a dataset")
-        return publish_dataset(store, config, progress)
+        with readers_at(config.address) as mapper:
+            return publish_dataset(store, config, progress, mapper)

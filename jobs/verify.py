@@ -1,20 +1,17 @@
 """The command `tsdfm-pipeline verify`."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import click
 
+from tsdfm.jobs.crew.reading import address_option, readers_at
 from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say, tell
 from tsdfm.pipeline.evaluation.figures import count
-from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.reports import FaultReport, VerifyReport
 
 
 @click.command("verify")
 @click.argument("out")
-@click.option("--address", default="local", show_default=True, help=(
-    "Where files are checked: 'local' for threads of this process, 'auto' or HOST:PORT for tasks of a Ray cluster."))
+@address_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def verify_command(out: str, address: str, as_json: bool) -> None:
     """Check every file and every row of the dataset in OUT, a folder, a URI, or hf://datasets/USER/NAME[@REVISION].
@@ -26,7 +23,7 @@ def verify_command(out: str, address: str, as_json: bool) -> None:
     from tsdfm.pipeline.storage.open_store import open_store
 
     store = open_store(out)
-    with output_kept_for_json(), _mapper(address) as mapper, Stages() as progress:
+    with output_kept_for_json(), readers_at(address) as mapper, Stages() as progress:
         try:
             manifest, faults = verify(store, progress, mapper)
         except InputError as error:
@@ -44,12 +41,3 @@ def verify_command(out: str, address: str, as_json: bool) -> None:
     shown = say if as_json else tell
     shown(f"{store.uri}: sound: {count(manifest.totals.rows, 'trajectory')} in "
           f"{count(len(manifest.shards), 'shard')}")
-
-
-def _mapper(address: str) -> AbstractContextManager[Mapper]:
-    """Who checks the files. Ray is imported only where a cluster is named."""
-    if address == "local":
-        return nullcontext(in_order)
-    from tsdfm.jobs.crew.mapper import mapper_at
-
-    return mapper_at(address)

@@ -24,6 +24,9 @@ class PublishConfig(Frozen):
         "Of a dataset of both arms: add a copy of each arm's rows, so that an arm is a split; about doubles the bytes"))
     evaluation: PathName | None = Field(None, description=(
         "Of a student: the folder that `evaluate --out` wrote, for the card's table; null: a card without figures"))
+    address: str = Field("local", description=(
+        "Where a dataset's files are checked: 'local' for threads of this process, 'auto' or HOST:PORT for tasks of a Ray "
+        "cluster"))
 
 
 class Receipt(Frozen):

@@ -4,11 +4,12 @@ The training state and TensorBoard logs stand beside the model in OUT.training, 
 same command resumes from there, also after SIGKILL. Ray starts the processes and their process group; the exact state is ours.
 """
 
+import logging
 import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +19,11 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError, get_context
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tsdfm.jobs.crew.census import Census, census
 from tsdfm.jobs.shell.cluster import cluster, gpus_at
-from tsdfm.jobs.shell.console import ticker
+from tsdfm.jobs.shell.console import say, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.jobs.shell.trackers import tracked
 from tsdfm.pipeline.models.folder import state_folder
@@ -40,13 +42,14 @@ TERM_SECONDS = 6.0  # for a checkpoint where something other than a person asks 
 @dataclass(frozen=True)
 class News:
     """What the training processes said last: whether they have made an update, which was the last that they told of and its
-    scalars, what no restart mends, and whether they ended early."""
+    scalars, what no restart mends, whether they ended early, and all that they warned of."""
 
     begun: bool = False
     step: int = 0
     scalars: dict[str, float] = field(default_factory=dict)
     fault: Exception | None = None
     stopped: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Desk:
@@ -60,6 +63,7 @@ class Desk:
         self._begun = self._stopping = self._stopped = False
         self._progress: tuple[int, dict[str, float]] = (0, {})
         self._faults: list[Exception] = []
+        self._warnings: list[str] = []
 
     def post(self, step: int, scalars: dict[str, float]) -> bool:
         """Take the scalars of update `step` from a training process, and answer whether it is to save and stop."""
@@ -74,7 +78,12 @@ class Desk:
     def news(self) -> News:
         """What the training processes said last."""
         step, scalars = self._progress
-        return News(self._begun, step, scalars, self._faults[0] if self._faults else None, self._stopped)
+        return News(self._begun, step, scalars, self._faults[0] if self._faults else None, self._stopped,
+                    tuple(self._warnings))
+
+    def warn(self, line: str) -> None:
+        """Have the driver say that something is amiss."""
+        self._warnings.append(line)
 
     def stop(self) -> None:
         """Ask the training to save and stop."""
@@ -150,7 +159,9 @@ def _check_gpus(config: TrainingConfig) -> None:
 def _fitted(group: Group, line: Callable[[dict[str, float]], str], asking: Census) -> dict[str, float]:
     _check_gpus(group.config)
     gpu = bool(gpus_at(group.config.address))
-    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=8).remote()
+    # On the driver's node: elsewhere it would be lost with a node whose loss the training outlives.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=8, scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _process, train_loop_config={"group": group, "desk": desk},
         scaling_config=ScalingConfig(num_workers=group.config.workers, use_gpu=gpu, resources_per_worker=(
@@ -168,7 +179,7 @@ def _fitted(group: Group, line: Callable[[dict[str, float]], str], asking: Censu
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
-    shown, news = 0, News()
+    shown, told, news = 0, 0, News()
     with interruptible("saving a checkpoint") as interrupted, ticker(group.label) as show:
         going = True
         while going:
@@ -178,6 +189,7 @@ def _fitted(group: Group, line: Callable[[dict[str, float]], str], asking: Censu
             if interrupted:
                 desk.stop.remote()
             news, lacking = _asked(desk, news, failure), _lacking(group, asking, gpu=gpu)
+            told = _warned(news, told)
             if lacking or not (news.begun or news.step):
                 show.waiting(news.step, group.config.optim.steps, lacking or "starting the training processes")
             elif news.step > shown:
@@ -193,6 +205,13 @@ def _fitted(group: Group, line: Callable[[dict[str, float]], str], asking: Censu
         raise Interrupted(f"stopped; the last checkpoint is in {state_folder(group.out)}; resume with: "
                           f"{shlex.join(resume_command())}")
     return news.scalars
+
+
+def _warned(news: News, told: int) -> int:
+    """Say the warnings that have come since so many were told. Returns how many there are."""
+    for warning in news.warnings[told:]:
+        say(f"Warning: {warning}", logging.WARNING)
+    return len(news.warnings)
 
 
 def _lacking(group: Group, asking: Census, *, gpu: bool) -> str:
@@ -223,10 +242,26 @@ def _explained(error: BaseException) -> WorkError:
                      "the same command resumes")
 
 
+class _Warnings(logging.Handler):
+    """Has the driver say what a training process warns of: what its libraries write on this node nobody reads."""
+
+    def __init__(self, desk: Any) -> None:
+        super().__init__(logging.WARNING)
+        self._desk = desk
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a line to the desk."""
+        with suppress(Exception):  # a training does not end over what it warns of
+            self._desk.warn.remote(record.getMessage())
+
+
 @contextmanager
 def _heard(group: Group, rank: int, desk: Any) -> Iterator[Report]:
     """What tells the driver of scalars, and in the first process the tracker, too."""
+    log = logging.getLogger("tsdfm")
     with ExitStack() as held:
+        log.addHandler(handler := _Warnings(desk))
+        held.callback(log.removeHandler, handler)
         track = None if rank else held.enter_context(
             tracked(group.config, group.label, group.out, state_folder(group.out)))
 

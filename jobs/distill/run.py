@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TypeVar
 
+from tsdfm.jobs.crew.reading import readers_at
 from tsdfm.jobs.crew.training_group import Group
 from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
@@ -29,14 +30,16 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     """
     out, config = out.absolute(), with_anchored_paths(config)
     check_tracker(config.tracker)
-    start = check(config, out)
-    config = pinned(config, start.reader)
-    say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
-        f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
-    if config.real.weight:
-        say_corpus(config.real.corpus)
-    started = time.monotonic()
-    last = Group("distill", train_at, config, out).run(_line)
+    with readers_at(config.address) as mapper:
+        start = check(config, out, mapper)
+        config = pinned(config, start.reader)
+        say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
+            f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
+        if config.real.weight:
+            say_corpus(config.real.corpus)
+        start.weights.network.to("meta")  # they have been found fit; training processes open their own
+        started = time.monotonic()
+        last = Group("distill", train_at, config, out).run(_line)
     say_left_out(parse_json(StudentRecord, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE)).corpus)
     return DistillReport(out=str(out), fingerprint=load(out).fingerprint, init=start.weights.fingerprint,
                          updates=config.optim.steps, seconds=round(time.monotonic() - started, 2), scalars=last)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tsdfm.jobs.crew.mapper import spread
 from tsdfm.jobs.generate.measure import measured, places
 from tsdfm.jobs.generate.run import anchored_models
 from tsdfm.jobs.plan.plan import Forecast, Measurement, check_writable, plan_of, started_seconds
@@ -19,6 +20,7 @@ from tsdfm.jobs.shell.console import Stages
 from tsdfm.pipeline.flow.compass import CausalCompass, NceCompass
 from tsdfm.pipeline.flow.generate import Standing, standing
 from tsdfm.pipeline.flow.opening import Models
+from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.base import plain_json
 from tsdfm.schemas.generate import GenerateConfig
@@ -37,8 +39,9 @@ def plan_generate(config: GenerateConfig, wish: PlanWish) -> Plan:
         began = time.monotonic()
         device = _device(config, wish, held)
         connecting = time.monotonic() - began
+        here = config.address == "local" or wish.rates is not None
         with Stages() as progress:
-            there = standing(config, device, progress)
+            there = standing(config, device, progress, in_order if here else spread)
         local = None if config.out is None else open_store(config.out).local
         if local is not None:
             check_writable(local)

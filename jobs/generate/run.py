@@ -14,6 +14,7 @@ import torch
 
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import Told, collect
+from tsdfm.jobs.crew.mapper import spread
 from tsdfm.jobs.crew.tasks import Call, Need, Tasks
 from tsdfm.jobs.generate.worker import Order, make
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
@@ -22,6 +23,7 @@ from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.flow.generate import Work, generate_dataset
 from tsdfm.pipeline.flow.prompts import Given
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.progress import Progress
 from tsdfm.schemas.reports import GenerateReport
@@ -61,8 +63,14 @@ class _OnRay:
         say_if_slow(self.config.rollout.dtype, device.type == "cuda")
         return device
 
+    @property
+    def mapper(self) -> Mapper:
+        """See `Maker.mapper`: tasks of the cluster that this is connected to by now, or threads."""
+        return in_order if self.config.address == "local" else spread
+
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
         """See `Maker.make`."""
+        work.models.to(torch.device("meta"))  # they have said what they are; workers open their own
         gpus, threads = gpus_at(self.config.address), self.config.rollout.threads
         if self.config.address == "local":
             cores = cores_here()

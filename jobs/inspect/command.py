@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tsdfm.jobs.crew.reading import address_option, readers_at
 from tsdfm.jobs.inspect.tables import show_frames, show_summary
 from tsdfm.jobs.shell.console import Stages, emit, output_kept_for_json, say
 from tsdfm.schemas.base import Frozen, InputError
@@ -27,6 +28,7 @@ from tsdfm.schemas.reports import (
 
 if TYPE_CHECKING:
     from tsdfm.pipeline.dataset.jump_log import JumpLog
+    from tsdfm.pipeline.storage.in_order import Mapper
     from tsdfm.pipeline.storage.store import Store
     from tsdfm.schemas.manifest import DatasetManifest
     from tsdfm.schemas.summary import DatasetSummary
@@ -40,10 +42,11 @@ if TYPE_CHECKING:
     "Only one arm: the trajectories whose jumps a compass chose (shaped), or the teacher's alone (blind).  [default: all]"))
 @click.option("--counterfactual", is_flag=True, help=(
     "What fewer candidates, other rules of choice and a later tau would have chosen, from the cached energies."))
+@address_option
 @click.option("--html", metavar="FILE", help="Write a page that plays the first few trajectories, or one.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def inspect_command(
-    out: str, trajectory: int | None, arm: Arm | None, counterfactual: bool, html: str | None, as_json: bool
+def inspect_command(  # noqa: PLR0913 (click gives every option as an argument)
+    out: str, trajectory: int | None, arm: Arm | None, counterfactual: bool, address: str, html: str | None, as_json: bool
 ) -> None:
     """Show what is in the dataset in OUT, a folder, a URI, or hf://datasets/USER/NAME[@REVISION].
 
@@ -55,10 +58,12 @@ def inspect_command(
     store = open_store(out)
     if counterfactual and (trajectory, arm, html) != (None, None, None):
         raise InputError("--counterfactual: asks about all shaped rows of a dataset; leave out --trajectory, --arm and --html")
+    if address != "local" and (trajectory, html) != (None, None):
+        raise InputError("--address: is for what reads a whole dataset; leave it out with --trajectory and --html")
     report: Frozen
-    with output_kept_for_json() if as_json else nullcontext():
+    with output_kept_for_json() if as_json else nullcontext(), readers_at(address) as mapper:
         if counterfactual:
-            answer = ask(store)
+            answer = ask(store, mapper)
             show(answer)
             report = CounterfactualReport(out=out, **dict(answer))
         elif html is not None:
@@ -68,7 +73,7 @@ def inspect_command(
         elif trajectory is not None:
             report = TrajectoriesReport(out=out, trajectories=show_trajectory(store, trajectory, arm))
         else:
-            summary = _summary(store, arm)
+            summary = _summary(store, arm, mapper)
             show_summary(summary)
             report = InspectReport(out=out, **dict(summary))
     if as_json:
@@ -122,13 +127,13 @@ def show_trajectory(store: Store, trajectory: int, arm: Arm | None = None) -> li
     return report
 
 
-def _summary(store: Store, arm: Arm | None) -> DatasetSummary:
+def _summary(store: Store, arm: Arm | None, mapper: Mapper) -> DatasetSummary:
     from tsdfm.pipeline.dataset.manifest import read_manifest
     from tsdfm.pipeline.dataset.summary import summarise
 
     _check_arm(store, read_manifest(store), arm)
     with Stages() as progress:
-        summary = summarise(store, progress)
+        summary = summarise(store, progress, mapper)
     if arm is None:
         return summary
     return summary.model_copy(update={

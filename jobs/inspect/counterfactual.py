@@ -11,6 +11,7 @@ from tsdfm.jobs.shell.console import Stages, figures_table, print_whole, tell
 from tsdfm.pipeline.evaluation.figures import NONE, plus_minus, share
 
 if TYPE_CHECKING:
+    from tsdfm.pipeline.storage.in_order import Mapper
     from tsdfm.pipeline.storage.store import Store
     from tsdfm.schemas.counterfactual import Counterfactual, Estimate
 
@@ -27,12 +28,12 @@ RK4 = (
 )
 
 
-def ask(store: Store) -> Counterfactual:
-    """The answers of a dataset, with progress shown. Raises InputError."""
+def ask(store: Store, mapper: Mapper) -> Counterfactual:
+    """The answers of a dataset, whose files are read by `mapper`, with progress shown. Raises InputError."""
     from tsdfm.pipeline.evaluation.counterfactual import counterfactual
 
     with Stages() as progress:
-        return counterfactual(store, progress)
+        return counterfactual(store, progress, mapper)
 
 
 def show(found: Counterfactual) -> None:

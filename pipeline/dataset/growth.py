@@ -26,9 +26,9 @@ from tsdfm.pipeline.dataset.manifest import (
     digest,
     folders,
     leave_receipt,
+    opened_shard,
     plan,
     read_manifest,
-    sha256_of,
 )
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
@@ -89,26 +89,28 @@ def whole_files(former: DatasetManifest) -> dict[tuple[int, int], ShardRecord]:
     return {(item.start, item.stop): records[item.path] for item in plan(former.identity) if item.path in records}
 
 
-def carried_over(store: Store, record: ShardRecord | None, growing: Store, identity: Identity, item: ShardPlan
+def carried_over(store: Store, growing: Store, identity: Identity, given: tuple[ShardPlan, ShardRecord | None]
                  ) -> Finished | None:
     """Take the rows of a file over from that of the former dataset, if it has all of them and they hash to what it says.
 
-    None if there is no such file, or it was changed.
+    None if there is no such file, or it was changed, or can't be read.
     """
-    file = None if record is None else store.open(record.path)
-    if record is None or file is None:
+    item, record = given
+    if record is None:
         return None
-    with file:
-        if sha256_of(file) != record.sha256:
-            return None
-        tables = shards.decode_groups(file, f"{store.uri}/{record.path}")
-        if identity.shards_per_file is None:
-            stamped = shards.encode(pa.concat_tables(tables), digest(identity))
-        else:
-            stamped = shards.encode_units(rows_of_units(tables, identity, item), digest(identity), len(identity.arms))
-        events = shards.count_events(file, record.path)
+    try:
+        where = f"{store.uri}/{record.path}"
+        with opened_shard(store, record) as once, shards.readable(where):
+            shards.check_size(once.file, where, record.rows, identity.grid)
+            tables = shards.decode_groups(once.file, where)
+            if identity.shards_per_file is None:
+                stamped = shards.encode(pa.concat_tables(tables), digest(identity))
+            else:
+                stamped = shards.encode_units(rows_of_units(tables, identity, item), digest(identity), len(identity.arms))
+    except InputError:
+        return None
     written = ShardRecord(path=item.path, rows=record.rows, bytes=len(stamped), sha256=hashlib.sha256(stamped).hexdigest())
-    done = Finished(written, events)
+    done = Finished(written, shards.count_events(pa.BufferReader(stamped), item.path))
     growing.write(item.path, stamped)
     leave_receipt(growing, done)
     return done

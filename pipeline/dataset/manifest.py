@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import dataset_card
 from tsdfm.pipeline.storage.locks import LOCK_FILE
+from tsdfm.pipeline.storage.once import ReadOnce
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
@@ -30,7 +31,6 @@ from tsdfm.schemas.manifest import FILES_A_FOLDER, DatasetManifest, FormerDatase
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
 RECEIPTS = ".receipts"  # folder of what is known of finished shards until the manifest is
-HASHED_AT_ONCE = 1 << 20  # bytes of a file that are held while it is hashed
 PARTS = ".parts"  # folder of units of work that wait for the others of their file
 LIBRARIES = ("tsdfm-pipeline", "torch", "pyarrow", "tokenizers", "ray")
 
@@ -171,24 +171,26 @@ def existing_shard(store: Store, item: ShardPlan, records: Mapping[str, ShardRec
         item: which shard.
         records: those of a manifest, by path; None: the dataset is unfinished, and the shard's receipt counts.
     """
-    return _by_receipt(store, item) if records is None else _by_manifest(store, records.get(item.path))
+    return with_receipt(store, item) if records is None else on_record(store, records.get(item.path))
 
 
-def _by_manifest(store: Store, record: ShardRecord | None) -> Finished | None:
-    """Read in full, for it may have been damaged since; of what is decoded, the steps of events are all."""
+def on_record(store: Store, record: ShardRecord | None) -> Finished | None:
+    """`existing_shard` by a manifest. It is read in full, for it may have been damaged since, and not decoded."""
     file = None if record is None else store.open(record.path)
     if record is None or file is None:
         return None
     with file:
-        if sha256_of(file) != record.sha256:
+        once = ReadOnce(file)
+        if once.sha256() != record.sha256:
             return None
         try:
-            return Finished(record, shards.count_events(file, record.path))
+            return Finished(record, shards.count_events(once.file, record.path))
         except InputError:
             return None
 
 
-def _by_receipt(store: Store, item: ShardPlan) -> Finished | None:
+def with_receipt(store: Store, item: ShardPlan) -> Finished | None:
+    """`existing_shard` by its receipt. It is read only where its size or time of writing is not what was noted."""
     noted = store.read(receipt_path(item.path))
     try:
         receipt = None if noted is None else ShardReceipt.model_validate_json(noted)
@@ -202,19 +204,9 @@ def _by_receipt(store: Store, item: ShardPlan) -> Finished | None:
         if file is None:
             return None
         with file:
-            if sha256_of(file) != receipt.record.sha256:
+            if ReadOnce(file).sha256() != receipt.record.sha256:
                 return None
     return Finished(receipt.record, receipt.events)
-
-
-def sha256_of(file: pa.NativeFile) -> str:
-    """sha256 of all of a file, hex, read in pieces; it stands at its start again afterwards."""
-    file.seek(0)
-    hashed = hashlib.sha256()
-    while piece := file.read(HASHED_AT_ONCE):
-        hashed.update(piece)
-    file.seek(0)
-    return hashed.hexdigest()
 
 
 def commit(
@@ -263,26 +255,50 @@ def read_shard_bytes(store: Store, record: ShardRecord) -> bytes:
     if data is None:
         raise InputError(f"{where}: this shard is missing; restore it, or run generate again to remake it")
     if hashlib.sha256(data).hexdigest() != record.sha256:
-        raise InputError(f"{where}: its bytes differ from the manifest's checksum; restore it, or run generate again")
+        raise _changed(where)
     return data
 
 
 @contextmanager
-def opened_shard(store: Store, record: ShardRecord, known: bool = False) -> Iterator[pa.NativeFile]:
-    """One shard to read from, its checksum checked (unless it is `known`): its bytes are not held. Raises InputError."""
+def opened_shard(store: Store, record: ShardRecord) -> Iterator[ReadOnce]:
+    """One shard, to be decoded while its bytes go by; once that is done, their checksum is compared. They are not held.
+
+    So what was decoded counts only once this has ended, or after `check_sum`. Raises InputError: the shard is missing, or was
+    changed, whatever decoding it has raised.
+    """
     where, file = f"{store.uri}/{record.path}", store.open(record.path)
     if file is None:
         raise InputError(f"{where}: this shard is missing; restore it, or run generate again to remake it")
     with file:
-        if not known and sha256_of(file) != record.sha256:
-            raise InputError(f"{where}: its bytes differ from the manifest's checksum; restore it, or run generate again")
-        yield file
+        once = ReadOnce(file)
+        if once.size != record.bytes:
+            raise _changed(where)
+        try:
+            yield once
+        except InputError:
+            check_sum(once, record, where)
+            raise
+        check_sum(once, record, where)
 
 
-def read_groups(store: Store, record: ShardRecord, identity: Identity) -> Iterator[pa.Table]:
-    """The row groups of one shard, its checksum checked, and the rows of each. Raises InputError, naming the first fault."""
-    with opened_shard(store, record) as file:
-        yield from shards.sound_groups(file, f"{store.uri}/{record.path}", identity.grid)
+def check_sum(once: ReadOnce, record: ShardRecord, where: str) -> None:
+    """Read what is left of a shard. Raises InputError if its bytes are not those on record."""
+    if once.sha256() != record.sha256:
+        raise _changed(where)
+
+
+def _changed(where: str) -> InputError:
+    return InputError(f"{where}: its bytes differ from the manifest's checksum; restore it, or run generate again")
+
+
+def known_groups(store: Store, record: ShardRecord, identity: Identity) -> Iterator[pa.Table]:
+    """The row groups of one shard, sound, for whoever uses each at once: the file is hashed first, and then read again.
+
+    Raises InputError, naming the first fault.
+    """
+    with opened_shard(store, record) as once:
+        check_sum(once, record, f"{store.uri}/{record.path}")
+        yield from shards.sound_groups(once.file, f"{store.uri}/{record.path}", record.rows, identity.grid)
 
 
 def read_shard(store: Store, record: ShardRecord) -> pa.Table:

@@ -6,7 +6,7 @@ from functools import cached_property
 from math import floor
 
 from tsdfm.pipeline.dataset.jump_log import Int32, JumpLog
-from tsdfm.pipeline.dataset.manifest import read_groups, read_manifest, read_vocabulary
+from tsdfm.pipeline.dataset.manifest import known_groups, read_manifest, read_vocabulary
 from tsdfm.pipeline.dataset.shards import to_log
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
@@ -69,7 +69,7 @@ class Dataset:
     def _shard(self, index: int) -> Iterator[Row]:
         identity = self.manifest.identity
         grid = identity.grid
-        for table in read_groups(self.store, self.manifest.shards[index], identity):
+        for table in known_groups(self.store, self.manifest.shards[index], identity):
             texts = table.column("text").to_pylist()
             for number in range(table.num_rows):
                 yield Row(**vars(to_log(table, number)), steps=grid.steps, mask_id=grid.mask_id, text=texts[number])

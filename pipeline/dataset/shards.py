@@ -20,7 +20,6 @@ from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.text.ends.written import text_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, first_line
-from tsdfm.schemas.columns import values
 from tsdfm.schemas.trajectory import ARROW_SCHEMA, WHOLE_SCHEMA, Grid, check_shard
 
 ZSTD_LEVEL = 15
@@ -171,12 +170,27 @@ def owner_of(file: pa.NativeFile, where: str) -> str:
 def decode_groups(file: pa.NativeFile, where: str, groups: Iterable[int] | None = None) -> Iterator[pa.Table]:
     """The tables of a file, a row group at a time; `groups`: of these alone. Raises InputError if one is not readable."""
     with readable(where):
-        parquet = pq.ParquetFile(file)
+        parquet = _in_order(file)
     for group in range(parquet.num_row_groups) if groups is None else groups:
         with readable(where):
-            table = parquet.read_row_group(group)
+            table = parquet.read_row_group(group, use_threads=False)
             table.validate(full=True)  # text that is not UTF-8, offsets that point nowhere
         yield table
+
+
+def some_columns(file: pa.NativeFile, where: str, names: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of a file, a row group at a time. Raises InputError if one is not readable."""
+    with readable(where):
+        parquet = _in_order(file)
+    for group in range(parquet.num_row_groups):
+        with readable(where):
+            table = parquet.read_row_group(group, columns=list(names), use_threads=False)
+        yield table
+
+
+def _in_order(file: pa.NativeFile) -> pq.ParquetFile:
+    """A file that is asked for its bytes in the order in which they lie, for `ReadOnce`: several files are read at a time."""
+    return pq.ParquetFile(file, pre_buffer=False)
 
 
 def groups_between(file: pa.NativeFile, where: str, start: int, stop: int) -> list[int]:
@@ -195,8 +209,12 @@ def groups_between(file: pa.NativeFile, where: str, start: int, stop: int) -> li
     return groups
 
 
-def sound_groups(file: pa.NativeFile, where: str, grid: Grid) -> Iterator[pa.Table]:
-    """The tables of a file, a row group at a time, whose rows hold the invariants. Raises InputError naming the first fault."""
+def sound_groups(file: pa.NativeFile, where: str, rows: int, grid: Grid) -> Iterator[pa.Table]:
+    """The tables of a file of so many rows, a row group at a time, which hold the invariants.
+
+    Raises InputError naming the first fault.
+    """
+    check_size(file, where, rows, grid)
     first = 0
     for table in decode_groups(file, where):
         _refuse_faulty(table, where, grid, first)
@@ -205,11 +223,15 @@ def sound_groups(file: pa.NativeFile, where: str, grid: Grid) -> Iterator[pa.Tab
 
 
 def count_events(file: pa.NativeFile, where: str) -> int:
-    """How many events the rows of a file have; nothing else of it is decoded. Raises InputError."""
+    """How many events the rows of a file have, by its footer alone: each row has one, or more. Raises InputError.
+
+    Only for files whose bytes are known to be ours: pyarrow ends the process over some damaged footers.
+    """
     with readable(where):
-        parquet = pq.ParquetFile(file)
-        return sum(len(values(parquet.read_row_group(group, columns=["event_step"]), "event_step"))
-                   for group in range(parquet.num_row_groups))
+        footer = pq.read_metadata(file)
+        groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
+        columns = [group.column(index) for group in groups for index in range(group.num_columns)]
+        return sum(column.num_values for column in columns if column.path_in_schema.split(".")[0] == "event_step")
 
 
 def read_sound(data: bytes, where: str, grid: Grid) -> pa.Table:
@@ -230,7 +252,7 @@ def _refuse_faulty(table: pa.Table, where: str, grid: Grid, first: int) -> None:
 
 
 def column_bytes(file: pa.NativeFile, where: str) -> dict[str, int]:
-    """Compressed bytes of each column of a file that was read already: pyarrow ends the process over some damaged footers."""
+    """Compressed bytes of each column. Only for files whose bytes are known to be ours, as `count_events`."""
     sizes: dict[str, int] = {}
     with readable(where):
         footer = pq.read_metadata(file)

@@ -1,16 +1,20 @@
 """Verify a dataset: every file against the manifest, every row against the invariants of the jump log."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import default_config, read_front_matter
 from tsdfm.pipeline.dataset.files.check import RowFault, check_groups
-from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, plan, read_manifest, read_vocabulary, sha256_of
+from tsdfm.pipeline.dataset.files.tally import FileTally, Tally
+from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, plan, read_manifest, read_vocabulary
+from tsdfm.pipeline.dataset.summary import summary_of
 from tsdfm.pipeline.storage.in_order import Mapper, in_order
+from tsdfm.pipeline.storage.once import ReadOnce
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.ends.written import text_of
@@ -18,6 +22,7 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, one_line
 from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.words import count
 
 
@@ -45,81 +50,120 @@ def verify(dataset: Store | str, progress: Progress = unheard, mapper: Mapper = 
     Raises InputError if there is no dataset, or its manifest can't be read.
     """
     store = open_store(dataset) if isinstance(dataset, str) else dataset
+    manifest, faults = _begun(store)
+    for found in _examined(_FileCheck(store, _heading(manifest)), manifest, progress, mapper):
+        faults += found
+    return manifest, faults
+
+
+def verify_and_summarise(store: Store, progress: Progress = unheard, mapper: Mapper = in_order
+                         ) -> tuple[DatasetManifest, list[DatasetFault], DatasetSummary]:
+    """`verify` and `summarise` in one: files are read once. The summary is worth nothing where there are faults."""
+    manifest, faults = _begun(store)
+    total = Tally(manifest.identity)
+    for found, tally in _examined(_FileSum(store, _heading(manifest)), manifest, progress, mapper):
+        faults += found
+        total.merge(tally)
+    return manifest, faults, summary_of(manifest, total)
+
+
+def _begun(store: Store) -> tuple[DatasetManifest, list[DatasetFault]]:
+    """The manifest, and what is wrong with all but the shards."""
     manifest = read_manifest(store)
     faults = list(_manifest_faults(store, manifest))
-    by_path = {record.path: record for record in manifest.shards}
-    items = plan(manifest.identity)
     try:
         read_vocabulary(store, manifest)
     except InputError as error:
         faults.append(DatasetFault("tokenizer.json", None, str(error).partition(": ")[2]))
-    check = _FileCheck(store.address, manifest.model_copy(update={"shards": manifest.shards[:1]}))
-    for done, found in enumerate(mapper(check, [(item, by_path.get(item.path)) for item in items]), 1):
-        faults += found
-        progress("checking shards", done, len(items))
     return manifest, faults
 
 
-class _FileCheck:
-    """The check of one file of a dataset, wherever it is run: it opens the store, and the tokenizer, once where it arrives.
+def _heading(manifest: DatasetManifest) -> DatasetManifest:
+    """A manifest that does not name every file, and so stays small on its way."""
+    return manifest.model_copy(update={"shards": manifest.shards[:1]})
 
-    `manifest` need not name every file, and so stays small on its way.
-    """
 
-    def __init__(self, address: str, manifest: DatasetManifest) -> None:
-        self.address, self.manifest = address, manifest
+Given = tuple[ShardPlan, ShardRecord | None]  # a file, and what is on record of it
+R = TypeVar("R")
+
+
+def _examined(examine: Callable[[Given], R], manifest: DatasetManifest, progress: Progress, mapper: Mapper) -> Iterator[R]:
+    """What is found of each file, in order."""
+    records = {record.path: record for record in manifest.shards}
+    given = [(item, records.get(item.path)) for item in plan(manifest.identity)]
+    for done, found in enumerate(mapper(examine, given), 1):
+        yield found
+        progress("checking shards", done, len(given))
+
+
+class _File:
+    """A look at one file of a dataset, wherever it is taken: the tokenizer is opened once where this arrives."""
+
+    def __init__(self, store: Store, manifest: DatasetManifest) -> None:
+        self.store, self.manifest = store, manifest
 
     @cached_property
-    def _opened(self) -> tuple[Store, Vocabulary | None]:
-        store = open_store(self.address)
+    def _vocabulary(self) -> Vocabulary | None:
         try:
-            return store, read_vocabulary(store, self.manifest)
+            return read_vocabulary(self.store, self.manifest)
         except InputError:
-            return store, None  # which has been told
+            return None  # which has been told
 
-    def __call__(self, given: tuple[ShardPlan, ShardRecord | None]) -> list[DatasetFault]:
+    def faults(self, given: Given, tally: FileTally | None) -> list[DatasetFault]:
+        """The faults of a file; the rows of a sound one are added to `tally`."""
         item, record = given
-        store, vocabulary = self._opened
-        return list(_file_faults(store, record, item, self.manifest.identity, vocabulary))
+        if record is None:
+            return [DatasetFault(item.path, None, "not in the manifest")]
+        file = self.store.open(item.path)
+        if file is None:
+            return [DatasetFault(item.path, None, "missing")]
+        with file:
+            once = ReadOnce(file)
+            found = list(_shard_faults(once, record, item, self.manifest.identity, self._vocabulary, tally))
+        if tally is not None and not found:
+            tally.columns = shards.column_bytes(once.file, item.path)
+        return [DatasetFault(item.path, row, what) for row, what in found]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _FileCheck, (self.address, self.manifest)
+        return type(self), (self.store, self.manifest)
 
 
-def _file_faults(
-    store: Store, record: ShardRecord | None, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None
-) -> Iterator[DatasetFault]:
-    if record is None:
-        yield DatasetFault(item.path, None, "not in the manifest")
-        return
-    file = store.open(item.path)
-    if file is None:
-        yield DatasetFault(item.path, None, "missing")
-        return
-    with file:
-        for row, what in _shard_faults(file, record, item, identity, vocabulary):
-            yield DatasetFault(item.path, row, what)
+class _FileCheck(_File):
+    """The faults of a file."""
+
+    def __call__(self, given: Given) -> list[DatasetFault]:
+        return self.faults(given, None)
 
 
-def _shard_faults(
-    file: pa.NativeFile, record: ShardRecord, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None
-) -> Iterator[RowFault]:
+class _FileSum(_File):
+    """The faults of a file and its sums, in one reading."""
+
+    def __call__(self, given: Given) -> tuple[list[DatasetFault], FileTally]:
+        tally = FileTally(self.manifest.identity, given[0].start)
+        return self.faults(given, tally), tally
+
+
+def _shard_faults(once: ReadOnce, record: ShardRecord, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None,
+                  tally: FileTally | None) -> Iterator[RowFault]:
     """Faults (row, what) of one shard; its texts are compared only if there is a vocabulary and all else so far is sound."""
-    size = file.size()
-    if size != record.bytes:
-        yield None, f"{count(size, 'byte')}, the manifest says {record.bytes}"
-    elif sha256_of(file) != record.sha256:
-        yield None, "checksum differs from the manifest's"
     found: list[RowFault] = []
     texts: list[RowFault] = []
-    rows = 0
+    rows, unreadable = 0, ""
     try:
-        for first, table in check_groups(file, item, identity, found):
+        for first, table in check_groups(once.file, item, identity, found):
             rows += table.num_rows
             if vocabulary is not None and not found:
                 texts += _text_faults(first, table, vocabulary, identity.teacher.end_id)
+            if tally is not None and not found:
+                tally.add(table)
     except InputError as error:
-        yield None, str(error).partition(": ")[2]
+        unreadable = str(error).partition(": ")[2]
+    if once.size != record.bytes:
+        yield None, f"{count(once.size, 'byte')}, the manifest says {record.bytes}"
+    elif once.sha256() != record.sha256:
+        yield None, "checksum differs from the manifest's"
+    if unreadable:
+        yield None, unreadable
         return
     if rows != record.rows:
         yield None, f"{count(rows, 'row')}, the manifest says {record.rows}"

@@ -15,6 +15,7 @@ which averages over all C(K, K') subsets, and so has less noise than the first K
 """
 
 from dataclasses import dataclass
+from functools import partial
 from math import comb
 
 import numpy as np
@@ -23,16 +24,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from tsdfm.pipeline.dataset.manifest import read_groups, read_manifest
-from tsdfm.pipeline.dataset.summary import bin_of_step, time_bins
+from tsdfm.pipeline.dataset import shards
+from tsdfm.pipeline.dataset.files.tally import bin_of_step
+from tsdfm.pipeline.dataset.manifest import opened_shard, read_manifest
+from tsdfm.pipeline.dataset.summary import time_bins
 from tsdfm.pipeline.evaluation.ratios import Entropy, Floats, Ratio
 from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.flow.shaping import resampled
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.columns import ragged, values
 from tsdfm.schemas.counterfactual import Counterfactual, Estimate, FewerCandidates, GainBin, OtherRule, OtherTau
-from tsdfm.schemas.manifest import Identity
+from tsdfm.schemas.manifest import Identity, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.trajectory import Grid
 
@@ -121,32 +125,49 @@ def choices_among(scored: ScoredSteps, candidates: int, identity: Identity) -> I
     return np.where(scored.differ < candidates, drawn, 0)
 
 
-def counterfactual(store: Store, progress: Progress = unheard) -> Counterfactual:
-    """Ask a finished dataset what else its candidates would have given; one row group is held at a time.
+def counterfactual(store: Store, progress: Progress = unheard, mapper: Mapper = in_order) -> Counterfactual:
+    """Ask a finished dataset what else its candidates would have given; of each file that is being read a row group is held.
 
-    `progress(done, total)` is called after each shard. Raises InputError if there is no dataset, a shard is missing, changed
-    or unsound, or nothing was chosen in it.
+    `progress` is called after each shard. `mapper`: who reads the files; threads of this process, unless another is given.
+
+    Raises InputError if there is no dataset, a shard is missing, changed or unsound, or nothing was chosen in it.
     """
     manifest = read_manifest(store)
     identity, grid = manifest.identity, manifest.identity.grid
     if "shaped" not in identity.arms or grid.candidates < 2 or not grid.shaped_steps:
         raise InputError(f"{store.uri}: holds no choices among candidates; give a dataset generated with --arm shaped or both, "
                          "--candidates above 1 and --tau below 1")
-    tally = _Tally(identity, grid)
-    for done, record in enumerate(manifest.shards):
-        for table in read_groups(store, record, identity):
-            tally.add(table.filter(pc.equal(table.column("arm"), "shaped")))
-        progress("reading energies", done + 1, len(manifest.shards))
-    if not tally.scored:
+    total = _Tally(identity, grid)
+    for done, tallies in enumerate(mapper(partial(_tallies_of, store, identity), manifest.shards), 1):
+        for tally in tallies:
+            total.merge(tally)
+        progress("reading energies", done, len(manifest.shards))
+    if not total.scored:
         raise InputError(f"{store.uri}: at every shaped step all candidates agreed, so nothing was chosen; "
                          "generate with a higher --temperature or fewer --steps")
-    return tally.result()
+    return total.result()
+
+
+def _tallies_of(store: Store, identity: Identity, record: ShardRecord) -> list["_Tally"]:
+    """Everything that is asked, of one file: by row group, so that last bits don't depend on how many a file has."""
+    grid, where, tallies = identity.grid, f"{store.uri}/{record.path}", list[_Tally]()
+    with opened_shard(store, record) as once:
+        for table in shards.sound_groups(once.file, where, record.rows, grid):
+            tallies.append(_Tally(identity, grid))
+            tallies[-1].add(table.filter(pc.equal(table.column("arm"), "shaped")))
+    return tallies
 
 
 def _known(ratio: Ratio | Entropy) -> Estimate:
     estimate = ratio.estimate()
     assert estimate is not None, "a dataset with scored steps has a denominator"
     return estimate
+
+
+def _merge(mine: object, theirs: object, *names: str) -> None:
+    """Add what another tally of a kind has summed up under these names."""
+    for name in names:
+        getattr(mine, name).merge(getattr(theirs, name))
 
 
 class _FewerTally:
@@ -169,6 +190,10 @@ class _FewerTally:
             ratio.add(scored.by_row(each * among), scored.by_row(among))
         counts = np.bincount(scored.row * self.candidates + choice, minlength=scored.rows * self.candidates)
         self.entropy.add(counts.reshape(-1, self.candidates))
+
+    def merge(self, other: "_FewerTally") -> None:
+        self.scored += other.scored
+        _merge(self, other, "first", "first_any", "all", "all_any", "changed", "exact", "entropy")
 
     def result(self) -> FewerCandidates:
         lowest = self.identity.shaping.select == "argmin"
@@ -202,6 +227,9 @@ class _RuleTally:
                                      (self.changed, 1 - kept, one), (self.entropy, bits, one)):
             ratio.add(scored.by_row(each * among), scored.by_row(among))
 
+    def merge(self, other: "_RuleTally") -> None:
+        _merge(self, other, "first", "all", "changed", "entropy")
+
     def result(self) -> OtherRule:
         return OtherRule(
             rule="argmin" if self.beta is None else "resample", beta=self.beta, first_step=_known(self.first),
@@ -223,6 +251,9 @@ class _TauTally:
         self.changed.add(scored.by_row(choice != scored.choice), steps)
         self.scored.add(scored.by_row(shaped), steps)
         self.gain.add(scored.by_row(gain * shaped), scored.by_row(gain))
+
+    def merge(self, other: "_TauTally") -> None:
+        _merge(self, other, "all", "changed", "scored", "gain")
 
     def result(self) -> OtherTau:
         return OtherTau(tau=self.tau, all_steps=_known(self.all), changed=_known(self.changed),
@@ -257,6 +288,14 @@ class _Tally:
             within = scored.by_row(gain * (where == index))
             ratio.add(within, rang[:, self.bin_of_slot == index].sum(1))
             self.gain_sums[index] += within.sum()
+
+    def merge(self, other: "_Tally") -> None:
+        self.rows, self.scored = self.rows + other.rows, self.scored + other.scored
+        for kind in ("fewer", "rules", "taus", "gains"):
+            for mine, theirs in zip(getattr(self, kind), getattr(other, kind), strict=True):
+                mine.merge(theirs)
+        self.kept.merge(other.kept)
+        self.gain_sums += other.gain_sums
 
     def result(self) -> Counterfactual:
         shaping = self.identity.shaping

@@ -31,6 +31,12 @@ class _Sums:
         self.sums += vectors.sum(0)
         self.products += vectors.T @ vectors
 
+    def merge(self, other: "_Sums") -> None:
+        """Add the trajectories of another."""
+        self.rows += other.rows
+        self.sums += other.sums
+        self.products += other.products
+
     def estimate(self, mean: float, direction: Floats, count: float) -> Estimate:
         """`mean` with the error of sum_i direction . v_i / count; direction [W] is at right angles to the sums."""
         if self.rows < 2:
@@ -50,6 +56,10 @@ class Ratio:
     def add(self, numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> None:
         """Add M trajectories: numerators s [M] and denominators n [M]."""
         self._sums.add(np.stack([np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)], 1))
+
+    def merge(self, other: "Ratio") -> None:
+        """Add the trajectories of another."""
+        self._sums.merge(other._sums)
 
     def estimate(self) -> Estimate | None:
         """The ratio, and from two trajectories on its 95 % interval; None unless the sum of denominators is above 0."""
@@ -72,6 +82,10 @@ class Entropy:
     def add(self, counts: npt.ArrayLike) -> None:
         """Add M trajectories: counts [M, K] of how often each outcome was seen."""
         self._sums.add(np.asarray(counts, np.float64))
+
+    def merge(self, other: "Entropy") -> None:
+        """Add the trajectories of another."""
+        self._sums.merge(other._sums)
 
     def estimate(self) -> Estimate | None:
         """The entropy in bits, and from two trajectories on its 95 % interval; None if nothing was seen."""

@@ -34,16 +34,18 @@ from tsdfm.pipeline.dataset.manifest import (
     existing_shard,
     folders,
     may_claim,
+    on_record,
     plan,
     read_manifest,
     receipt_path,
+    with_receipt,
 )
 from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models, resized
 from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
 from tsdfm.pipeline.models.folder import EMBEDDED
 from tsdfm.pipeline.storage.hub.models import pinned
-from tsdfm.pipeline.storage.in_order import in_order
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError, WorkError
@@ -75,6 +77,10 @@ class Maker(Protocol):
     def device(self) -> torch.device:
         """The device that shards are made on; asked after the config's models have been opened and found fit."""
 
+    @property
+    def mapper(self) -> Mapper:
+        """Who reads the files that are there already."""
+
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
         """Make the shards of these indices. Raises WorkError, or what a user's interrupt is; made shards stay."""
 
@@ -88,6 +94,11 @@ class InThisProcess:
     def device(self) -> torch.device:
         """See `Maker.device`."""
         return self._device
+
+    @property
+    def mapper(self) -> Mapper:
+        """See `Maker.mapper`: threads."""
+        return in_order
 
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
         """See `Maker.make`."""
@@ -136,11 +147,11 @@ def generate_dataset(
         claim(work.store, identity, config.prompts)
         if former is None:
             remove_growth(store)  # one that was begun, and is not asked for any more
-        kept, unsound = _kept(work, progress)
+        kept, unsound = _kept(work, progress, maker.mapper)
         for path in unsound:
             work.store.remove(receipt_path(path))
         if former is not None:
-            kept |= _carried(work, store, former, kept, progress)
+            kept |= _carried(work, store, former, kept, progress, maker.mapper)
         there = _units_there(work, kept)
         missing = [index for index in range(len(work.items)) if index not in there]
         made = maker.make(work, missing, progress) if missing else {}
@@ -175,10 +186,10 @@ class Standing:
         return [index for index in range(len(self.items)) if index not in there]
 
 
-def standing(config: GenerateConfig, device: torch.device, progress: Progress = unheard) -> Standing:
+def standing(config: GenerateConfig, device: torch.device, progress: Progress = unheard, mapper: Mapper = in_order) -> Standing:
     """How far the dataset of a config is. Raises InputError where `generate_dataset` would; nothing is written, or locked.
 
-    `device`: what its shards are made on. The models are left on the CPU.
+    `device`: what its shards are made on. The models are left on the CPU. `mapper`: who reads what is there.
     """
     if config.out is None:
         raise InputError(NO_OUT)
@@ -189,7 +200,7 @@ def standing(config: GenerateConfig, device: torch.device, progress: Progress = 
     former = former_dataset(store, identity, partial(resized, identity, models))
     work = _work(config, models, identity, store if former is None else store.inside(GROWING), lambda: None)
     may_claim(work.store, identity, config.prompts)
-    kept, _ = _kept(work, progress)
+    kept, _ = _kept(work, progress, mapper)
     units = _units_there(work, kept)
     size, whole = identity.trajectories_per_file, 0 if former is None else former.identity.trajectories
     carried = [index for index, item in enumerate(work.items)
@@ -225,15 +236,18 @@ def _work(config: GenerateConfig, models: Models, identity: Identity, store: Sto
     return Work(config, models, identity, store, files, [unit for item in files for unit in units_of(identity, item)], check)
 
 
-def _kept(work: Work, progress: Progress) -> tuple[dict[int, Finished], list[str]]:
+def _kept(work: Work, progress: Progress, mapper: Mapper) -> tuple[dict[int, Finished], list[str]]:
     """The sound files that are already there, by their place in the plan, and the paths of unsound ones."""
     there = {f"{folder}/{name}" for folder in folders(item.path for item in work.files) for name in work.store.names(folder)}
     found: dict[int, Finished] = {}
     manifest = read_manifest(work.store) if work.store.read(MANIFEST_FILE) is not None else None
-    records = None if manifest is None else {record.path: record for record in manifest.shards}
     unsound: list[str] = []
     present = [index for index, item in enumerate(work.files) if item.path in there]
-    shards_there = in_order(lambda index: existing_shard(work.store, work.files[index], records), present)
+    if manifest is None:
+        shards_there = in_order(partial(with_receipt, work.store), [work.files[index] for index in present])
+    else:
+        records = {record.path: record for record in manifest.shards}
+        shards_there = mapper(partial(on_record, work.store), [records.get(work.files[index].path) for index in present])
     for done, (index, shard) in enumerate(zip(present, shards_there, strict=True), 1):
         if shard is None:
             unsound.append(work.files[index].path)
@@ -243,16 +257,16 @@ def _kept(work: Work, progress: Progress) -> tuple[dict[int, Finished], list[str
     return found, unsound
 
 
-def _carried(work: Work, store: Store, former: DatasetManifest, kept: Mapping[int, Finished], progress: Progress
-             ) -> dict[int, Finished]:
+def _carried(work: Work, store: Store, former: DatasetManifest, kept: Mapping[int, Finished], progress: Progress,
+             mapper: Mapper) -> dict[int, Finished]:
     """The files of a growing dataset whose rows were there before it, taken over."""
     found: dict[int, Finished] = {}
     whole = [index for index, item in enumerate(work.files) if index not in kept and item.stop <= former.identity.trajectories]
     records = whole_files(former)
-    for done, index in enumerate(whole, 1):
+    given = [(item, records.get((item.start, item.stop))) for item in (work.files[index] for index in whole)]
+    taken = mapper(partial(carried_over, store, work.store, work.identity), given)
+    for done, (index, shard) in enumerate(zip(whole, taken, strict=True), 1):
         work.check()
-        item = work.files[index]
-        shard = carried_over(store, records.get((item.start, item.stop)), work.store, work.identity, item)
         if shard is not None:
             found[index] = shard
         progress("keeping what is there", done, len(whole))

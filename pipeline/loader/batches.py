@@ -24,6 +24,7 @@ from tsdfm.pipeline.dataset.manifest import digest, read_vocabulary
 from tsdfm.pipeline.loader.mixing import Mix, shares_of
 from tsdfm.pipeline.loader.streams import POINTS, STRATA, OpenDataset, Stream, permutation, uniform
 from tsdfm.pipeline.loader.windows import Batch, Int, join
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError, differences
 from tsdfm.schemas.distill import KL_OBJECTIVES, DataConfig
@@ -60,14 +61,16 @@ class Reader:
         self.mix = Mix(shares_of(data.weights or [stream.rows for stream in self.streams]))
 
     @classmethod
-    def open(cls, data: DataConfig, settings: ReaderSettings) -> "Reader":
+    def open(cls, data: DataConfig, settings: ReaderSettings, mapper: Mapper = in_order) -> "Reader":
         """Open the datasets and check that they can be mixed and serve this objective and these budgets.
+
+        `mapper`: who reads files, where rows are chosen by their energies.
 
         Raises InputError, naming the dataset and the field, if not. Shards are read when their turn comes.
         """
         if not data.paths:
             raise InputError("data.paths: no dataset given; name at least one (--data)")
-        reader = cls([OpenDataset.open(path, data) for path in data.paths], data, settings)
+        reader = cls([OpenDataset.open(path, data, mapper) for path in data.paths], data, settings)
         for source in reader.sources:
             _check_serves(source, reader.objective, reader.budget_shares)
             _check_agrees(source, reader.sources[0], reader.objective)

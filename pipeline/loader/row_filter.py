@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from tsdfm.schemas.base import InputError, first_line
+from tsdfm.pipeline.dataset import shards
+from tsdfm.schemas.base import InputError
 from tsdfm.schemas.terms import Arm
 
 Energies = npt.NDArray[np.float64]
@@ -33,12 +33,9 @@ class RowFilter:
 
 def energies_of(file: pa.NativeFile, where: str, arm: Arm) -> Energies:
     """The final energies of the arm's rows of one file, nats/token, in order. Raises InputError: there are none."""
-    try:
-        table = pq.read_table(file, columns=["arm", "final_energy"])
-        energies = np.asarray(table.filter(pc.field("arm") == arm).column("final_energy").to_numpy(), np.float64)
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise InputError(f"{where}: no energies can be read there ({first_line(error, 100)}); restore or regenerate it"
-                         ) from None
+    with shards.readable(where):
+        tables = [table.filter(pc.field("arm") == arm) for table in shards.some_columns(file, where, ["arm", "final_energy"])]
+        energies = np.concatenate([np.asarray(table.column("final_energy").to_numpy(), np.float64) for table in tables])
     if not np.isfinite(energies).all():
         raise InputError(f"{where}: a row has no final energy, or one that is not finite; run verify to list all faults, and "
                          "generate to remake the shard")

@@ -8,6 +8,7 @@ What is random comes from Philox counters seeded by (seed, purpose, dataset, epo
 over its versions (its distributions it does not): a run resumed after an upgrade reads the same rows.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,8 @@ from tsdfm.pipeline.dataset.files.parts import file_of
 from tsdfm.pipeline.dataset.manifest import ShardPlan, opened_shard, plan, read_manifest, read_shard_bytes
 from tsdfm.pipeline.loader.row_filter import RowFilter, energies_of, filter_by_energy
 from tsdfm.pipeline.loader.windows import Int, Trajectories
-from tsdfm.pipeline.storage.cache import through_cache
+from tsdfm.pipeline.storage.cache import kept, through_cache
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError
@@ -98,8 +100,11 @@ class OpenDataset:
     _hashed: _Stamps = field(default_factory=_Stamps, compare=False)
 
     @classmethod
-    def open(cls, path: str, data: DataConfig) -> "OpenDataset":
-        """Read the manifest. Raises InputError if there is no dataset, a shard is not named, or the arm was not made."""
+    def open(cls, path: str, data: DataConfig, mapper: Mapper = in_order) -> "OpenDataset":
+        """Read the manifest; and, where rows are chosen by their energies, those, by `mapper`.
+
+        Raises InputError if there is no dataset, a shard is not named, or the arm was not made.
+        """
         store = open_store(path)
         manifest = read_manifest(store)
         identity = manifest.identity
@@ -117,41 +122,67 @@ class OpenDataset:
                  for item, start in starts if start < below]
         rows = np.array([min(item.stop, below) - item.start for item in items])
         source = cls(path, store, manifest, data.arm, below, [(item, records[item.path]) for item in items], rows)
-        return source if data.best is None and not data.energy_beta else source._selected(data)
+        return source if data.best is None and not data.energy_beta else source._selected(data, mapper)
 
-    def _selected(self, data: DataConfig) -> "OpenDataset":
+    def _selected(self, data: DataConfig, mapper: Mapper) -> "OpenDataset":
         """The stream without the rows, and the shards, that `data.best` leaves out."""
         if self.manifest.identity.compass is None:
             raise InputError(f"{self.store.uri}: holds no energies, it was generated with compass 'none'; leave out data.best "
                              "and data.energy_beta, or give a dataset made with a compass")
-        energies = list(self._energies())
+        energies = list(self._energies(mapper))
         row_filter = filter_by_energy(energies, data.best or 1.0, data.energy_beta)
         read = [shard for shard, rows in enumerate(row_filter.rows) if len(rows)]
         return replace(self, shards=[self.shards[shard] for shard in read], row_filter=row_filter.of_shards(read),
                        rows_of_shard=np.array([len(row_filter.rows[shard]) for shard in read]))
 
-    def _energies(self) -> Iterator[npt.NDArray[np.float64]]:
-        """Of every shard, the final energies of its rows. Files are read one after another."""
-        numbered = enumerate(self.shards)
-        for record, units in groupby(numbered, key=lambda each: each[1][1]):
-            with self._opened(record) as file:
-                whole = energies_of(file, f"{self.store.uri}/{record.path}", self.arm)
-            first = 0
+    def _energies(self, mapper: Mapper) -> Iterator[npt.NDArray[np.float64]]:
+        """Of every shard, the final energies of its rows. Files are read once, and the energies kept for other processes."""
+        by_file = [(record, list(units)) for record, units in groupby(enumerate(self.shards), key=lambda each: each[1][1])]
+        records = [record for record, _ in by_file]
+
+        def read() -> bytes:
+            return b"".join(energies.tobytes() for energies in mapper(self._energies_in, records))
+
+        names = ["energies", self.arm, *(f"{record.sha256}:{record.rows}" for record in records)]
+        key = hashlib.sha256(" ".join(names).encode()).hexdigest()
+        of_files, begins = np.frombuffer(kept(key, read), np.float64), 0
+        arms = len(self.manifest.identity.arms)
+        for record, units in by_file:
+            first = begins
             for shard, (unit, _) in units:
-                yield whole[first:][: self.rows_of_shard[shard]]
+                yield of_files[first:][: self.rows_of_shard[shard]]
                 first += unit.stop - unit.start
+            begins += record.rows // arms
+
+    def _energies_in(self, record: ShardRecord) -> npt.NDArray[np.float64]:
+        """The final energies of the arm's rows of a file."""
+        where = f"{self.store.uri}/{record.path}"
+        with self._opened(record) as file:
+            found = energies_of(file, where, self.arm)
+        if len(found) * len(self.manifest.identity.arms) != record.rows:
+            raise InputError(f"{where}: lacks rows of an arm; run verify to list all faults, and generate to remake the shard")
+        return found
 
     @contextmanager
     def _opened(self, record: ShardRecord) -> Iterator[pa.NativeFile]:
-        """A file, its checksum checked; those of an object store are kept by `through_cache`."""
+        """A file, to be decoded while its checksum is taken; those of an object store are kept by `through_cache`.
+
+        What was decoded counts once this has ended.
+        """
         if not self.store.cached:
             yield pa.BufferReader(through_cache(record.sha256, partial(read_shard_bytes, self.store, record)))
             return
         stamp = self.store.stamp(record.path)
-        with opened_shard(self.store, record, known=stamp is not None and self._hashed.get(record.path) == stamp) as file:
-            if stamp is not None:
-                self._hashed[record.path] = stamp
-            yield file
+        if stamp is not None and self._hashed.get(record.path) == stamp:
+            file = self.store.open(record.path)
+            if file is not None:
+                with file:
+                    yield file
+                return
+        with opened_shard(self.store, record) as once:
+            yield once.file
+        if stamp is not None:
+            self._hashed[record.path] = stamp
 
     def load(self, shard: int) -> Trajectories:
         """Read, check and decode one shard. Raises InputError if it is missing, changed or unsound."""

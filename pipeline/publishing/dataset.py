@@ -23,13 +23,13 @@ import pyarrow.compute as pc
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import files_pattern
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, MANIFEST_FILE, digest, read_manifest, read_shard_bytes
-from tsdfm.pipeline.dataset.summary import summarise
-from tsdfm.pipeline.dataset.verify import verify
+from tsdfm.pipeline.dataset.verify import verify_and_summarise
 from tsdfm.pipeline.publishing.dataset_card import PLOT_FILE, published_card
 from tsdfm.pipeline.publishing.energy_plot import draw_energies
 from tsdfm.pipeline.publishing.receipt import leave_receipt
 from tsdfm.pipeline.publishing.upload import Upload
 from tsdfm.pipeline.storage.hub.client import check_login
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.schemas.base import InputError
@@ -42,19 +42,20 @@ from tsdfm.schemas.words import count
 _OWNED = re.compile(r"(data|arms)/([0-9]+/)?[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
 
 
-def publish_dataset(store: Store, config: PublishConfig, progress: Progress = unheard) -> Receipt:
+def publish_dataset(store: Store, config: PublishConfig, progress: Progress = unheard, mapper: Mapper = in_order) -> Receipt:
     """Bring a repository up to date with a dataset, and leave the receipt in it.
+
+    Every file is read twice: once to check it and to sum it up, by `mapper`, before anything is sent; and once to send it.
 
     Raises InputError (the dataset is faulty, the login, name or repository not fit: nothing was sent), or WorkError (what
     arrived is kept, the same call goes on).
     """
     read_manifest(store)  # is there anything to publish? asked before anybody need log in
     check_login(config.repo)
-    manifest, faults = verify(store, progress)
+    manifest, faults, summary = verify_and_summarise(store, progress, mapper)
     if faults:
         raise InputError(f"{store.uri}: {count(len(faults), 'fault')}, the first {faults[0]}; run verify to list all, and "
                          "generate to remake what it names; nothing was published")
-    summary = summarise(store, progress)
     identity = manifest.identity
     upload = Upload(config.repo, "dataset", f"{count(manifest.totals.rows, 'trajectory')}, identity {digest(identity)[:16]}")
     upload.open(config.private, MANIFEST_FILE, _paths(manifest, config))

@@ -1,5 +1,6 @@
 """Work on many files at a time, with the results in order."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +17,12 @@ class Mapper(Protocol):
         """`function` of each item, in the order of the items; what it raises is raised in its turn."""
 
 
-THREADS = 8  # a store that is far away answers slowly; reading, hashing and decoding let other threads run
+# One a core, for reading, hashing and decoding let other threads run; and some, for a store that is far away answers slowly.
+THREADS = max(8, len(os.sched_getaffinity(0)))
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], threads: int = THREADS) -> Iterator[R]:
-    """`function` of each item, in the order of the items, computed by threads.
+    """`function` of each item, in the order of the items, computed by threads of this process.
 
     At most twice as many items as threads are begun before their results are asked for, so memory does not grow with their
     number. What `function` raises is raised here, in its turn; items that were not begun are then left alone.

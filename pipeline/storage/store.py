@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -27,7 +28,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no space, or none that this 
 
 
 class Store(ABC):
-    """A dataset's folder. Paths are POSIX and relative to it."""
+    """A dataset's folder. Paths are POSIX and relative to it. It travels to other processes by its address."""
 
     uri: str  # of the folder, as people may read it: without the secrets that may open it
     address: str  # opens it again, from wherever; may hold secrets, so it is told to workers only
@@ -104,6 +105,9 @@ class LocalStore(Store):
         self.local = folder.absolute()
         self.uri = str(folder) if uri is None else uri
         self.address = uri if uri is not None and uri.startswith("file:///") else str(self.local)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LocalStore, (self.local, self.uri)
 
     def _at(self, path: str) -> Path:
         return self.local / path
@@ -197,6 +201,9 @@ class UriStore(Store):
     def __init__(self, address: str) -> None:
         self.address, self.uri = address, redacted(address)
         self.filesystem, self.root, self._fsspec = filesystem_of(address)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UriStore, (self.address,)
 
     def _full(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root

@@ -23,6 +23,7 @@ from tsdfm.pipeline.models.folder import (
     teacher_folder,
 )
 from tsdfm.pipeline.storage.hub.models import pinned
+from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.pipeline.training.student_trainer import Start, train_student
@@ -71,16 +72,19 @@ def distill(config: DistillConfig, out: Path | str, report: Report = lambda step
                          updates=config.optim.steps, seconds=round(time.monotonic() - started, 2), scalars=last)
 
 
-def check(config: DistillConfig, out: Path) -> Start:
-    """Open all that a distillation needs, refuse what could not end well, and make its state folder. Raises InputError."""
-    start = opened(config, out)
+def check(config: DistillConfig, out: Path, mapper: Mapper = in_order) -> Start:
+    """Open all that a distillation needs, refuse what could not end well, and make its state folder. Raises InputError.
+
+    `mapper`: who reads what of the datasets has to be read now.
+    """
+    start = opened(config, out, mapper)
     check_target(out)
     return start
 
 
-def opened(config: DistillConfig, out: Path) -> Start:
+def opened(config: DistillConfig, out: Path, mapper: Mapper = in_order) -> Start:
     """Open all that a distillation into `out` needs; nothing is written. Raises InputError."""
-    start = open_start(config)
+    start = open_start(config, mapper)
     if out.resolve() == start.weights.path.resolve():
         raise InputError(f"{out}: holds the weights to start from, which the student would replace; give another --out")
     return start
@@ -100,22 +104,22 @@ def train_at(place: Place, config: DistillConfig, out: Path, report: Report, *, 
     return student is not None
 
 
-def open_start(config: DistillConfig) -> Start:
+def open_start(config: DistillConfig, mapper: Mapper = in_order) -> Start:
     """Open a config's datasets and the weights to start from. Raises InputError if they don't fit together."""
     if config.init is not None:
         config = config.model_copy(update={"init": pinned(config.init)})
-    reader = open_reader(config)
+    reader = open_reader(config, mapper)
     weights = open_init(config, reader.manifests[0])
     return Start(config, reader, weights, identity_of(config, reader, weights))
 
 
-def open_reader(config: DistillConfig) -> Reader:
+def open_reader(config: DistillConfig, mapper: Mapper = in_order) -> Reader:
     """The reader of a config's datasets. Raises InputError."""
     if not config.data.paths:
         raise InputError("--data: no dataset given; give --data OUT (a folder that generate wrote), or data.paths")
     return Reader.open(config.data, ReaderSettings(
         objective=config.objective, beta=config.beta, budgets=config.budgets, batch_size=config.optim.batch_size,
-        seed=config.optim.seed))
+        seed=config.optim.seed), mapper)
 
 
 def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[Denoiser]:

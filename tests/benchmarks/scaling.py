@@ -26,9 +26,11 @@ from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import Told, collect
 from tsdfm.jobs.crew.tasks import Call, Need, Tasks
 from tsdfm.jobs.generate.run import generate
+from tsdfm.jobs.generate.worker import Order, make
 from tsdfm.jobs.shell.cluster import cluster
 from tsdfm.pipeline.dataset.manifest import Finished, leave_receipt
-from tsdfm.pipeline.flow.generate import InThisProcess, Work, generate_dataset
+from tsdfm.pipeline.flow.generate import Work, generate_dataset
+from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
 from tsdfm.schemas.progress import Progress
@@ -84,7 +86,7 @@ def middle_rate(ends: Sequence[float]) -> float:
 def simulated(folder: Path, crew: int, shards: int, seconds: float) -> dict[str, object]:
     """The share of the ideal rate that so many sleeping workers reach, and the driver's peak memory."""
     config = GenerateConfig(
-        out=str(folder / "out"), trajectories=shards, shard_size=1, workers=crew, arm="blind", compass="none",
+        out=str(folder / "out"), trajectories=shards, shard_size=1, shards_per_file=1, workers=crew, arm="blind", compass="none",
         rollout=RolloutConfig(steps=4, batch_size=1))
     draws = random.Random(0)
     times = [draws.lognormvariate(0, 0.5) * seconds / 1.1331 for _ in range(shards)]  # exp(0.5**2 / 2), the mean
@@ -114,17 +116,22 @@ class Sleeping:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
+    mapper = staticmethod(in_order)
+
     def make(self, work: Work, missing: Sequence[int], progress: Progress) -> dict[int, Finished]:
-        template = InThisProcess(torch.device("cpu")).make(work, missing[:1], progress)[missing[0]]
-        data = work.store.read(template.record.path) or b""
-        made: dict[int, Finished] = {}
+        made, first = dict[int, Finished](), dict[int, Finished]()
 
         def take(index: int, done: Finished) -> None:
             made[index] = done
             self.ends.append((time.monotonic(), index))
 
-        began = time.process_time()
         with census("finished shards are kept") as asking:
+            order = Order(work.config, work.identity, work.store.address)  # by a worker, for the driver of a run makes none
+            real = Tasks(Call("ShardWorker.make", make, lambda index: (order, work.items[index])), Need("CPU", 1), 1, asking)
+            collect(real, Told("making one", "shard", str), missing[:1], first.__setitem__)
+            template = first[missing[0]]
+            data = work.store.read(template.record.path) or b""
+            began = time.process_time()
             call = Call("ShardWorker.make", asleep, lambda index: (
                 work.store.address, data, named(template, work.items[index].path), self._times[index]), alike=True)
             tasks = Tasks(call, Need("CPU", 1), self._workers, asking)

@@ -1,1 +1,1 @@
-"""Files of several units of work: how many, how they come about, and how they are read a unit at a time."""
+"""The files of a dataset: how many units of work each holds, how they come about, and what is found in one that is read."""

@@ -8,7 +8,7 @@ names a commit (40 hex digits) asks the Hub for nothing that is in the client's 
 
 import re
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
@@ -35,6 +35,9 @@ class HubStore(Store):
         self.uri = uri
         self.commit = revision if revision and _COMMIT.fullmatch(revision) else self._pin(revision)
         self.uri = self.address = f"hf://datasets/{self.repo}@{self.commit}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HubStore, (self.address,)
 
     def _pin(self, revision: str | None) -> str:
         with explained(self.uri, _THEN):

@@ -1,15 +1,20 @@
 """`evaluate`, `ablate` and a training on real clusters: what comes out is that of one machine, and a lost head is one line."""
 
+import contextlib
 import signal
 import time
+from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
+from tests.jobs.distill.test_run import step_of
 from tests.jobs.generate.test_clusters import cluster
 from tests.jobs.generate.test_run import running, wait_for
-from tests.support import make_dataset, write_corpus
+from tests.support import make_dataset, present, write_corpus
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.evaluate import Results
 
@@ -70,3 +75,87 @@ def test_a_training_whose_head_is_lost_ends_in_one_line(tmp_path, tiny_models):
     assert stderr.strip().splitlines()[-1].startswith("Error: ")
     assert "same command resumes" in stderr
     assert "Traceback" not in stderr
+
+
+# -- a node of a training is lost --------------------------------------------------------------------------
+
+UPDATES = 300
+
+
+def training(folder, data, workers: int) -> list[object]:
+    """A training of some seconds; its checkpoints are frequent."""
+    (folder / "student.yaml").write_text(yaml.safe_dump({
+        "data": {"paths": [str(data)]}, "budgets": {1: 1.0, 8: 1.0}, "workers": workers,
+        "optim": {"steps": UPDATES, "batch_size": 8, "lr": 1e-3, "warmup": 5, "log_every": 5, "checkpoint_every": 10}}))
+    return ["distill", folder / "student.yaml"]
+
+
+def undisturbed(folder, data, workers: int) -> dict[str, torch.Tensor]:
+    """The weights that come out where nothing is lost."""
+    with running(*training(folder, data, workers), "--out", folder / "undisturbed") as process:
+        _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    return load_file(folder / "undisturbed" / "model.safetensors")
+
+
+def assert_same(out, reference: dict[str, torch.Tensor]) -> None:
+    weights = load_file(out / "model.safetensors")
+    assert weights.keys() == reference.keys()
+    assert all(torch.equal(weights[name], value) for name, value in reference.items())
+
+
+def node_of_a_training_process(nodes: list[Any]) -> Any:
+    """The node, among these, on which a process trains."""
+    raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()) and process.ppid() in raylets:
+                return raylets[process.ppid()]
+    raise AssertionError("no process trains on any of these nodes")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_training_that_loses_a_node_goes_on_where_there_is_room(workers, tmp_path, tiny_models):
+    make_dataset(tmp_path / "data", tiny_models)
+    reference, out = undisturbed(tmp_path, tmp_path / "data", workers), tmp_path / "student"
+    with cluster(0) as nodes:
+        others = [nodes.add_node(num_cpus=1) for _ in range(workers + 1)]
+        with running(*training(tmp_path, tmp_path / "data", workers), "--out", out, "--address", nodes.address) as process:
+            wait_for(lambda: step_of(out) >= 40 or process.poll() is not None)
+            nodes.remove_node(node_of_a_training_process(others), allow_graceful=False)
+            assert step_of(out) < UPDATES
+            _, stderr = process.communicate(timeout=250)
+    assert process.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert_same(out, reference)
+
+
+def test_a_training_that_loses_its_only_node_says_what_it_waits_for_and_goes_on_with_another(tmp_path, tiny_models):
+    make_dataset(tmp_path / "data", tiny_models)
+    reference, out = undisturbed(tmp_path, tmp_path / "data", 1), tmp_path / "student"
+    command = training(tmp_path, tmp_path / "data", 1)
+    with cluster(0) as nodes:
+        only = nodes.add_node(num_cpus=1)
+        with running(*command, "--out", out, "--address", nodes.address) as process:
+            wait_for(lambda: step_of(out) >= 40 or process.poll() is not None)
+            nodes.remove_node(only, allow_graceful=False)
+            said = ""
+            while "waiting for 1 CPU: the cluster has 0" not in said:
+                said = present(process.stderr).readline()
+                assert said, process.poll()
+            process.send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            _, stderr = process.communicate(timeout=60)
+            assert time.monotonic() - told < 15
+        assert process.returncode == 130, stderr
+        assert "resume with: tsdfm-pipeline distill" in stderr.strip().splitlines()[-1]
+        with running(*command, "--out", out, "--address", nodes.address) as again:
+            said = ""
+            while "waiting for 1 CPU: the cluster has 0" not in said:
+                said = present(again.stderr).readline()
+                assert said, again.poll()
+            nodes.add_node(num_cpus=1)
+            _, stderr = again.communicate(timeout=250)
+    assert again.returncode == 0, stderr
+    assert "Traceback" not in stderr
+    assert_same(out, reference)

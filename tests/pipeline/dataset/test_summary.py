@@ -14,9 +14,10 @@ import pytest
 from tests.inspection_data import KINDS, dataset, distinct_by_counting, entropy_by_counting, logs_of
 from tests.support import present
 from tsdfm.pipeline.dataset import shards
-from tsdfm.pipeline.dataset import summary as inspection
+from tsdfm.pipeline.dataset.files import tally
+from tsdfm.pipeline.dataset.files.tally import bin_of_step
 from tsdfm.pipeline.dataset.manifest import digest, read_shard
-from tsdfm.pipeline.dataset.summary import bin_of_step, read_trajectories, summarise, time_bins
+from tsdfm.pipeline.dataset.summary import read_trajectories, summarise, time_bins
 from tsdfm.schemas.base import InputError
 
 
@@ -191,7 +192,7 @@ def test_progress_counts_shards(paired):
 
 def test_distinct_n_is_taken_over_the_first_rows_only(paired, monkeypatch):
     store, manifest = paired
-    monkeypatch.setattr(inspection, "DISTINCT_ROWS", 4)  # ends inside the second shard of three
+    monkeypatch.setattr(tally, "DISTINCT_ROWS", 4)  # ends inside the second shard of three
     for arm in summarise(store).arms:
         first = [log.tokens.tolist() for log in logs_of(store, manifest, arm.arm)[:4]]
         assert arm.distinct_rows == 4

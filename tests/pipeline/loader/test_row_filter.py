@@ -105,7 +105,7 @@ def test_a_row_without_an_energy_is_refused(values):
     pq.write_table(pa.table({"arm": ["blind", "blind"], "final_energy": pa.array(values, pa.float32())}), sink)
     with pytest.raises(InputError, match="here: a row has no final energy"):
         energies_of(pa.BufferReader(sink.getvalue()), "here", "blind")
-    with pytest.raises(InputError, match="here: no energies can be read"):
+    with pytest.raises(InputError, match="here: not a readable Parquet file"):
         energies_of(pa.BufferReader(b"no parquet"), "here", "blind")
 
 

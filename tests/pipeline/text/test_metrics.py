@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.inspection_data import distinct_by_counting, entropy_by_counting
-from tsdfm.pipeline.dataset.summary import Moments
+from tsdfm.pipeline.dataset.files.tally import Moments
 from tsdfm.pipeline.text.metrics import distinct_n, self_bleu, unigram_entropy
 
 
