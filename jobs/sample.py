@@ -25,7 +25,7 @@ def _indented(text: str) -> str:
 @config_command(
     "sample", SampleConfig, shown=show_texts,
     common="--model --prompt --prompts --infill --length --steps -n --number --temperature --seed",
-    flags=flags_of(SampleConfig, {"number": "-n --number"}, skipped=("rollout.solver", "rollout.top_k")))
+    flags=flags_of(SampleConfig, {"number": "-n --number"}, skipped=("rollout.solver", "rollout.top_k", "rollout.logprobs")))
 def sample_command(config: SampleConfig) -> SampleReport:
     """Write texts with a model, one jump after another, without a compass: what inference does, and costs.
 

@@ -76,7 +76,8 @@ class Counterfactual(Frozen):
     candidates: int = Field(ge=2, description="K")
     scored: int = Field(ge=1, description="shaped steps whose candidates differed")
     exact_first_step: bool = Field(description=(
-        "whether first steps are exact: not under rk4, whose inner stages choose among K, too"))
+        "whether first steps are exact: not under rk4, whose inner stages choose among K, too, nor where tokens are chosen in "
+        "several sweeps"))
     kept_entropy: Estimate = Field(description="entropy of the kept choices' frequencies, bits; at most log2 K")
     fewer: list[FewerCandidates]
     rules: list[OtherRule]

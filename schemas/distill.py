@@ -2,15 +2,23 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.optim import Divided, OptimConfig
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Arm, Objective
 
 KL_OBJECTIVES = ("forward_kl", "reverse_kl")
+CANDIDATE_OBJECTIVES = ("candidates", "tilt")  # which look at all K candidates of a jump
 
 
 def _budgets(value: Any) -> Any:
@@ -43,6 +51,9 @@ class DataConfig(Frozen):
     arm: Arm = Field("shaped", description=(
         "Which trajectories: 'shaped' (the compass chose the jumps) or 'blind' (the teacher alone)"))
     trajectories: int | None = Field(None, ge=1, description="Read only trajectory ids below this; null: all")
+    held_out: float = Field(0.0, ge=0, lt=1, description=(
+        "Share of each dataset's trajectories, its last ones, that is not learnt from but measured: their loss, and how much "
+        "of the compass's preference the student carries, stand in every log line"))
     best: float | None = Field(None, gt=0, le=1, description=(
         "Keep only this fraction of each dataset's trajectories, those of the lowest final energy; null: all"))
     energy_beta: float = Field(0.0, ge=0, le=1e9, description=(
@@ -50,6 +61,10 @@ class DataConfig(Frozen):
     group: int = Field(8, ge=1, le=4096, description="Shards that are read and shuffled together; memory grows with it")
     loader_workers: int = Field(0, ge=0, le=256, description=(
         "Processes that build batches ahead; with 0 the training process builds them itself"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, held_out=0.0)
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> "DataConfig":
@@ -88,12 +103,31 @@ class DistillConfig(Divided):
         "Start from only so many of those weights' blocks, evenly spaced: a smaller student; null: all of them"))
     objective: Objective = Field("event", description=(
         "What the student is fitted to: 'event' the token that a window's last jump wrote, 'candidates' the mixture of the K "
-        "candidates by their energies, 'endpoint' the final token; 'forward_kl' and 'reverse_kl' the teacher's stored top-k, "
-        "which forgets what the compass chose"))
+        "candidates by their energies, 'endpoint' the final token, 'tilt' only how far the compass prefers one candidate to "
+        "another, beyond how likely they were drawn; 'forward_kl' and 'reverse_kl' the teacher's stored top-k, which forgets "
+        "what the compass chose"))
     beta: float = Field(64.0, ge=0, le=1e9, description=(
-        "Inverse temperature of 'candidates': weights are softmax(-beta E) of the energies E in nats/token"))
+        "Inverse temperature of 'candidates' and 'tilt': weights are softmax(-beta E) of the energies E in nats/token"))
+    event_weight: float = Field(0.0, ge=0, le=1e6, description="Weight of 'event' that is added to the objective 'tilt'")
     budgets: Budgets | None = Field(None, min_length=1, description=(
         "Step budgets to train for, e.g. 1,2,4,8, or 8:2,16:1 with how often each is trained; each divides the dataset's "
         "steps; null: 1, 2, 4, ..., 64, as far as they divide, equally often"))
+    alike: bool = Field(False, description=(
+        "Every window counts alike, however many of its positions jump: the loss is the mean over windows of their means; "
+        "otherwise every position does"))
+    patience: int | None = Field(None, ge=1, description=(
+        "Stop when the held-out loss has not fallen for so many log lines, and keep the weights of its lowest; null: never"))
     real: RealConfig = RealConfig()
     optim: DistillOptim = DistillOptim()
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, tracker="none", event_weight=0.0, alike=False, patience=None)
+
+    @model_validator(mode="after")
+    def _says_nothing_idle(self) -> "DistillConfig":
+        if self.event_weight and self.objective != "tilt":
+            raise ValueError("event_weight: belongs to objective 'tilt'; set that, or leave it out")
+        if self.patience is not None and not self.data.held_out:
+            raise ValueError("patience: needs trajectories that are held out; set data.held_out to 0.05, say, or leave it out")
+        return self

@@ -7,7 +7,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.prompts import PromptField, PromptFile, PromptGaps
-from tsdfm.schemas.terms import Arms, Clocks, Dtype, Form, Select, Solver, Source
+from tsdfm.schemas.terms import Arms, Clocks, Dtype, Form, Level, Select, Solver, Source
 
 
 class RolloutConfig(Frozen):
@@ -28,6 +28,8 @@ class RolloutConfig(Frozen):
         "each position over the steps, which is not the path's law any more; null: what the model was trained for"))
     top_k: int = Field(0, ge=0, le=1024, description=(
         "Keep the model's k likeliest tokens and their log-probabilities with every jump; 0 keeps none"))
+    logprobs: bool = Field(False, description=(
+        "Keep the model's log-probability of every candidate with every jump, which 'distill --objective tilt' needs"))
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of all noise: the same seed gives the same texts")
     batch_size: int = Field(32, ge=1, le=65536, description="Texts computed together; more need more memory")
     threads: int = Field(1, ge=1, le=1024, description=(
@@ -40,7 +42,7 @@ class RolloutConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, dtype="float32", compile=False, clocks=None)
+        return without_newer(handler(self), info, dtype="float32", compile=False, clocks=None, logprobs=False)
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -64,11 +66,41 @@ class ShapingConfig(Frozen):
     form: Form | None = Field(None, description=(
         "Form of the energy: 'plain', or 'residual', which adds the teacher's own log-probability of the drawn tokens, so that "
         "exp(-E) is an importance weight; null: residual for 'resample', plain for 'argmin'"))
+    level: Level = Field("sequence", description=(
+        "What is chosen: 'sequence' keeps one whole candidate, the tokens of all positions that jump together, and scores K "
+        "texts a step; 'token' chooses at each of these positions by itself, and scores one text a step; 'sequence_to_token' "
+        "begins with the first and goes over to the second"))
+    token_from: float = Field(0.5, ge=0, le=1, description="The time from which 'sequence_to_token' chooses by token")
+    sweeps: int = Field(1, ge=1, le=8, description=(
+        "How often the choice by token is made, and a text scored: in the first sweep each position sees candidate 0 of its "
+        "neighbours, in a later one what these chose in the sweep before"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, level="sequence", token_from=0.5, sweeps=1)
+
+    @model_validator(mode="after")
+    def _says_nothing_idle(self) -> "ShapingConfig":
+        if self.sweeps != 1 and self.level == "sequence":
+            raise ValueError("sweeps: belongs to the choice by token; set another level, or leave it out")
+        if self.token_from != 0.5 and self.level != "sequence_to_token":
+            raise ValueError("token_from: belongs to level 'sequence_to_token'; set that, or leave it out")
+        return self
 
     def steps_of(self, rollout: RolloutConfig) -> tuple[int, ...]:
         """The steps of a rollout that a compass shapes, rising: those that start at t >= tau, every `shape_every`-th of all."""
         starts = enumerate(rollout.times[:-1])
         return tuple(step for step, t in starts if t >= self.tau and step % self.shape_every == 0)
+
+    def token_steps_of(self, rollout: RolloutConfig) -> tuple[int, ...]:
+        """Those of `steps_of` at which every position chooses by itself."""
+        start = {"sequence": 2.0, "token": 0.0, "sequence_to_token": self.token_from}[self.level]
+        return tuple(step for step in self.steps_of(rollout) if rollout.times[step] >= start)
+
+    def sequence_steps_of(self, rollout: RolloutConfig) -> tuple[int, ...]:
+        """Those of `steps_of` at which one whole candidate is chosen."""
+        by_token = set(self.token_steps_of(rollout))
+        return tuple(step for step in self.steps_of(rollout) if step not in by_token)
 
     @property
     def residual(self) -> bool:

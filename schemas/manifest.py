@@ -136,8 +136,10 @@ class Identity(Frozen):
         return Grid(
             length=self.rollout.length, steps=self.rollout.steps, vocab_size=self.teacher.vocab_size,
             mask_id=self.teacher.mask_id, candidates=self.shaping.candidates, top_k=self.rollout.top_k,
-            shaped_steps=self.shaping.steps_of(self.rollout), select=self.shaping.select, compass=self.compass is not None,
-            fixed=self.prompts is not None,
+            shaped_steps=self.shaping.sequence_steps_of(self.rollout), select=self.shaping.select,
+            compass=self.compass is not None, fixed=self.prompts is not None,
+            token_steps=self.shaping.token_steps_of(self.rollout), by_token=self.shaping.level != "sequence",
+            logprobs=self.rollout.logprobs,
         )
 
 
@@ -166,7 +168,9 @@ class DatasetManifest(Frozen):
     format_version: Literal[1, 2] = 1
     identity: Identity
     time_grid: list[float] = Field(min_length=2, description="the N + 1 times of the rollout")
-    shaped_steps: list[int] = Field(description="the steps that were shaped, in order of step_choice")
+    shaped_steps: list[int] = Field(description="the steps at which a whole candidate was chosen, in order of step_choice")
+    token_steps: list[int] = Field(default_factory=list, description=(
+        "the steps at which each position chose by itself; absent where there are none"))
     shards: list[ShardRecord] = Field(min_length=1)
     totals: Totals
     teacher: str | None = Field(None, description="where the teacher was: 'embedded', or a folder; a hint for `distill`")
@@ -176,7 +180,7 @@ class DatasetManifest(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if name != "history" or value}
+        return {name: value for name, value in handler(self).items() if name not in ("history", "token_steps") or value}
 
     @model_validator(mode="before")
     @classmethod
@@ -211,6 +215,8 @@ class DatasetManifest(Frozen):
         identity = self.identity
         if tuple(self.time_grid) != identity.rollout.times:
             raise ValueError("time_grid is not the grid of its config")
-        if tuple(self.shaped_steps) != identity.shaping.steps_of(identity.rollout):
-            raise ValueError("shaped_steps are not those of its config")
+        grid = identity.grid
+        for name in ("shaped_steps", "token_steps"):
+            if tuple(getattr(self, name)) != getattr(grid, name):
+                raise ValueError(f"{name} are not those of its config")
         return self

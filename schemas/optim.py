@@ -6,6 +6,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 
 from tsdfm.schemas.base import Frozen, without_newer
 
+HELD_OUT_LOSS = "held_out/loss"  # the scalar of a training by which it ends early, where it has patience
 Tracker = Literal["none", "wandb", "trackio", "mlflow"]
 
 

@@ -69,6 +69,13 @@ class PageReport(Frozen):
     trajectories: list[int]
 
 
+class TokenChoiceReport(Frozen):
+    """What one position chose by itself; see `dataset.frames.TokenChoice`."""
+
+    energies: list[float] | None = Field(description="of its candidates, nats; null where all agreed")
+    choice: int
+
+
 class FrameReport(Frozen):
     """The state of a trajectory after one step that has events; see `dataset.frames.Frame`."""
 
@@ -80,6 +87,7 @@ class FrameReport(Frozen):
     candidates: list[list[str]]
     energies: list[float] | None
     choice: int | None
+    choices: list[TokenChoiceReport] | None = Field(None, description="of `changed`, where positions chose by themselves")
 
 
 class TrajectoryReport(Frozen):

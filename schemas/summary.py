@@ -48,14 +48,19 @@ class PairSummary(Frozen):
 
 
 class Choices(Frozen):
-    """The choices made at some shaped steps. Shares and means are null where there was nothing to count."""
+    """The choices made at some shaped steps. Shares and means are null where there was nothing to count.
 
-    shaped: int = Field(ge=0, description="shaped steps at which some clock rang")
+    A choice is that of a whole candidate at a shaped step or, where tokens are chosen one by one, that of one position. Then
+    its energy is the token's share of the text's: its nats, divided by the text's length.
+    """
+
+    shaped: int = Field(ge=0, description="choices: shaped steps at which some clock rang, or positions that rang")
     scored: int = Field(ge=0, description="those of them whose candidates differed, and were scored")
-    agreed_share: float | None = Field(description="share of shaped steps skipped, for all candidates agreed")
-    kept_blind_share: float | None = Field(description="share of scored steps that kept candidate 0")
-    blind_energy: float | None = Field(description="mean energy of candidate 0 at scored steps")
-    chosen_energy: float | None = Field(description="mean energy of the chosen candidate at scored steps")
+    agreed_share: float | None = Field(description="share of choices skipped, for all candidates agreed")
+    kept_blind_share: float | None = Field(description="share of scored choices that kept candidate 0")
+    blind_energy: float | None = Field(description=(
+        "mean energy of candidate 0 where scored; null in all, too, where there are choices of both kinds"))
+    chosen_energy: float | None = Field(description="mean energy of the chosen candidate where scored; null as blind_energy")
     gain: float | None = Field(description="blind_energy minus chosen_energy: what one choice gained")
 
 

@@ -83,6 +83,17 @@ class DataFacts(Frozen):
     seed: int
 
 
+class HeldOutFacts(Frozen):
+    """What a student is worth on trajectories that it did not learn from."""
+
+    trajectories: int = Field(ge=1, description="windows that were measured, one of each")
+    updates: int = Field(ge=0, description="those whose weights the student has: fewer than asked for where it stopped early")
+    loss: float = Field(description="mean of the objective, nats")
+    share: float | None = Field(description=(
+        "of the compass's preference among the candidates that the student carries: 0 none, 1 all; null where it can't be "
+        "told, as for data that other weights made than those it started from"))
+
+
 class StudentRecord(Frozen):
     """A student of `distill`."""
 
@@ -91,10 +102,16 @@ class StudentRecord(Frozen):
     init: Sha256 = Field(description="fingerprint of the weights it started from")
     corpus: CorpusFacts | None = Field(None, description="the real text that was mixed in; absent if there was none")
     versions: dict[str, str] = Field(default_factory=dict, description="library versions")
+    held_out: HeldOutFacts | None = Field(None, description="on held-out trajectories; absent if there were none")
+
+    @property
+    def updates(self) -> int:
+        """Those whose weights the student has."""
+        return self.config.optim.steps if self.held_out is None else self.held_out.updates
 
     @model_serializer(mode="wrap")
     def _as_before_real_text(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, corpus=None)
+        return without_newer(handler(self), info, corpus=None, held_out=None)
 
 
 class Origin(Frozen):

@@ -3,9 +3,10 @@
 Invariants of a row of L tokens, E events, S shaped steps, K candidates (1 on the blind arm) and top-k posteriors:
 events are sorted by (step, position), each pair once; replaying them on the source gives `tokens`; with the mask source every
 position has exactly one event; the kept token of a shaped step is the chosen candidate, that of an unshaped step is repeated K
-times; with `argmin` the choice is the first lowest energy; energies are NaN, and the choice 0, where all candidates agree;
-top-k log-probabilities fall, and their probabilities sum to at most 1. A fixed position has no event; its token stands in the
-source, which then is stored with the mask source, too, as [MASK] everywhere else.
+times; with `argmin` the choice is the first lowest energy; energies are NaN, and the choice 0, where all candidates agree. S
+are the steps at which a whole candidate was chosen; where positions choose by themselves, choices and energies are those of
+events; top-k log-probabilities fall, and their probabilities sum to at most 1. A fixed position has no event; its token stands
+in the source, which then is stored with the mask source, too, as [MASK] everywhere else.
 
 Columns that only some settings need are listed once, in NEWER_COLUMNS; a dataset that has one is of format version 2.
 """
@@ -20,6 +21,7 @@ import pyarrow as pa
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tsdfm.schemas.base import Frozen, without_newer
+from tsdfm.schemas.choices import candidates_of_rows, choice_faults
 from tsdfm.schemas.columns import Ragged, ragged
 from tsdfm.schemas.terms import Arm, Select
 
@@ -47,6 +49,12 @@ class TrajectoryRow(Frozen):
     final_energy: float | None = Field(description="energy of `tokens`; null without a compass")
     fixed_positions: list[Word] | None = Field(None, description=(
         "positions of given tokens, rising (F); only in a dataset made with prompts"))
+    event_choice: list[Annotated[int, Field(ge=0, le=127)]] | None = Field(None, description=(
+        "chosen candidate of each event (E); only where tokens were chosen one by one, at some step at least"))
+    event_energy: list[Annotated[float, Field(allow_inf_nan=True)]] | None = Field(None, description=(
+        "energies of the candidates of each event (E*K), nats, NaN where none was scored; only with `event_choice`"))
+    event_logprob: list[float] | None = Field(None, description=(
+        "log-probabilities of the candidates of each event (E*K) under the teacher, nats; only with `--logprobs`"))
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> "TrajectoryRow":
@@ -87,7 +95,7 @@ ARROW_SCHEMA = pa.schema([  # of format version 1; those of version 2 begin with
 
 
 class Grid(Frozen):
-    """What a shard's rows must agree with: sizes, the shaped steps, and the rule of choice."""
+    """What a shard's rows must agree with: sizes, the steps at which a whole candidate is chosen, and the rule of choice."""
 
     length: int
     steps: int
@@ -99,6 +107,9 @@ class Grid(Frozen):
     select: Select
     compass: bool
     fixed: bool = False  # whether rows say which of their positions are fixed
+    token_steps: tuple[int, ...] = ()  # those at which each position chooses by itself; none of `shaped_steps`
+    by_token: bool = False  # whether events have choices and energies
+    logprobs: bool = False  # whether candidates have log-probabilities
 
     def candidates_of(self, arm: Arm) -> int:
         """Candidate tokens stored per event of an arm: K where its jumps were chosen, else 1."""
@@ -125,6 +136,9 @@ class Newer(NamedTuple):
 
 NEWER_COLUMNS = (  # in the order in which they follow those of version 1
     Newer(pa.field("fixed_positions", pa.list_(pa.int32()), nullable=False), lambda grid: grid.fixed),
+    Newer(pa.field("event_choice", pa.list_(pa.int8()), nullable=False), lambda grid: grid.by_token),
+    Newer(pa.field("event_energy", pa.list_(pa.float32()), nullable=False), lambda grid: grid.by_token),
+    Newer(pa.field("event_logprob", pa.list_(pa.float16()), nullable=False), lambda grid: grid.logprobs),
 )
 WHOLE_SCHEMA = pa.schema([*ARROW_SCHEMA, *(newer.column for newer in NEWER_COLUMNS)])
 
@@ -174,24 +188,19 @@ def check_shard(table: pa.Table, grid: Grid) -> list[Fault]:
     return faults or [*_check_events(table, grid), *_check_choices(table, grid), *_check_topk(table, grid)]
 
 
-def _candidates_of(table: pa.Table, grid: Grid) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    arms = np.asarray(table.column("arm").to_pylist())
-    shaped = (arms == "shaped") & (grid.candidates > 1)
-    return shaped, np.where(shaped, grid.candidates_of("shaped"), 1)
-
-
 def _check_sizes(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     arms = np.asarray(table.column("arm").to_pylist())
     yield from _faults(~np.isin(arms, ["shaped", "blind"]), "arm is neither 'shaped' nor 'blind'")
-    shaped, candidates = _candidates_of(table, grid)
+    shaped, candidates = candidates_of_rows(table, grid)
     events = ragged(table, "event_step").sizes
     steps = np.where(shaped, len(grid.shaped_steps), 0)
     wanted = {
         "tokens": np.full(len(events), grid.length), "event_position": events, "event_token": events,
         "event_candidates": events * candidates, "event_topk_ids": events * grid.top_k,
         "event_topk_logprobs": events * grid.top_k, "step_choice": steps, "step_energy": steps * candidates,
+        "event_choice": events, "event_energy": events * candidates, "event_logprob": events * candidates,
     }
-    for name, sizes in wanted.items():
+    for name, sizes in ((name, sizes) for name, sizes in wanted.items() if name in table.schema.names):
         yield from _faults(ragged(table, name).sizes != sizes, f"{name} has the wrong length")
     source = ragged(table, "source_tokens")
     if grid.mask_id is None or grid.fixed:
@@ -272,50 +281,8 @@ def _check_events(table: pa.Table, grid: Grid) -> Iterator[Fault]:
 
 
 def _check_choices(table: pa.Table, grid: Grid) -> Iterator[Fault]:
-    shaped, candidates = _candidates_of(table, grid)
-    step, token, proposals = (ragged(table, f"event_{name}") for name in ("step", "token", "candidates"))
-    blind_events = ~shaped[step.row]
-    starts = proposals.offsets[step.row] + (np.arange(len(step.row)) - step.offsets[step.row]) * candidates[step.row]
-    unequal = blind_events & (proposals.values[starts] != token.values)
-    yield from _faults(_rows_with(unequal, step), "event_candidates of a blind row is not its event_token")
-    if not shaped.any() or np.any((step.values < 0) | (step.values >= grid.steps)):
-        return
-    # sets: [events of shaped rows, K]; energy: [shaped rows, S, K]; choice: [shaped rows, S]
-    events = np.flatnonzero(~blind_events)
-    sets = proposals.values[starts[events][:, None] + np.arange(grid.candidates)]
-    sizes = (int(shaped.sum()), len(grid.shaped_steps), grid.candidates)
-    energy = ragged(table, "step_energy").values.reshape(sizes)
-    choice = ragged(table, "step_choice").values.reshape(sizes[:2]).astype(np.int64)
-    index_of_row = np.cumsum(shaped) - 1
-    row, slot = index_of_row[step.row[events]], grid.slot_of_step[step.values[events]]
-    row_ids = np.flatnonzero(shaped)
-
-    def named(bad_rows: npt.NDArray[np.bool_], what: str) -> Iterator[Fault]:
-        for index in np.flatnonzero(bad_rows):
-            yield Fault(row=int(row_ids[index]), what=what)
-
-    out_of_range = (choice < 0) | (choice >= grid.candidates)
-    yield from named(np.asarray(out_of_range.any(1)), f"step_choice outside 0..{grid.candidates - 1}")
-    if out_of_range.any():
-        return
-    chosen = np.zeros(len(sets), np.int64)
-    chosen[slot >= 0] = choice[row[slot >= 0], slot[slot >= 0]]
-    kept = sets[np.arange(len(sets)), chosen] == token.values[events]
-    yield from named(_any_by(row, ~kept, len(row_ids)), "event_token is not the chosen candidate")
-    agree = (sets == sets[:, :1]).all(1)
-    yield from named(_any_by(row, (slot < 0) & ~agree, len(row_ids)), "an unshaped step has differing candidates")
-    disagreeing = np.zeros(choice.shape, bool)
-    disagreeing[row[(slot >= 0) & ~agree], slot[(slot >= 0) & ~agree]] = True
-    scored = np.isfinite(energy).all(2)
-    consistent = np.where(disagreeing, scored, np.isnan(energy).all(2) & (choice == 0))
-    yield from named(~consistent.all(1), "step_energy must be finite exactly where candidates differ")
-    if grid.select == "argmin":
-        lowest = np.where(scored, np.nan_to_num(energy).argmin(2), 0)
-        yield from named((scored & (choice != lowest)).any(1), "step_choice is not the lowest of step_energy")
-
-
-def _any_by(row: npt.NDArray[np.int64], bad: npt.NDArray[np.bool_], rows: int) -> npt.NDArray[np.bool_]:
-    return np.bincount(row[bad], minlength=rows).astype(bool)
+    for bad, what in choice_faults(table, grid):
+        yield from _faults(bad, what)
 
 
 def _check_topk(table: pa.Table, grid: Grid) -> Iterator[Fault]:
@@ -325,4 +292,5 @@ def _check_topk(table: pa.Table, grid: Grid) -> Iterator[Fault]:
     logprobs = column.values.astype(np.float64).reshape(-1, grid.top_k)
     row = column.row[:: grid.top_k]
     falls = (np.diff(logprobs, axis=1) <= 0).all(1) & (np.exp(logprobs).sum(1) <= 1 + TOPK_SLACK)
-    yield from _faults(_any_by(row, ~falls, table.num_rows), "event_topk_logprobs must fall and sum to at most probability 1")
+    yield from _faults(np.bincount(row[~falls], minlength=table.num_rows) > 0,
+                       "event_topk_logprobs must fall and sum to at most probability 1")

@@ -10,14 +10,11 @@ from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.pipeline.loader.batches import Reader
-from tsdfm.pipeline.models.folder import TRAINING_FILE, load
+from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.hub.models import pinned as pinned_model
-from tsdfm.pipeline.training.distill import check, train_at
-from tsdfm.schemas.base import parse_json
+from tsdfm.pipeline.training.distill import check, record_in, train_at
 from tsdfm.schemas.distill import DistillConfig
-from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.reports import DistillReport
-from tsdfm.schemas.training_record import StudentRecord
 from tsdfm.schemas.words import count
 
 D = TypeVar("D", bound=DistillConfig)
@@ -40,9 +37,10 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
         start.weights.network.to("meta")  # they have been found fit; training processes open their own
         started = time.monotonic()
         last = Group("distill", train_at, config, out).run(_line)
-    say_left_out(parse_json(StudentRecord, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE)).corpus)
+    record = record_in(out)
+    say_left_out(record.corpus)
     return DistillReport(out=str(out), fingerprint=load(out).fingerprint, init=start.weights.fingerprint,
-                         updates=config.optim.steps, seconds=round(time.monotonic() - started, 2), scalars=last)
+                         updates=record.updates, seconds=round(time.monotonic() - started, 2), scalars=last)
 
 
 def with_anchored_paths(config: D) -> D:
@@ -62,5 +60,8 @@ def pinned(config: DistillConfig, reader: Reader) -> DistillConfig:
 
 
 def _line(scalars: dict[str, float]) -> str:
-    budgets = "  ".join(f"1/{name.removeprefix('loss/')}: {value:.2f}" for name, value in scalars.items() if "/" in name)
-    return f"loss {scalars['loss']:.3f}  ({budgets})"
+    by_budget = {name.removeprefix("loss/"): value for name, value in scalars.items() if name.startswith("loss/")}
+    budgets = "  ".join(f"1/{n}: {value:.2f}" for n, value in by_budget.items())
+    held_out = f"  held out {scalars['held_out/loss']:.3f}" if "held_out/loss" in scalars else ""
+    share = f"  selection learnt {100 * scalars['held_out/share']:.1f} %" if "held_out/share" in scalars else ""
+    return f"loss {scalars['loss']:.3f}  ({budgets}){held_out}{share}"

@@ -16,7 +16,8 @@ def _plan(config: GenerateConfig, wish: PlanWish) -> Plan:
 
 
 @config_command("generate", GenerateConfig, planner=Planner(_plan, show_plan), common=(
-    "--out --trajectories --teacher --compass --arm --steps --candidates --tau --seed --workers --address --plan --price"))
+    "--out --trajectories --teacher --compass --arm --steps --candidates --level --tau --seed --workers --address --plan "
+    "--price"))
 def generate_command(config: GenerateConfig) -> GenerateReport:
     """Roll a teacher out on Ray and freeze its trajectories as a dataset; run it again to resume.
 

@@ -1,10 +1,12 @@
 """How long a compass takes, measured around its every call."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
-from tsdfm.pipeline.flow.compass import Compass
+from tsdfm.pipeline.flow.compass import Compass, TokenCompass, TokenSets
 
 
 class Timed:
@@ -19,8 +21,19 @@ class Timed:
 
     def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
         """See `Compass.energy`."""
+        with self._timing():
+            return self.compass.energy(states, t, completion)
+
+    def token_energy(self, states: Tensor, t: Tensor, completion: Tensor | None, sets: TokenSets) -> Tensor:
+        """See `TokenCompass.token_energy`."""
+        assert isinstance(self.compass, TokenCompass)
+        with self._timing():
+            return self.compass.token_energy(states, t, completion, sets)
+
+    @contextmanager
+    def _timing(self) -> Iterator[None]:
         began = time.perf_counter()
         try:
-            return self.compass.energy(states, t, completion)
+            yield
         finally:
             self.seconds += time.perf_counter() - began

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,7 +124,7 @@ def show_trajectory(store: Store, trajectory: int, arm: Arm | None = None) -> li
             trajectory_id=log.trajectory_id, arm=log.arm, final_energy=log.final_energy,
             text=text_of(vocabulary, log.tokens, manifest.identity.teacher.end_id),
             fixed_positions=None if log.fixed_positions is None else log.fixed_positions.tolist(),
-            frames=[FrameReport(**vars(frame)) for frame in pictures]))
+            frames=[FrameReport(**asdict(frame)) for frame in pictures]))
     return report
 
 

@@ -22,9 +22,9 @@ LATER_STEPS = (
     "and its final energy is not in the log. 'Exact' is the share of steps before which no choice changed. More than K "
     "candidates, a lower tau or another temperature need a new run."
 )
-RK4 = (
-    "This dataset was made with an RK-4 solver, whose inner stages choose among the K candidates, too, and are not in the log: "
-    "here even first steps are one-step answers."
+NEVER_EXACT = (
+    "Here even first steps are one-step answers: the inner stages of an RK-4 solver choose among the K candidates, too, a "
+    "second sweep over the tokens sees what the first chose, and neither is in the log."
 )
 
 
@@ -49,7 +49,7 @@ def show(found: Counterfactual) -> None:
     tell(f"a shaped step earns most at t = {times.t_start:.3f}-{times.t_end:.3f}: {_number(gain)} nats/token")
     tell(LATER_STEPS)
     if not found.exact_first_step:
-        tell(RK4)
+        tell(NEVER_EXACT)
 
 
 def _fewer_table(found: Counterfactual) -> Table:

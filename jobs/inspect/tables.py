@@ -11,9 +11,10 @@ from tsdfm.pipeline.evaluation.figures import NONE, count, maybe, plus_minus, sh
 from tsdfm.schemas.summary import Choices, DatasetSummary, PairSummary, SelectionSummary, Spread
 
 if TYPE_CHECKING:
-    from tsdfm.pipeline.dataset.frames import Frame
+    from tsdfm.pipeline.dataset.frames import Frame, TokenChoice
     from tsdfm.pipeline.dataset.jump_log import JumpLog
 
+TOKENS_SHOWN = 6  # positions of a step that chose one by one
 FRAMES_SHOWN = 12  # of one trajectory in the terminal; the page has all
 
 
@@ -63,12 +64,33 @@ def _text(frame: "Frame", given: Sequence[int]) -> Text:
 
 def _energies(frame: "Frame") -> Text:
     """The candidates' energies, the kept one marked; or why there are none."""
+    if frame.choices is not None:
+        return _token_energies(frame, frame.choices)
     if frame.energies is None:
         return Text("not shaped" if frame.choice is None else "all candidates agreed", style="dim")
-    text = Text("energies ", style="dim")
-    for candidate, energy in enumerate(frame.energies):
-        mark, style = ("✓", "bold green") if candidate == frame.choice else (" ", "not dim")
-        text.append(f" {mark}{candidate}: {energy:.4f}", style)
+    return _marked(Text("energies ", style="dim"), frame.energies, frame.choice)
+
+
+def _token_energies(frame: "Frame", choices: "Sequence[TokenChoice]") -> Text:
+    """Of each position that chose by itself: its candidates and their energies, the kept one marked."""
+    lines = []
+    for position, words, each in zip(frame.changed, frame.candidates, choices, strict=True):
+        line = Text(f"{position:4}  ", style="dim")
+        if each.energies is None:
+            line.append(f"all agreed: {words[0].translate(CONTROLS)!r}")
+        else:
+            shown = [f"{words[k].translate(CONTROLS)!r} {energy:.2f}" for k, energy in enumerate(each.energies)]
+            line = _marked(line, shown, each.choice)
+        lines.append(line)
+    more = len(lines) - TOKENS_SHOWN
+    shown_lines = [*lines[:TOKENS_SHOWN], *([Text(f"      and {count(more, 'position')}", style="dim")] if more > 0 else [])]
+    return Text("\n").join(shown_lines)
+
+
+def _marked(text: Text, values: "Sequence[float | str]", kept: int | None) -> Text:
+    for candidate, value in enumerate(values):
+        mark, style = ("✓", "bold green") if candidate == kept else (" ", "not dim")
+        text.append(f" {mark}{candidate}: {value if isinstance(value, str) else f'{value:.4f}'}", style)
     return text
 
 
@@ -82,7 +104,7 @@ def _pairs_line(pairs: PairSummary) -> str:
 def _choices_line(selection: SelectionSummary, select: str) -> str:
     total, by_chance = selection.total, 1 / selection.candidates
     return (f"choices ({select} of {selection.candidates}): {total.scored} scored; candidates agreed in "
-            f"{share(total.agreed_share)} of shaped steps; candidate 0 kept in "
+            f"{share(total.agreed_share)}; candidate 0 kept in "
             f"{share(total.kept_blind_share)} (by chance {share(by_chance)}); "
             f"gain {maybe(total.gain, '.4f')} nats/token a choice")
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.manifest import ShardPlan, digest
-from tsdfm.pipeline.flow.compass import CausalCompass, Compass, NceCompass
+from tsdfm.pipeline.flow.compass import CausalCompass, Compass, NceCompass, TokenCompass, TokenSets
 from tsdfm.pipeline.flow.generate import rows_of
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.opening import Models
@@ -33,16 +33,18 @@ LEAST_ROWS, PROBE_STEPS = 8, 4
 
 @dataclass(frozen=True)
 class Visits:
-    """Of one trajectory, expected: steps that are visited, those among them that are shaped, and events."""
+    """Of one trajectory, expected: steps that are visited, those of them at which whole candidates and at which tokens are
+    chosen, and events."""
 
     steps: float
     shaped: float
+    by_token: float
     events: float
 
 
 def visits(
     path: MixturePath, times: tuple[float, ...], length: float, shaped_steps: tuple[int, ...] = (),
-    clocks: Clocks = "independent",
+    clocks: Clocks = "independent", token_steps: tuple[int, ...] = (),
 ) -> Visits:
     """The expected visits of a trajectory of `length` positions that have a clock on a grid of N + 1 times.
 
@@ -51,7 +53,8 @@ def visits(
     grid = torch.tensor(times, dtype=torch.float64)
     rings = path.ring_probability(grid[:-1], grid[1:]) if path.mask_id is None else path.kappa(grid).diff()
     visited = 1 - (1 - rings) ** length if clocks == "independent" else (rings * length).clamp_max(1)
-    return Visits(float(visited.sum()), float(visited[list(shaped_steps)].sum()), float(rings.sum()) * length)
+    shaped, by_token = (float(visited[list(steps)].sum()) for steps in (shaped_steps, token_steps))
+    return Visits(float(visited.sum()), shaped, by_token, float(rings.sum()) * length)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class RolloutWork:
     """What trajectories take, expected: forward passes of the teacher, a text each, and candidate texts to score at the most.
 
     Candidates that are equal are scored once, and `ar` compasses run only what differs: how much that saves, the models decide.
+    Where tokens are chosen one by one, a step has one text to score in each sweep.
     """
 
     forwards: float
@@ -74,18 +78,21 @@ class RolloutWork:
         teacher, rollout = identity.teacher, identity.rollout
         path = MixturePath(teacher.kappa_exponent, teacher.vocab_size, teacher.mask_id)
         positions = identity.grid.length if free is None else free
-        each = visits(path, rollout.times, positions, identity.grid.shaped_steps, rollout.clocks or "independent")
+        each = visits(path, rollout.times, positions, identity.grid.shaped_steps, rollout.clocks or "independent",
+                      identity.grid.token_steps)
         stages, scored = STAGES[rollout.solver], identity.compass is not None
-        choices = [_choices(identity, arm) * each.shaped * stages for arm in identity.arms]
+        choices = [_texts(identity, arm, each) * stages for arm in identity.arms]
         finals = len(identity.arms) if scored else 0  # the finished text of each row
         return cls(trajectories * len(identity.arms) * each.steps * stages, trajectories * (sum(choices) + finals),
                    trajectories * len(identity.arms) * each.events)
 
 
-def _choices(identity: Identity, arm: Arm) -> int:
-    """Candidates that are scored at a shaped step of an arm."""
+def _texts(identity: Identity, arm: Arm, each: Visits) -> float:
+    """Texts that are scored for the choices of a trajectory of an arm."""
     candidates = identity.grid.candidates_of(arm)
-    return candidates if candidates > 1 and identity.compass is not None else 0
+    if candidates == 1 or identity.compass is None:
+        return 0.0
+    return candidates * each.shaped + identity.shaping.sweeps * each.by_token
 
 
 @dataclass
@@ -131,13 +138,23 @@ class _Metered:
 
     def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
         """See `Compass.energy`."""
-        meter = self.meter
-        meter.candidates += states.shape[0] * states.shape[1]
-        meter._asked = True
-        try:
+        with self._asking(states.shape[0] * states.shape[1]):
             return self.compass.energy(states, t, completion)
+
+    def token_energy(self, states: Tensor, t: Tensor, completion: Tensor | None, sets: TokenSets) -> Tensor:
+        """See `TokenCompass.token_energy`."""
+        assert isinstance(self.compass, TokenCompass)
+        with self._asking(len(states)):
+            return self.compass.token_energy(states, t, completion, sets)
+
+    @contextmanager
+    def _asking(self, texts: int) -> Iterator[None]:
+        self.meter.candidates += texts
+        self.meter._asked = True
+        try:
+            yield
         finally:
-            meter._asked = False
+            self.meter._asked = False
 
 
 def _network_of(compass: Compass | None) -> nn.Module | None:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.base import InputError, first_line
-from tsdfm.schemas.optim import Divided, Tracker
+from tsdfm.schemas.optim import HELD_OUT_LOSS, Divided, Tracker
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.regular import read_regular
 
@@ -115,11 +115,13 @@ def tracked(config: Divided, label: str, out: Path, state: Path) -> Iterator[Log
         return
     run = _opened(config, f"{label} {out.name}", state)
     lost: list[bool] = []
+    held_out: list[float] = []
     last = 0
 
     def send(step: int, scalars: Mapping[str, float]) -> None:
         nonlocal last
         last = step
+        held_out.extend(value for name, value in scalars.items() if name == HELD_OUT_LOSS)
         if not lost:
             try:
                 run.log(step, scalars)
@@ -131,9 +133,14 @@ def tracked(config: Divided, label: str, out: Path, state: Path) -> Iterator[Log
         yield send
     finally:
         try:
-            run.finish(last == config.optim.steps)
+            run.finish(last == config.optim.steps or _spent(held_out, getattr(config, "patience", None)))
         except Exception as error:
             log.warning("%s failed (%s)", config.tracker, first_line(error))
+
+
+def _spent(held_out: list[float], patience: int | None) -> bool:
+    """Whether a training with patience ended because its held-out loss, which was told at these lines, fell no more."""
+    return patience is not None and bool(held_out) and len(held_out) - 1 - held_out.index(min(held_out)) >= patience
 
 
 def _opened(config: Divided, name: str, state: Path) -> _Run:

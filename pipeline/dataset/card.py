@@ -72,14 +72,14 @@ def reading_notes(identity: Identity) -> str:
     mask = "none: no position is ever masked" if found["mask_id"] is None else f"{found['mask_id']}"
     source, events = _starts(identity)
     clocks = identity.rollout.clocks
-    given = _GIVEN if identity.prompts else ""
+    given = (_GIVEN if identity.prompts else "") + (_BY_TOKEN if identity.grid.by_token else "")
     spread = "" if clocks == "independent" else f"\n| clocks | {clocks} | which positions are written in the same step |"
     return f"""| | | |
 |---|---|---|
 | L | {found["tokens"]} | tokens of a text |
 | N | {found["steps"]} | steps; an event of step s lies between the times s/N and (s + 1)/N |
 | K | {found["candidates"]} | candidates of an event on the shaped arm; 1 on the blind arm |
-| S | {found["shaped_steps"]} | steps of a shaped row at which the compass chose; 0 on the blind arm |
+| S | {found["shaped_steps"]} | steps of a shaped row at which a whole candidate was chosen; 0 on the blind arm |
 | k | {found["top_k"]} | likeliest tokens kept with an event |
 | V | {found["vocabulary"]} | token ids, 0 to V - 1; `tokenizer.json` decodes them |
 | source | {found["source"]} | what a text starts from |
@@ -97,6 +97,9 @@ The YAML head of this file holds these numbers, too (`trajectories:`).
 
 _GIVEN = """- Texts were made with prompts: `fixed_positions` lists the positions of a row whose tokens were given. They
   stand in `source_tokens` from the start, and no event writes them.
+"""
+_BY_TOKEN = """- Tokens were chosen one by one at some steps (`token_steps` of `manifest.json`): each event has its own
+  `event_choice`, and its candidates have energies of their own in `event_energy`, in nats, NaN where nothing was scored.
 """
 
 

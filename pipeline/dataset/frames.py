@@ -83,11 +83,19 @@ def _alike(one: str, other: str) -> int:
 
 
 @dataclass(frozen=True)
+class TokenChoice:
+    """What one position chose by itself: energies [K] of its candidates, nats, None where all agreed; the kept one."""
+
+    energies: list[float] | None
+    choice: int
+
+
+@dataclass(frozen=True)
 class Frame:
     """The state after one step of R events, of a trajectory of L tokens and K candidates.
 
-    `energies` is None where none was scored: at a step that was not shaped (`choice` is None, too), and at a
-    shaped one whose candidates agreed (`choice` is 0).
+    `energies` is None where no whole candidate was scored: at a step that was not shaped, or whose positions chose by
+    themselves (`choice` is None, too), and at one whose candidates agreed (`choice` is 0).
     """
 
     step: int  # 0-based
@@ -98,6 +106,7 @@ class Frame:
     candidates: list[list[str]]  # [R][K], the tokens drawn for each of them
     energies: list[float] | None  # [K], nats per token
     choice: int | None
+    choices: list[TokenChoice] | None = None  # [R], where positions chose by themselves
 
 
 def frames(log: JumpLog, vocabulary: Vocabulary, grid: Grid) -> list[Frame]:
@@ -126,5 +135,15 @@ def frames(log: JumpLog, vocabulary: Vocabulary, grid: Grid) -> list[Frame]:
                         for row in log.event_candidates[start:stop].tolist()],
             energies=None if energies is None or np.isnan(energies).any() else energies.tolist(),
             choice=None if slot is None else int(log.step_choice[slot]),
+            choices=_token_choices(log, slice(start, stop)) if step in grid.token_steps and log.arm == "shaped" else None,
         ))
     return pictures
+
+
+def _token_choices(log: JumpLog, events: slice) -> list[TokenChoice] | None:
+    """What the positions of some events chose by themselves; None where there was one candidate only."""
+    if log.event_choice is None or log.event_energy is None or log.event_candidates.shape[1] == 1:
+        return None
+    energies = [None if np.isnan(each).any() else each.tolist() for each in log.event_energy[events]]
+    return [TokenChoice(each, choice)
+            for each, choice in zip(energies, log.event_choice[events].tolist(), strict=True)]

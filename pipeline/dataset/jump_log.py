@@ -1,8 +1,9 @@
 """The jump log: a trajectory as its source and its events, lossless at every one of its N steps.
 
 An event (step s, position, token) changes the state between times s/N and (s + 1)/N. Events are sorted by (step, position).
-With every event go the K candidate tokens of its position (candidate 0 is the blind draw), with every shaped step the K
-energies and the choice, so the selection can be replayed for any rule.
+With every event go the K candidate tokens of its position (candidate 0 is the blind draw). Where a whole candidate was chosen,
+the step has the K energies and the choice; where each position chose by itself, the event has. So the selection can be
+replayed for any rule.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ Int32 = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class JumpLog:
-    """One trajectory of E events and S shaped steps."""
+    """One trajectory of E events, and S steps at which a whole candidate was chosen."""
 
     trajectory_id: int
     arm: Arm
@@ -33,6 +34,9 @@ class JumpLog:
     step_choice: npt.NDArray[np.int8]  # [S]
     final_energy: float | None
     fixed_positions: Int32 | None = None  # [F], rising; None: of a dataset without prompts, where none is fixed
+    event_choice: npt.NDArray[np.int8] | None = None  # [E]; None: the level is 'sequence'
+    event_energy: npt.NDArray[np.float32] | None = None  # [E, K], nats; NaN where none was scored; None as `event_choice`
+    event_logprob: npt.NDArray[np.float16] | None = None  # [E, K], of the candidates under the teacher; None: not kept
 
     def source(self, mask_id: int | None) -> Int32:
         """x_0 [L]: the stored source, or all `mask_id`."""

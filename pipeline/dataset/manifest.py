@@ -223,7 +223,7 @@ def commit(
     rows = sum(record.rows for record in records)
     manifest = DatasetManifest(
         format_version=identity.format_version, identity=identity, time_grid=list(identity.rollout.times),
-        shaped_steps=list(identity.grid.shaped_steps), shards=records,
+        shaped_steps=list(identity.grid.shaped_steps), token_steps=list(identity.grid.token_steps), shards=records,
         totals=Totals(rows=rows, events=sum(shard.events for shard in done), tokens=rows * (identity.rollout.length or 0),
                       bytes=sum(record.bytes for record in records)),
         teacher=teacher, versions={name: version(name) for name in LIBRARIES},

@@ -38,8 +38,10 @@ class Panel {
     if (log.given.length) this.root.append(make("p", { class: "note" }, `${this.prompt()} (given, underlined below)`));
     this.root.append(this.text);
     this.scored = log.frames.filter((frame) => frame.energies);
-    if (this.scored.length) {
-      this.root.append(this.which, this.candidates, make("h3", {}, "Energy along t"), this.curves);
+    this.chosen = this.scored.length > 0 || log.frames.some((frame) => frame.choices);
+    if (this.chosen) {
+      this.root.append(this.which, this.candidates);
+      if (this.scored.length) this.root.append(make("h3", {}, "Energy along t"), this.curves);
     } else {
       const note = log.arm === "blind" ? "The blind arm has one draw per jump: nothing was chosen." : "No step of this trajectory was scored.";
       this.root.append(make("p", { class: "note", style: "margin-top:16px" }, note));
@@ -74,12 +76,12 @@ class Panel {
     this.spans.forEach((span, position) => this.paint(span, pieces[position], index - written[position], this.given.has(position)));
     const frame = index >= 0 && this.log.frames[index].step === step ? this.log.frames[index] : null;
     this.say(pieces, frame, index === this.log.frames.length - 1);
-    if (this.scored.length) {
+    if (this.chosen) {
       const last = index >= 0 ? this.log.frames[index] : null; // at a step without a jump: those of the last jump
       this.which.textContent = last ? `Candidates at step ${last.step + 1}` : "Candidates";
       this.candidates.replaceChildren(...this.choices(last));
       keepTallest(this.candidates);
-      this.moveCursor((step + 1) / data.steps);
+      if (this.scored.length) this.moveCursor((step + 1) / data.steps);
     }
     return frame ? frame.changed.length : 0;
   }
@@ -105,6 +107,7 @@ class Panel {
   choices(frame) {
     const note = (text) => [make("p", { class: "note" }, text)];
     if (!frame) return note("Nothing is written yet.");
+    if (frame.choices) return this.tokens(frame);
     if (frame.choice === null) return note("This step was not shaped: one draw, kept.");
     if (!frame.energies) return note("All candidates drew the same tokens: nothing to choose.");
     const low = Math.min(...frame.energies), high = Math.max(...frame.energies);
@@ -117,6 +120,28 @@ class Panel {
     return [make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Candidates" },
       make("table", { role: "table" }, caption, make("thead", { role: "rowgroup" }, head), make("tbody", { role: "rowgroup" }, ...rows))),
     make("p", { class: "legend" }, `nats per token, lower is better; bars start at ${nats(base)}`)];
+  }
+
+  /* A step whose positions chose one by one: a row for each, its candidates side by side. */
+  tokens(frame) {
+    const rows = frame.choices.slice(0, TOKENS_SHOWN).map((each, r) => make("tr", { role: "row" },
+      make("th", { scope: "row", role: "rowheader" }, String(frame.changed[r])),
+      make("td", { class: "words", role: "cell" }, ...this.tokenCandidates(frame.candidates[r], each))));
+    const head = make("tr", { role: "row" }, make("th", { scope: "col", role: "columnheader" }, "position"),
+      make("th", { scope: "col", role: "columnheader" }, "candidates, and their energies"));
+    const caption = make("caption", { class: "hidden" }, `What ${frame.choices.length} positions chose by themselves`);
+    const more = frame.choices.length - TOKENS_SHOWN;
+    return [make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Candidates" },
+      make("table", { role: "table" }, caption, make("thead", { role: "rowgroup" }, head), make("tbody", { role: "rowgroup" }, ...rows))),
+    make("p", { class: "legend" }, `nats, lower is better${more > 0 ? `; ${more} positions more` : ""}`)];
+  }
+
+  tokenCandidates(words, each) {
+    if (!each.energies) return [make("code", {}, visible(words[0])), " all candidates agreed"];
+    return words.flatMap((word, k) => {
+      const label = `${k === each.choice ? "\u2713" : ""}${visible(word)} ${each.energies[k].toFixed(2)}`;
+      return [k === each.choice ? make("b", {}, make("code", {}, label)) : make("code", {}, label), " "];
+    });
   }
 
   choice(frame, k, share) {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from tsdfm.pipeline.dataset.frames import Frame, Pieces, frames
+from tsdfm.pipeline.dataset.frames import Frame, Pieces, TokenChoice, frames
 from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.manifest import DatasetManifest
@@ -67,6 +67,8 @@ def _facts(manifest: DatasetManifest) -> list[str]:
         facts.append("given tokens underlined")
     if identity.compass is not None and identity.arm != "blind":
         facts += [f"{identity.compass.kind} compass", count(shaping.candidates, "candidate"), shaping.select]
+        if shaping.level != "sequence":
+            facts.append("chosen by token" if shaping.level == "token" else f"chosen by token from t = {shaping.token_from:g}")
     return facts
 
 
@@ -90,7 +92,8 @@ def _log_data(log: JumpLog, vocabulary: Vocabulary, grid: Grid) -> dict[str, Any
 
 
 def _frame_data(frame: Frame, before: list[str | None], after: list[str | None]) -> dict[str, Any]:
-    """`set`: the pieces that differ, [position, piece]; `candidates` only where they were scored."""
+    """`set`: the pieces that differ, [position, piece]; `candidates` only where they were scored; `choices` where each position
+    chose by itself."""
     changes = [[position, piece] for position, piece in enumerate(after) if piece != before[position]]
     data: dict[str, Any] = {
         "step": frame.step, "t": round(frame.t, 6), "changed": frame.changed, "set": changes,
@@ -98,7 +101,14 @@ def _frame_data(frame: Frame, before: list[str | None], after: list[str | None])
     }
     if frame.energies is not None:
         data |= {"energies": [_rounded(energy) for energy in frame.energies], "candidates": frame.candidates}
+    if frame.choices is not None:
+        data |= {"candidates": frame.candidates, "choices": [_choice_data(each) for each in frame.choices]}
     return data
+
+
+def _choice_data(choice: TokenChoice) -> dict[str, Any]:
+    return {"choice": choice.choice,
+            "energies": None if choice.energies is None else [_rounded(energy) for energy in choice.energies]}
 
 
 def _maskable(pieces: list[str], masked: list[bool]) -> list[str | None]:

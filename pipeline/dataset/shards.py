@@ -29,7 +29,8 @@ IDENTITY_KEY = b"tsdfm.identity"
 SIZE_SLACK = 2  # of the most that rows can take: levels and headers of pages come on top
 TEXT_BYTES = 64  # of decoded text per token, at the most
 SMALLEST = 1 << 20
-_SPLIT = ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids", "step_energy")
+_SPLIT = ("tokens", "source_tokens", "event_token", "event_candidates", "event_topk_ids", "step_energy",
+          "event_energy")
 _DELTA = ("event_step", "event_position", "fixed_positions")
 _ENCODINGS = dict.fromkeys(_SPLIT, "BYTE_STREAM_SPLIT") | dict.fromkeys(_DELTA, "DELTA_BINARY_PACKED")
 
@@ -46,7 +47,12 @@ def columns_of(log: JumpLog, vocabulary: Vocabulary, end_id: int | None = None) 
         "event_candidates": log.event_candidates.ravel(), "event_topk_ids": log.event_topk_ids.ravel(),
         "event_topk_logprobs": log.event_topk_logprobs.ravel(), "step_energy": log.step_energy.ravel(),
         "step_choice": log.step_choice, "final_energy": log.final_energy, "fixed_positions": log.fixed_positions,
+        "event_choice": log.event_choice, "event_energy": _flat(log.event_energy), "event_logprob": _flat(log.event_logprob),
     }
+
+
+def _flat(values: npt.NDArray[np.generic] | None) -> npt.NDArray[np.generic] | None:
+    return None if values is None else values.ravel()
 
 
 def to_table(
@@ -145,6 +151,7 @@ def check_size(file: pa.NativeFile, where: str, rows: int, grid: Grid) -> None:
     size = sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups))
     events = grid.length * (1 if grid.mask_id is not None else grid.steps)
     words = events * (3 + grid.candidates + 2 * grid.top_k) + len(grid.shaped_steps) * (grid.candidates + 1)
+    words += events * (grid.by_token * (grid.candidates + 1) + grid.logprobs * grid.candidates)
     words += (3 if grid.fixed else 2) * grid.length
     if size > SIZE_SLACK * (rows * (4 * words + TEXT_BYTES * grid.length) + SMALLEST):
         raise InputError(f"{where}: would decode to {size:,} bytes, more than its {rows} rows can hold; restore or regenerate "
@@ -271,6 +278,12 @@ def to_log(table: pa.Table, row: int) -> JumpLog:
     def array(name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
         return np.asarray(cells[name].values.to_numpy(zero_copy_only=False), dtype=dtype)
 
+    def newer(name: str, dtype: type[np.generic]) -> npt.NDArray[Any] | None:
+        return array(name, dtype) if name in cells else None
+
+    def of_candidates(name: str, dtype: type[np.generic]) -> npt.NDArray[Any] | None:
+        return array(name, dtype).reshape(events, -1) if name in cells else None
+
     events = len(cells["event_step"].values)
     choices = array("step_choice", np.int8)
     final = cells["final_energy"].as_py()
@@ -284,5 +297,6 @@ def to_log(table: pa.Table, row: int) -> JumpLog:
         event_topk_logprobs=array("event_topk_logprobs", np.float16).reshape(events, -1),
         step_energy=array("step_energy", np.float32).reshape(len(choices), -1 if len(choices) else 1),
         step_choice=choices, final_energy=final,
-        fixed_positions=array("fixed_positions", np.int32) if "fixed_positions" in cells else None,
+        fixed_positions=newer("fixed_positions", np.int32), event_choice=newer("event_choice", np.int8),
+        event_energy=of_candidates("event_energy", np.float32), event_logprob=of_candidates("event_logprob", np.float16),
     )

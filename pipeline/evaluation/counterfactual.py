@@ -7,6 +7,10 @@ steps the candidates were drawn along the kept trajectory: an answer there is a 
 and says nothing of the states that another rule would have met. Where a rule's choices have all been the kept ones so far,
 it is exact still; `exact` gives the share of such steps.
 
+Where tokens were chosen one by one, each position that jumped is a choice of its own, and those of one step were made at the
+same time: "first" means all of a trajectory's first step. Their energies are the tokens' shares of the text's, nats per token.
+With more than one sweep even those depend on the rule, so there nothing is exact.
+
 K' random ones of the K candidates have the expected minimum (order statistics, x_(1) <= ... <= x_(K))
 
     E[min] = sum_j x_(j) C(K - j, K' - 1) / C(K, K'),
@@ -15,7 +19,7 @@ which averages over all C(K, K') subsets, and so has less noise than the first K
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import comb
 
 import numpy as np
@@ -34,7 +38,8 @@ from tsdfm.pipeline.flow.shaping import resampled
 from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.columns import ragged, values
+from tsdfm.schemas.choices import choices_of
+from tsdfm.schemas.columns import values
 from tsdfm.schemas.counterfactual import Counterfactual, Estimate, FewerCandidates, GainBin, OtherRule, OtherTau
 from tsdfm.schemas.manifest import Identity, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
@@ -61,15 +66,14 @@ def fewer_than(candidates: int) -> list[int]:
 
 @dataclass(frozen=True)
 class ScoredSteps:
-    """The n scored steps of R trajectories, in order of (row, slot).
+    """The n scored choices of R trajectories, in order of (row, step, position).
 
-    row, slot, step [n]; energy [n, K] float64; choice [n]; differ [n]: the first candidate that is not candidate 0;
+    row, step [n]; energy [n, K] float64; choice [n]; differ [n]: the first candidate that is not candidate 0;
     uniform [n]: what the run's own 'resample' drew with.
     """
 
     rows: int
     row: Ints
-    slot: Ints
     step: Ints
     energy: Floats
     choice: Ints
@@ -84,36 +88,39 @@ class ScoredSteps:
         """Sums over the scored steps of each trajectory: numbers or booleans [n] -> [R] float64."""
         return np.asarray(np.bincount(self.row, weights=steps.astype(np.float64), minlength=self.rows), np.float64)
 
+    @cached_property
+    def _moment(self) -> Ints:
+        """Which of all steps of all trajectories that have choices each choice is of, [n], rising from 0."""
+        fresh = (np.diff(self.row, prepend=-1) > 0) | (np.diff(self.step, prepend=-1) != 0)
+        return np.asarray(np.cumsum(fresh) - 1)
+
     @property
     def first(self) -> Bools:
-        """Mask [n] bool of the steps that are the first scored one of their trajectory."""
-        return np.diff(self.row, prepend=-1) > 0
+        """Mask [n] bool of the choices that are of the first step with one of their trajectory."""
+        return np.asarray(self._moment == self._moment[self._start])
+
+    @property
+    def _start(self) -> Ints:
+        """Of every choice, the first of its trajectory, [n]."""
+        return np.searchsorted(self.row, self.row)
 
     def unmoved(self, changed: Bools) -> Bools:
-        """Mask [n] bool of the steps before which no scored step of their trajectory is in `changed` [n] bool."""
-        before: Ints = np.cumsum(changed) - changed
-        start = np.flatnonzero(self.first)
-        return np.asarray(before == np.repeat(before[start], np.diff(start, append=len(changed))))
+        """Mask [n] bool of the choices before whose step no choice of their trajectory is in `changed` [n] bool."""
+        before = np.concatenate([[0], np.cumsum(changed)])
+        return np.asarray(before[np.searchsorted(self._moment, self._moment)] == before[self._start])
 
 
-def scored_steps(part: pa.Table, identity: Identity, grid: Grid) -> tuple[ScoredSteps, Bools]:
-    """The scored steps of a table of shaped rows, and at which shaped steps some clock rang, [R, S]."""
-    rows, steps = part.num_rows, np.asarray(grid.shaped_steps)
-    energy = values(part, "step_energy").astype(np.float64).reshape(rows, len(steps), grid.candidates)
-    choice = values(part, "step_choice").astype(np.int64).reshape(rows, len(steps))
-    events = ragged(part, "event_step")
-    event_slot, event_row = grid.slot_of_step[events.values], events.row
-    candidates = values(part, "event_candidates").reshape(-1, grid.candidates)
-    other = candidates != candidates[:, :1]
-    event_differ = np.where(other.any(1), other.argmax(1), grid.candidates)
-    differ, rang = np.full(choice.shape, grid.candidates), np.zeros(choice.shape, dtype=bool)
-    at = event_slot >= 0
-    np.minimum.at(differ, (event_row[at], event_slot[at]), event_differ[at])
-    rang[event_row[at], event_slot[at]] = True
-    row, slot = np.nonzero(np.isfinite(energy[..., 0]))
+def scored_steps(part: pa.Table, identity: Identity, grid: Grid) -> tuple[ScoredSteps, Ints, Ints]:
+    """The scored choices of a table of shaped rows; and of all that were met, the row and the step, [m] each."""
+    met = choices_of(part, grid)
+    at = met.scored
+    row, step, position = met.row[at], met.step[at], met.position[at]
     noise = Noise(identity.rollout.seed, torch.from_numpy(values(part, "trajectory_id").astype(np.int64)))
-    uniform = noise.choice(torch.from_numpy(row), torch.from_numpy(steps[slot])).numpy()
-    return ScoredSteps(rows, row, slot, steps[slot], energy[row, slot], choice[row, slot], differ[row, slot], uniform), rang
+    rows, steps, positions = (torch.from_numpy(each) for each in (row, step, position))
+    of_tokens = noise.token_choice(rows, steps, positions.clamp_min(0), identity.shaping.sweeps - 1)
+    uniform = torch.where(positions < 0, noise.choice(rows, steps), of_tokens)
+    scored = ScoredSteps(met.rows, row, step, met.energy[at], met.choice[at], met.differ[at], uniform.numpy())
+    return scored, met.row, met.step
 
 
 def choices_among(scored: ScoredSteps, candidates: int, identity: Identity) -> Ints:
@@ -134,7 +141,10 @@ def counterfactual(store: Store, progress: Progress = unheard, mapper: Mapper = 
     """
     manifest = read_manifest(store)
     identity, grid = manifest.identity, manifest.identity.grid
-    if "shaped" not in identity.arms or grid.candidates < 2 or not grid.shaped_steps:
+    if grid.shaped_steps and grid.token_steps:
+        raise InputError(f"{store.uri}: chose whole candidates at some steps and tokens at others, whose energies have no "
+                         "common mean; give a dataset generated with --level sequence or token")
+    if "shaped" not in identity.arms or grid.candidates < 2 or not (grid.shaped_steps or grid.token_steps):
         raise InputError(f"{store.uri}: holds no choices among candidates; give a dataset generated with --arm shaped or both, "
                          "--candidates above 1 and --tau below 1")
     total = _Tally(identity, grid)
@@ -271,22 +281,22 @@ class _Tally:
         self.rules = [_RuleTally(beta) for beta in (None, *sorted({*BETAS, *own}))]
         self.taus = [_TauTally(tau, grid.steps) for tau in TAUS if tau > shaping.tau]
         bins = bin_of_step(grid.steps)
-        self.bin_of_slot = bins[list(grid.shaped_steps)]
+        self.bin_of_step = bins
         self.gains, self.gain_sums = [Ratio() for _ in range(int(bins[-1]) + 1)], np.zeros(int(bins[-1]) + 1)
         self.kept = Entropy(grid.candidates)
 
     def add(self, part: pa.Table) -> None:
-        scored, rang = scored_steps(part, self.identity, self.grid)
+        scored, row, step = scored_steps(part, self.identity, self.grid)
         self.rows, self.scored = self.rows + scored.rows, self.scored + len(scored.row)
         tallies: list[_FewerTally | _RuleTally | _TauTally] = [*self.fewer, *self.rules, *self.taus]
         for tally in tallies:
             tally.add(scored)
         counts = np.bincount(scored.row * self.grid.candidates + scored.choice, minlength=scored.rows * self.grid.candidates)
         self.kept.add(counts.reshape(-1, self.grid.candidates))
-        gain, where = scored.energy[:, 0] - scored.of(scored.choice), self.bin_of_slot[scored.slot]
+        gain, where = scored.energy[:, 0] - scored.of(scored.choice), self.bin_of_step[scored.step]
         for index, ratio in enumerate(self.gains):
             within = scored.by_row(gain * (where == index))
-            ratio.add(within, rang[:, self.bin_of_slot == index].sum(1))
+            ratio.add(within, np.bincount(row[self.bin_of_step[step] == index], minlength=scored.rows))
             self.gain_sums[index] += within.sum()
 
     def merge(self, other: "_Tally") -> None:
@@ -302,7 +312,7 @@ class _Tally:
         return Counterfactual(
             trajectories=self.rows, select=shaping.select, beta=shaping.beta if shaping.select == "resample" else None,
             form="residual" if shaping.residual else "plain", candidates=self.grid.candidates, scored=self.scored,
-            exact_first_step=self.identity.rollout.solver == "euler", kept_entropy=_known(self.kept),
+            exact_first_step=self.identity.rollout.solver == "euler" and shaping.sweeps == 1, kept_entropy=_known(self.kept),
             fewer=[tally.result() for tally in self.fewer], rules=[tally.result() for tally in self.rules],
             taus=[tally.result() for tally in self.taus],
             bins=self._bins(),

@@ -7,16 +7,21 @@ Of a model of padded texts `ar` and `denoiser` score those positions that were w
 of the shortest, that included. They are divided by their number. So each energy is a mean over written tokens, a candidate that
 ends is weighed against what others have in the end's place, and none is preferred for being shorter or longer. `nce` scores
 states whole, as it was fitted to, with padding behind an end.
+
+For the choice by token a compass scores single tokens: the candidates of one position in the text as it stands. Such *token
+energies* are in nats, not divided by L, and rounded to 1/128. A token that has e nats more than another adds e / L nats per
+token to the text's energy, as far as the compass judges a text token by token.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tsdfm.kernels.linear_logprob import linear_logprob, summed_nll
+from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs, summed_nll
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.computing import AtOnce, at_once
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -25,6 +30,7 @@ from tsdfm.pipeline.text.ends.written import lengths, padded_state
 from tsdfm.schemas.base import WorkError
 
 ENERGY_RESOLUTION = 2.0**-10  # nat; far below what tells candidates apart (about 0.1), and a third fewer bytes on disk
+TOKEN_RESOLUTION = 2.0**-7  # nat, of token energies, of which a nat tells tokens apart
 PSEUDO_TIME = 0.5  # t at which the denoiser's pseudo-likelihood is taken
 
 
@@ -52,6 +58,35 @@ class Compass(Protocol):
 
         Returns:
             [B, K] float32, nats per token.
+        """
+
+
+@dataclass(frozen=True)
+class TokenSets:
+    """R positions of B texts, and K tokens that may stand at each: owner [R] (which text), positions [R], tokens [R, K]
+    int64.
+    """
+
+    owner: Tensor
+    positions: Tensor
+    tokens: Tensor
+
+
+@runtime_checkable
+class TokenCompass(Compass, Protocol):
+    """A compass that scores single tokens, too."""
+
+    def token_energy(self, states: Tensor, t: Tensor, completion: Tensor | None, sets: TokenSets) -> Tensor:
+        """Score K tokens at each of R positions, each by itself: everything else of its text stays as it is.
+
+        Args:
+            states: [B, L] int64, the states.
+            t: [B], their time.
+            completion: [B, L] int64, as of `energy`.
+            sets: positions and tokens.
+
+        Returns:
+            [R, K] float32, nats; of a position only differences between its tokens mean anything.
         """
 
 
@@ -85,6 +120,11 @@ def name_of(compass: object) -> str:
 def quantise(energy: Tensor) -> Tensor:
     """Round to ENERGY_RESOLUTION."""
     return (energy / ENERGY_RESOLUTION).round() * ENERGY_RESOLUTION + 0.0  # + 0.0 turns -0.0 into 0.0
+
+
+def quantise_tokens(energy: Tensor) -> Tensor:
+    """Round to TOKEN_RESOLUTION."""
+    return (energy / TOKEN_RESOLUTION).round() * TOKEN_RESOLUTION + 0.0
 
 
 def complete(states: Tensor, completion: Tensor | None) -> Tensor:
@@ -131,6 +171,9 @@ class CausalCompass:
 
     Cheap by three exact savings: equal candidates are scored once; candidate 0 is scored whole and its keys and values are
     kept; every other candidate is run only from the first position where it differs, on top of that cache.
+
+    A token energy is -log p(token | the completed text before it): one pass over a text gives those of all of its positions.
+    What a token does to the text after it is not in there.
     """
 
     needs_completion = True
@@ -164,6 +207,11 @@ class CausalCompass:
             suffix = self._nll(self.network.hidden(inputs, past)[0], tokens[:, start:]) * counted[rows, start:]
             total[rows, which] = before[rows, start] + suffix.double().sum(-1)
         return (total.gather(1, first) / size[:, None]).float()
+
+    def token_energy(self, states: Tensor, t: Tensor, completion: Tensor | None, sets: TokenSets) -> Tensor:
+        """See `TokenCompass.token_energy`."""
+        hidden, _ = self.network.hidden(self.network.inputs(complete(states[:, None], completion)[:, 0]))
+        return -linear_logprobs(hidden[sets.owner, sets.positions], self.network.head_weight, None, sets.tokens)
 
     @staticmethod
     def _batches(starts: list[int], length: int, limits: AtOnce) -> Iterator[slice]:
@@ -216,3 +264,23 @@ class DenoiserCompass:
                 total[start : start + len(part)] += summed_nll(
                     hidden, head.weight, head.bias, part, scored=weights, count=known).double()
         return (total.view(batch, candidates) / size[:, None]).float()
+
+
+class MaskedDenoiserCompass(DenoiserCompass):
+    """The pseudo-likelihood of a teacher of the mask source, of which single tokens have a share, too.
+
+    A token energy is the token's own term of it: -log p(token | the positions of the other parity), two passes a text. (With
+    the uniform source a term depends on the very token that it scores, so that each would need a pass of its own.)
+    """
+
+    def token_energy(self, states: Tensor, t: Tensor, completion: Tensor | None, sets: TokenSets) -> Tensor:
+        """See `TokenCompass.token_energy`."""
+        texts = complete(states[:, None], completion)[:, 0]
+        head, mask_id = self.network.head, self.network.config.mask_id
+        assert mask_id is not None
+        time = torch.full((len(texts),), PSEUDO_TIME, device=texts.device)
+        odd = torch.arange(texts.shape[1], device=texts.device) % 2 == 1
+        # hidden: [2, B, L, D], with the even positions masked, and with the odd ones
+        hidden = torch.stack([self.network.hidden(texts.masked_fill(scored, mask_id), time) for scored in (~odd, odd)])
+        rows = hidden[sets.positions % 2, sets.owner, sets.positions]
+        return -linear_logprobs(rows, head.weight, head.bias, sets.tokens)

@@ -76,3 +76,8 @@ class Noise:
     def choice(self, rows: Tensor, steps: Tensor, stage: int = 0) -> Tensor:
         """One uniform per batch row [A] at its step [A], for the choice among candidates: [A] float64."""
         return self._uniform(rows, self._zero(), self._zero(), steps, Purpose.CHOICE + _STAGE_STRIDE * stage)
+
+    def token_choice(self, rows: Tensor, steps: Tensor, positions: Tensor, sweep: int, stage: int = 0) -> Tensor:
+        """One uniform for the choice at each of R positions (rows, steps, positions [R]) in a sweep from 0: [R] float64."""
+        candidate = torch.full((), sweep + 1, device=self.device)  # 0 is that of `choice`
+        return self._uniform(rows, positions, candidate, steps, Purpose.CHOICE + _STAGE_STRIDE * stage)

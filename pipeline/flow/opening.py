@@ -12,7 +12,9 @@ from tsdfm.pipeline.flow.compass import (
     DenoiserCompass,
     EnergyFunction,
     FunctionCompass,
+    MaskedDenoiserCompass,
     NceCompass,
+    TokenCompass,
     name_of,
 )
 from tsdfm.pipeline.flow.prompts import Given, Prompt, prompts_in
@@ -91,6 +93,7 @@ def open_models(
     else:
         models = Models(opened, *open_compass(config.compass, opened, length, device))
         models.compass_in(config.rollout.dtype)
+    _check_level(config, models)
     prepare(teacher, config.rollout.dtype, config.rollout.compile)
     teacher.to(device)
     return replace(models, given=given)
@@ -106,6 +109,21 @@ def _given(config: GenerateConfig, prompts: list[Prompt], teacher: ModelFolder[D
         raise InputError(f"{config.prompts}: has {len(given):,} prompts, which are {given.trajectories:,} trajectories of "
                          f"{config.per_prompt:,} each; give --trajectories up to that (and 2^31), or another --per-prompt")
     return given
+
+
+def _check_level(config: GenerateConfig, models: Models) -> None:
+    """Raises InputError where single tokens are to be chosen and can't be: by a compass that scores whole texts only, or where
+    texts end, so that a token is compared with an end.
+    """
+    shaping, model = config.shaping, models.teacher.network.config
+    chosen = config.arm != "blind" and shaping.candidates > 1 and shaping.level != "sequence"
+    if chosen and model.end_id is not None:
+        raise InputError(f"shaping.level: '{shaping.level}' is for texts that don't end, and the teacher was trained on padded "
+                         "ones; give --level sequence")
+    if chosen and not isinstance(models.compass, TokenCompass):
+        kind = "this compass" if models.compass_facts is None else f"a compass of kind '{models.compass_facts.kind}'"
+        raise InputError(f"shaping.level: '{shaping.level}' needs energies of single tokens, and {kind} gives none for the "
+                         f"{model.source} source; give a causal language model as --compass, or --level sequence")
 
 
 def _check_custom(compass: Compass | EnergyFunction, teacher: ModelFolder[Denoiser], length: int) -> None:
@@ -140,7 +158,8 @@ def open_compass(
     if name == "none":
         return None, None
     if name == "denoiser":
-        return DenoiserCompass(teacher.network), CompassFacts(kind="denoiser", fingerprint=teacher.fingerprint)
+        compass = DenoiserCompass if teacher.network.config.mask_id is None else MaskedDenoiserCompass
+        return compass(teacher.network), CompassFacts(kind="denoiser", fingerprint=teacher.fingerprint)
     folder = embedded("compass") if name == EMBEDDED else located(name)
     if is_transformers_folder(folder):
         external = TransformersCompass.open(folder, teacher.vocabulary, length, device, teacher.network.config.end_id)

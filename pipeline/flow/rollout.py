@@ -18,7 +18,7 @@ the less the earlier (how much it costs on a tiny joint law stands in tests/pipe
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -68,17 +68,23 @@ def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
 class _Recorder:
     """Events and choices of one batch, gathered on the way and split by trajectory at the end."""
 
-    events: list[tuple[Tensor, ...]]  # (row, step, position, token, candidates, topk ids, topk logprobs)
     energy: Tensor  # [B, N, K]
     choice: Tensor  # [B, N]
-    shaped: Tensor  # [N] bool, the steps whose energies and choices a log keeps
+    slots: Tensor  # [N] bool, the steps at which a whole candidate is chosen: a log keeps their energies and choices
+    by_token: bool  # whether a log keeps energies and choices of positions, which at some steps choose by themselves
+    logprobs: bool  # whether a log keeps the candidates' log-probabilities
     free: Tensor | None  # [B, L] bool, positions that have a clock; None: all, and logs say nothing of it
+    events: dict[str, list[Tensor]] = field(default_factory=dict)  # what is known of every event -> of each round
 
     def record(self, now: StepState, jump: Jump) -> None:
-        self.events.append((
-            now.rows[jump.owner], now.steps[jump.owner], jump.positions, jump.tokens, jump.candidates,
-            jump.topk_ids, jump.topk_logprobs,
-        ))
+        found = {"row": now.rows[jump.owner], "step": now.steps[jump.owner], "position": jump.positions, "token": jump.tokens,
+                 "candidates": jump.candidates, "topk_ids": jump.topk_ids, "topk_logprobs": jump.topk_logprobs}
+        if self.by_token:
+            found |= {"choice": jump.token_choice, "energy": jump.token_energy}
+        if self.logprobs:
+            found["logprob"] = jump.logprobs
+        for name, values in found.items():
+            self.events.setdefault(name, []).append(values)
         self.energy[now.rows, now.steps] = jump.energy
         self.choice[now.rows, now.steps] = jump.choice
 
@@ -130,19 +136,21 @@ def roll_out_begun(
     path, length, steps = MixturePath.of(teacher.config), rollout.length or teacher.config.length, rollout.steps
     shaper = Shaper(teacher, compass if arm == "shaped" else None, rollout, shaping, noise)
     batch, grid = len(ids), torch.tensor(rollout.times, dtype=torch.float64, device=device)
-    shaped_steps = shaping.steps_of(rollout) if shaper.candidates > 1 else ()
-    shaped = torch.tensor(np.isin(np.arange(steps), shaped_steps), device=device)
+    by_sequence, by_token = (steps_of(rollout) if shaper.candidates > 1 else ()
+                             for steps_of in (shaping.sequence_steps_of, shaping.token_steps_of))
+    slots, tokens = (torch.tensor(np.isin(np.arange(steps), group), device=device) for group in (by_sequence, by_token))
     source, free = draw_source(path, noise, length), None
     if begun.fixed is not None:
         source, free = _fixed_in(source, begun.fixed.to(device))
     rings = draw_rings(path, noise, rollout.times, length, clocks_of(rollout, teacher.config), free)
     state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool) if free is None else free.clone()
-    recorder = _Recorder([], torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
-                         torch.zeros(batch, steps, dtype=torch.long, device=device), shaped, free)
-    for each in rounds(rings, shaped_steps):
+    recorder = _Recorder(torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
+                         torch.zeros(batch, steps, dtype=torch.long, device=device), slots,
+                         shaping.level != "sequence", rollout.logprobs, free)
+    for each in rounds(rings, by_sequence, by_token):
         row, step = each.rows, each.steps
-        now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], shaped[step], 1 / steps, each.shaped,
-                        None if free is None else free[row])
+        now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], (slots | tokens)[step], 1 / steps,
+                        each.some[0], None if free is None else free[row], tokens[step], each.some[1])
         jump = shaper.jump(now, each.clocks, SOLVERS[rollout.solver](teacher, now, shaper.advance))
         state[row], untouched[row] = jump.next_state, now.untouched & ~each.clocks.rings
         recorder.record(now, jump)
@@ -173,28 +181,30 @@ def _halved(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
 def _split(
     recorder: _Recorder, ids: Sequence[int], arm: Arm, source: Tensor | None, state: Tensor, final: Tensor | None
 ) -> list[JumpLog]:
-    columns = [torch.cat(parts).cpu().numpy() for parts in zip(*recorder.events, strict=True)]
-    row, step, position = columns[:3]
-    order = np.lexsort((position, step, row))
-    row, step, position, token, candidates, topk_ids, topk_logprobs = (column[order] for column in columns)
-    bounds = np.searchsorted(row, np.arange(len(ids) + 1))
-    kept = recorder.shaped.cpu().numpy()
-    energy, choice = (recorded.cpu().numpy()[:, kept] for recorded in (recorder.energy, recorder.choice))
+    events = {name: torch.cat(parts).cpu().numpy() for name, parts in recorder.events.items()}
+    order = np.lexsort((events["position"], events["step"], events["row"]))
+    events = {name: values[order] for name, values in events.items()}
+    bounds = np.searchsorted(events["row"], np.arange(len(ids) + 1))
+    slots = recorder.slots.cpu().numpy()
+    energy, choice = (recorded.cpu().numpy()[:, slots] for recorded in (recorder.energy, recorder.choice))
     finals = None if final is None else final.tolist()
     tokens = state.cpu().numpy().astype(np.int32)
     sources = None if source is None else source.cpu().numpy().astype(np.int32)
     fixed = None if recorder.free is None else ~recorder.free.cpu().numpy()
     logs = []
     for index, trajectory_id in enumerate(ids):
-        part = slice(bounds[index], bounds[index + 1])
+        of = {name: values[bounds[index] : bounds[index + 1]] for name, values in events.items()}
         logs.append(JumpLog(
             trajectory_id=int(trajectory_id), arm=arm, source_tokens=None if sources is None else sources[index],
-            tokens=tokens[index], event_step=step[part].astype(np.int32), event_position=position[part].astype(np.int32),
-            event_token=token[part].astype(np.int32), event_candidates=candidates[part].astype(np.int32),
-            event_topk_ids=topk_ids[part].astype(np.int32),
-            event_topk_logprobs=_halved(topk_logprobs[part]),
-            step_energy=energy[index].astype(np.float32), step_choice=choice[index].astype(np.int8),
+            tokens=tokens[index], event_step=of["step"].astype(np.int32), event_position=of["position"].astype(np.int32),
+            event_token=of["token"].astype(np.int32), event_candidates=of["candidates"].astype(np.int32),
+            event_topk_ids=of["topk_ids"].astype(np.int32), event_topk_logprobs=_halved(of["topk_logprobs"]),
+            step_energy=energy[index].astype(np.float32) if slots.any() else np.empty((0, 1), np.float32),
+            step_choice=choice[index].astype(np.int8),
             final_energy=None if finals is None else finals[index],
             fixed_positions=None if fixed is None else np.flatnonzero(fixed[index]).astype(np.int32),
+            event_choice=of["choice"].astype(np.int8) if "choice" in of else None,
+            event_energy=of["energy"].astype(np.float32) if "energy" in of else None,
+            event_logprob=_halved(of["logprob"]) if "logprob" in of else None,
         ))
     return logs

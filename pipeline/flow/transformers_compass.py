@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tsdfm.kernels.linear_logprob import linear_logprob
-from tsdfm.pipeline.flow.compass import complete, first_of_equals, scored_length
+from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs
+from tsdfm.pipeline.flow.compass import TokenSets, complete, first_of_equals, scored_length
 from tsdfm.pipeline.models.computing import at_once
 from tsdfm.pipeline.models.transformers import CausalModel, open_causal
 from tsdfm.pipeline.storage.atomic import sha256_file
@@ -73,3 +73,12 @@ class TransformersCompass:
             nll = -linear_logprob(hidden.flatten(0, 1), self.opened.weight, self.opened.bias, tokens.flatten())
             total[row[part], which[part]] = (nll.view(tokens.shape).double() * counted[row[part]]).sum(-1)
         return (total.gather(1, first) / size[:, None]).float()
+
+    def token_energy(self, states: Tensor, t: Tensor, completion: Tensor | None, sets: TokenSets) -> Tensor:
+        """-log p(token | the completed text before it); see `TokenCompass.token_energy`."""
+        texts = complete(states[:, None], completion)[:, 0]
+        batch, length = texts.shape
+        step = max(1, at_once(texts.device).compass_tokens // length)
+        inputs = F.pad(texts[:, :-1], (1, 0), value=self.bos_id)
+        hidden = torch.cat([self.opened.hidden(inputs[start : start + step]) for start in range(0, batch, step)])
+        return -linear_logprobs(hidden[sets.owner, sets.positions], self.opened.weight, self.opened.bias, sets.tokens)

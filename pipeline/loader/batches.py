@@ -41,7 +41,7 @@ class ReaderSettings:
     """What windows a reader makes of rows."""
 
     objective: Objective = "event"
-    beta: float = 64.0  # of 'candidates'
+    beta: float = 64.0  # of 'candidates' and 'tilt'
     budgets: dict[int, float] | None = None  # None: the powers of two that divide the steps of every dataset
     batch_size: int = 32
     seed: int = 0
@@ -70,7 +70,16 @@ class Reader:
         """
         if not data.paths:
             raise InputError("data.paths: no dataset given; name at least one (--data)")
-        reader = cls([OpenDataset.open(path, data, mapper) for path in data.paths], data, settings)
+        return cls._checked([OpenDataset.open(path, data, mapper) for path in data.paths], data, settings)
+
+    @classmethod
+    def open_held_out(cls, data: DataConfig, settings: ReaderSettings) -> "Reader":
+        """As `open`, of the trajectories that `data.held_out` keeps back."""
+        return cls._checked([OpenDataset.open_held_out(path, data) for path in data.paths], data, settings)
+
+    @classmethod
+    def _checked(cls, sources: list[OpenDataset], data: DataConfig, settings: ReaderSettings) -> "Reader":
+        reader = cls(sources, data, settings)
         for source in reader.sources:
             _check_serves(source, reader.objective, reader.budget_shares)
             _check_agrees(source, reader.sources[0], reader.objective)
@@ -214,9 +223,21 @@ def _check_serves(source: OpenDataset, objective: Objective, budgets: dict[int, 
         fitting = ", ".join(str(n) for n in range(1, rollout.steps + 1) if rollout.steps % n == 0)
         raise InputError(f"{source.store.uri}: budgets: {unfit[0]} does not divide the N = {rollout.steps} steps "
                          f"of its rollout; give budgets among {fitting}")
+    if objective == "tilt":
+        _check_tilt(source)
     if objective in KL_OBJECTIVES and not rollout.top_k:
         raise InputError(f"{source.store.uri}: holds no top-k, which objective '{objective}' needs; "
                          "generate it with --top-k 16, or choose another objective")
+
+
+def _check_tilt(source: OpenDataset) -> None:
+    grid = source.manifest.identity.grid
+    if not grid.logprobs:
+        raise InputError(f"{source.store.uri}: holds no log-probabilities of candidates, which objective 'tilt' needs; "
+                         "generate it with --logprobs, or choose another objective")
+    if source.arm == "blind" or grid.candidates < 2 or not (grid.shaped_steps or grid.token_steps):
+        raise InputError(f"{source.store.uri}: holds no choices among candidates, which objective 'tilt' learns; give data.arm "
+                         "'shaped' and a dataset of several candidates, or choose another objective")
 
 
 def _check_agrees(source: OpenDataset, first: OpenDataset, objective: Objective) -> None:
@@ -228,6 +249,7 @@ def _check_agrees(source: OpenDataset, first: OpenDataset, objective: Objective)
             "tokenizer": identity.tokenizer,
             "rollout": identity.rollout.model_dump(include={"length"} | ({"top_k"} if objective in KL_OBJECTIVES else set())),
             "teacher": identity.teacher.model_dump(include={"source", "vocab_size", "mask_id", "kappa_exponent", "end_id"}),
+            "shaping": identity.shaping.model_dump(include={"candidates"} if objective == "tilt" else set()),
         }
 
     differing = differences(meaning(first.manifest), meaning(source.manifest))

@@ -87,42 +87,61 @@ class _Stamps(dict[str, str]):
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """An opened dataset: one arm of the trajectory ids below a limit, or the best of them."""
+    """An opened dataset: one arm of a range of trajectory ids, or the best of them."""
 
     path: str  # as configured
     store: Store
     manifest: DatasetManifest
     arm: Arm
-    below: int  # the limit
-    shards: list[tuple[ShardPlan, ShardRecord]]  # units of work with ids below the limit, and the file that each is in
+    ids: range  # of trajectories that are read
+    shards: list[tuple[ShardPlan, ShardRecord]]  # units of work with some of the ids, and the file that each is in
     rows_of_shard: Int
     row_filter: RowFilter | None = None  # None: every row, all alike
     _hashed: _Stamps = field(default_factory=_Stamps, compare=False)
 
     @classmethod
     def open(cls, path: str, data: DataConfig, mapper: Mapper = in_order) -> "OpenDataset":
-        """Read the manifest; and, where rows are chosen by their energies, those, by `mapper`.
+        """What is learnt from: the manifest; and, where rows are chosen by their energies, those, by `mapper`.
 
         Raises InputError if there is no dataset, a shard is not named, or the arm was not made.
         """
+        whole = cls._open(path, data)
+        held_out = round(data.held_out * len(whole.ids))
+        source = whole if not data.held_out else whole._of(whole.ids[: len(whole.ids) - max(1, held_out)])
+        return source if data.best is None and not data.energy_beta else source._selected(data, mapper)
+
+    @classmethod
+    def open_held_out(cls, path: str, data: DataConfig) -> "OpenDataset":
+        """What is held out: every row of the last ids. Raises InputError as `open`."""
+        whole = cls._open(path, data)
+        return whole._of(whole.ids[len(whole.ids) - max(1, round(data.held_out * len(whole.ids))) :])
+
+    @classmethod
+    def _open(cls, path: str, data: DataConfig) -> "OpenDataset":
         store = open_store(path)
         manifest = read_manifest(store)
         identity = manifest.identity
         if data.arm not in identity.arms:
             raise InputError(f"{store.uri}: holds no '{data.arm}' rows, it was generated with arm '{identity.arm}'; "
                              f"set data.arm to '{identity.arms[0]}', or give a dataset that has both")
-        records = {record.path: record for record in manifest.shards}
-        below = data.trajectories or identity.trajectories
-        files = [item for item in plan(identity) if item.start < below]
+        ids = range(min(data.trajectories or identity.trajectories, identity.trajectories))
+        return cls(path, store, manifest, data.arm, ids, [], np.array([], np.int64))._of(ids)
+
+    def _of(self, ids: range) -> "OpenDataset":
+        """The same, of other ids."""
+        if not ids:
+            raise InputError(f"{self.store.uri}: no trajectory is left to learn from; lower data.held_out, or give more")
+        identity = self.manifest.identity
+        records = {record.path: record for record in self.manifest.shards}
+        files = [item for item in plan(identity) if item.start < ids.stop and item.stop > ids.start]
         unnamed = [item.path for item in files if item.path not in records]
         if unnamed:
-            raise InputError(f"{store.uri}/{unnamed[0]}: not in the manifest; run generate again to remake it")
+            raise InputError(f"{self.store.uri}/{unnamed[0]}: not in the manifest; run generate again to remake it")
         starts = [(item, start) for item in files for start in range(item.start, item.stop, identity.shard_size)]
-        items = [ShardPlan(item.path, start, min(start + identity.shard_size, item.stop))
-                 for item, start in starts if start < below]
-        rows = np.array([min(item.stop, below) - item.start for item in items])
-        source = cls(path, store, manifest, data.arm, below, [(item, records[item.path]) for item in items], rows)
-        return source if data.best is None and not data.energy_beta else source._selected(data, mapper)
+        units = [ShardPlan(item.path, start, min(start + identity.shard_size, item.stop)) for item, start in starts]
+        units = [unit for unit in units if unit.start < ids.stop and unit.stop > ids.start]
+        rows = np.array([min(unit.stop, ids.stop) - max(unit.start, ids.start) for unit in units])
+        return replace(self, ids=ids, shards=[(unit, records[unit.path]) for unit in units], rows_of_shard=rows)
 
     def _selected(self, data: DataConfig, mapper: Mapper) -> "OpenDataset":
         """The stream without the rows, and the shards, that `data.best` leaves out."""
@@ -194,7 +213,8 @@ class OpenDataset:
             row, what = faults[0]
             raise InputError(f"{self.store.uri}/{item.path}: {'' if row is None else f'row {row}: '}{what}; "
                              "run verify to list all faults, and generate to remake the shard")
-        table = table.filter((pc.field("arm") == self.arm) & (pc.field("trajectory_id") < self.below))
+        number = pc.field("trajectory_id")
+        table = table.filter((pc.field("arm") == self.arm) & (number >= self.ids.start) & (number < self.ids.stop))
         grid, end_id = identity.grid, identity.teacher.end_id
         if self.row_filter is None:
             return Trajectories.of(table, grid, self.arm, end_id)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tsdfm.pipeline.text.ends.written import is_written
 from tsdfm.schemas.columns import ragged, values
-from tsdfm.schemas.distill import KL_OBJECTIVES
+from tsdfm.schemas.distill import CANDIDATE_OBJECTIVES, KL_OBJECTIVES
 from tsdfm.schemas.terms import Arm, Objective
 from tsdfm.schemas.trajectory import Grid
 
@@ -36,8 +36,8 @@ Number = TypeVar("Number", np.int32, np.float16, np.float32)
 class Batch:
     """B windows (t, t + dt] of L positions. Nothing but `target` need be asked where there is no target: the rest is 0 there.
 
-    K candidates come with the objective `candidates`, a top-k with the KL objectives, each None otherwise. With datasets of
-    several K the fewer are padded by candidates of weight 0.
+    K candidates come with the objectives `candidates` and `tilt`, of `tilt` with their log-probabilities, a top-k with the KL
+    objectives, each None otherwise. With datasets of several K the fewer are padded by candidates of weight 0.
     """
 
     x_t: Tensor  # [B, L] int64, the state at t
@@ -49,6 +49,7 @@ class Batch:
     topk_ids: Tensor | None  # [B, L, k] int64, the teacher's likeliest tokens at that event
     topk_logprobs: Tensor | None  # [B, L, k] float32, nats
     row_weights: Tensor | None = None  # [B] float32, how much each row's loss counts; 1 on average over its dataset
+    logprobs: Tensor | None = None  # [B, L, K] float32, of the candidates under the teacher at that event, nats
 
     def __len__(self) -> int:
         return len(self.t)
@@ -99,6 +100,8 @@ class Trajectories:
     topk_ids: Int32  # [E, k]
     topk_logprobs: npt.NDArray[np.float16]  # [E, k]
     row_weights: npt.NDArray[np.float32] | None = None  # [n], see `Batch`
+    event_energy: npt.NDArray[np.float32] | None = None  # [E, K], nats, where positions chose by themselves; NaN: not scored
+    event_logprob: npt.NDArray[np.float16] | None = None  # [E, K]; None: the dataset has none
     end_id: int | None = None  # of a model of padded texts
     mask_id: int | None = None  # of the mask source
 
@@ -111,16 +114,22 @@ class Trajectories:
         events = len(step.values)
         tokens = _flat(table, "tokens", np.int32).reshape(rows, grid.length)
         masked = grid.mask_id is not None and not grid.fixed
+
+        def of_candidates(name: str, dtype: type[Number]) -> npt.NDArray[Number]:
+            return _flat(table, name, dtype).reshape(events, candidates)
+
         source = np.full_like(tokens, grid.mask_id) if masked else _flat(table, "source_tokens", np.int32)
         found = cls(
             length=grid.length, steps=grid.steps, source=source.reshape(rows, grid.length), tokens=tokens,
             offsets=step.offsets, moment=step.row * grid.steps + step.values,
             position=_flat(table, "event_position", np.int32), token=_flat(table, "event_token", np.int32),
-            candidates=_flat(table, "event_candidates", np.int32).reshape(events, candidates),
+            candidates=of_candidates("event_candidates", np.int32),
             energies=_flat(table, "step_energy", np.float32).reshape(rows, slots, candidates),
             slot_of_step=grid.slot_of_step if slots else np.full(grid.steps, -1),
             topk_ids=_flat(table, "event_topk_ids", np.int32).reshape(events, grid.top_k),
             topk_logprobs=_flat(table, "event_topk_logprobs", np.float16).reshape(events, grid.top_k),
+            event_energy=of_candidates("event_energy", np.float32) if grid.by_token else None,
+            event_logprob=of_candidates("event_logprob", np.float16) if grid.logprobs else None,
             end_id=end_id, mask_id=grid.mask_id,
         )
         return found if end_id is None else found._to_the_end(end_id)
@@ -143,11 +152,13 @@ class Trajectories:
             name: np.concatenate([getattr(part, name) for part in parts])
             for name in ("source", "tokens", "position", "token", "candidates", "energies", "topk_ids", "topk_logprobs")
         }
-        weights = [part.row_weights for part in parts if part.row_weights is not None]
+        optional: dict[str, Any] = {
+            name: None if getattr(parts[0], name) is None else np.concatenate([getattr(part, name) for part in parts])
+            for name in ("row_weights", "event_energy", "event_logprob")
+        }
         return cls(
-            length=parts[0].length, steps=parts[0].steps, slot_of_step=parts[0].slot_of_step, **stacked,
+            length=parts[0].length, steps=parts[0].steps, slot_of_step=parts[0].slot_of_step, **stacked, **optional,
             end_id=parts[0].end_id, mask_id=parts[0].mask_id,
-            row_weights=np.concatenate(weights) if weights else None,
             offsets=np.concatenate([[0], *(part.offsets[1:] + first for part, first in zip(parts, events, strict=False))]),
             moment=np.concatenate([part.moment + first * part.steps for part, first in zip(parts, rows, strict=False)]),
         )
@@ -158,7 +169,7 @@ class Trajectories:
     def window(self, rows: Int, start: Int, stop: Int, objective: Objective, beta: float) -> Batch:
         """The windows of steps start..stop-1 of `rows`: all [B] int64, 0 <= start < stop <= N; a row may occur repeatedly.
 
-        The KL objectives need a log with a top-k, i.e. k > 0.
+        The KL objectives need a log with a top-k, i.e. k > 0, and `tilt` one with the candidates' log-probabilities.
         """
         moments = rows * self.steps
         now = np.searchsorted(self.moment, moments + start)
@@ -180,12 +191,13 @@ class Trajectories:
             out[cells] = values
             return torch.from_numpy(out.reshape(*state.shape, *values.shape[1:]))
 
-        candidates = weights = topk_ids = topk_logprobs = None
-        if objective == "candidates":
-            owner = cells // self.length
-            slot = self.slot_of_step[self.moment[events] - moments[owner]]
+        candidates = weights = topk_ids = topk_logprobs = logprobs = None
+        if objective in CANDIDATE_OBJECTIVES:
             candidates = spread(self.candidates[events], np.int64)
-            weights = spread(self._weights(rows, beta)[owner, slot], np.float32)
+            weights = spread(self._weights(events, beta), np.float32)
+        if objective == "tilt":
+            assert self.event_logprob is not None
+            logprobs = spread(self.event_logprob[events], np.float32)
         if objective in KL_OBJECTIVES:
             topk_ids = spread(self.topk_ids[events], np.int64)
             topk_logprobs = spread(self.topk_logprobs[events], np.float32)
@@ -193,7 +205,7 @@ class Trajectories:
             x_t=torch.from_numpy(state), t=_over(start, self.steps), dt=_over(stop - start, self.steps),
             target=spread(self.token[events], np.int64, -1), candidates=candidates, weights=weights,
             topk_ids=topk_ids, topk_logprobs=topk_logprobs,
-            row_weights=None if self.row_weights is None else torch.from_numpy(self.row_weights[rows]),
+            row_weights=None if self.row_weights is None else torch.from_numpy(self.row_weights[rows]), logprobs=logprobs,
         )
 
     def _events(self, first: Int, stop: Int) -> tuple[Int, Int]:
@@ -203,15 +215,23 @@ class Trajectories:
         index = np.arange(len(owner)) + np.repeat(first - (sizes.cumsum() - sizes), sizes)
         return index, owner * self.length + self.position[index]
 
-    def _weights(self, rows: Int, beta: float) -> npt.NDArray[np.floating]:
-        """softmax(-beta E) of every shaped step, and one last slot for steps that were not shaped: [B, S + 1, K]."""
-        energy = self.energies[rows].astype(np.float64)
-        scored = np.isfinite(energy).all(2, keepdims=True)
+    def _weights(self, events: Int, beta: float) -> npt.NDArray[np.floating]:
+        """softmax(-beta E) of the candidates of events [M], E in nats per token; 1/K where nothing was scored: [M, K]."""
+        energy = self._energies_of(events)
+        scored = np.isfinite(energy).all(1, keepdims=True)
         energy = np.where(scored, energy, 0)
-        unshaped = np.ones((len(rows), 1, energy.shape[2]))
-        mass = np.concatenate([np.exp(-beta * (energy - energy.min(2, keepdims=True))), unshaped], axis=1)
-        mass /= mass.sum(2, keepdims=True)
-        return mass
+        mass = np.exp(-beta * (energy - energy.min(1, keepdims=True)))
+        return np.asarray(mass / mass.sum(1, keepdims=True))
+
+    def _energies_of(self, events: Int) -> npt.NDArray[np.float64]:
+        """The energies that the candidates of events [M] were chosen by, nats per token, NaN where they were not: [M, K]."""
+        row, step = np.divmod(self.moment[events], self.steps)
+        slot = self.slot_of_step[step]
+        energy = np.full((len(events), self.candidates.shape[1]), np.nan)
+        energy[slot >= 0] = self.energies[row[slot >= 0], slot[slot >= 0]]
+        if self.event_energy is not None:
+            energy[slot < 0] = self.event_energy[events[slot < 0]].astype(np.float64) / self.length
+        return energy
 
 
 def _flat(table: pa.Table, name: str, dtype: type[Number]) -> npt.NDArray[Number]:

@@ -15,6 +15,7 @@ from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import (
     EMBEDDED,
+    TRAINING_FILE,
     ModelFolder,
     check_target,
     load,
@@ -26,14 +27,15 @@ from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.student_card import student_card
-from tsdfm.pipeline.training.student_trainer import Start, train_student
+from tsdfm.pipeline.training.student_trainer import Start, train
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, parse_json
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.paths import redacted
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.reports import DistillReport
-from tsdfm.schemas.training_record import StudentRecord
+from tsdfm.schemas.training_record import HeldOutFacts, StudentRecord
 
 # What may differ between a run and its resumption: where things lie, and how the work is divided.
 MOVABLE: dict[str, Any] = {"data": {"paths", "loader_workers"}, "init": True, "workers": True, "address": True,
@@ -69,7 +71,12 @@ def distill(config: DistillConfig, out: Path | str, report: Report = lambda step
     if not train_at(Place.alone(), config, folder, heard):
         return None
     return DistillReport(out=str(folder), fingerprint=load(folder).fingerprint, init=start.weights.fingerprint,
-                         updates=config.optim.steps, seconds=round(time.monotonic() - started, 2), scalars=last)
+                         updates=record_in(folder).updates, seconds=round(time.monotonic() - started, 2), scalars=last)
+
+
+def record_in(out: Path) -> StudentRecord:
+    """How the student in a folder was made. Raises InputError."""
+    return parse_json(StudentRecord, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
 
 
 def check(config: DistillConfig, out: Path, mapper: Mapper = in_order) -> Start:
@@ -97,11 +104,11 @@ def train_at(place: Place, config: DistillConfig, out: Path, report: Report, *, 
     """
     with state_owned(out, place) as folder:
         start = open_start(config)
-        student = train_student(start, folder, place, report, watch.stop)
-        if student is not None and place.rank == 0:
-            record = record_of(start)
+        trained = train(start, folder, place, report, watch.stop)
+        if trained is not None and place.rank == 0:
+            record, student = record_of(start, trained.held_out), trained.student
             save(out, student, start.weights.vocabulary, record, card=student_card(student.config, record))
-    return student is not None
+    return trained is not None
 
 
 def open_start(config: DistillConfig, mapper: Mapper = in_order) -> Start:
@@ -168,10 +175,10 @@ def identity_of(config: DistillConfig, reader: Reader, start: ModelFolder[Denois
     return {**settings, "init": start.fingerprint, "datasets": datasets}
 
 
-def record_of(start: Start) -> StudentRecord:
+def record_of(start: Start, held_out: HeldOutFacts | None = None) -> StudentRecord:
     """How a student was made, for its training.json and its card: where data lies, but not the secrets that open it."""
     resolved = start.config.model_copy(update={"budgets": start.reader.budget_shares})
     data = resolved.data.model_copy(update={"paths": [redacted(path) for path in resolved.data.paths]})
     return StudentRecord(config=resolved.model_copy(update={"data": data}), data=start.reader.facts(),
                          init=start.weights.fingerprint, corpus=None if start.real is None else start.real.facts,
-                         versions={name: version(name) for name in LIBRARIES})
+                         held_out=held_out, versions={name: version(name) for name in LIBRARIES})

@@ -5,10 +5,16 @@ weights w = softmax(-beta E), and maybe the teacher's top-k p at that moment. Wi
 
     event, endpoint   -log q(c)                        (endpoint: the window reaches to t = 1, see `windows.py`)
     candidates        -sum_k w_k log q(c_k)            cross entropy to the mixture of DESIGN's jump log
+    tilt              KL(w || softmax_k(log q(c_k) - log p(c_k)))
     forward_kl        KL(p || q)                       over the top-k and one bucket for the rest
     reverse_kl        KL(q || p)                       likewise
 
-The first three carry the compass's selection; the KL objectives are baselines that fit the proposal and forget it.
+The first four carry the compass's selection; the KL objectives are baselines that fit the proposal and forget it.
+
+**tilt** has the proposal's log-probabilities p(c_k) of the candidates, which the log holds, and learns the ratios of q to p
+alone: at its optimum q(v) is proportional to p(v) exp(-beta E(v)), where the candidates of a position differ in their own
+energies only. Where a window is one step of the log, x_t is the state that they were drawn at; in a wider one p is that of a
+later state, and the optimum moves by what the posterior does in between. `event` can be added to it, with a weight.
 """
 
 import torch
@@ -28,19 +34,15 @@ TAIL_FLOOR = 1e-4
 class StudentLoss(nn.Module):
     """The loss of a batch; a module, so that data-parallel wrappers see its forward pass."""
 
-    def __init__(self, student: Denoiser, objective: Objective) -> None:
+    def __init__(self, student: Denoiser, objective: Objective, event_weight: float = 0.0) -> None:
         super().__init__()
-        self.student, self.objective = student, objective
+        self.student, self.objective, self.event_weight = student, objective, event_weight
 
     def forward(self, batch: Batch) -> Tensor:
         """Nats of every target position, 0 at the others: [B, L] float32."""
         has_target = batch.target >= 0
         hidden = self.student.hidden_where(has_target, batch.x_t, batch.t, batch.dt)
-        head, mask_id = self.student.head, self.student.config.mask_id
-        bias: Tensor = head.bias
-        if mask_id is not None:  # [MASK] is never written, so it has no mass
-            excluded = torch.arange(len(bias), device=bias.device) == mask_id
-            bias = bias.masked_fill(excluded, -torch.inf)
+        head, bias = self.student.head, _bias(self.student)
         of_rows = self._of_rows(hidden, head.weight, bias, batch, has_target)
         return torch.zeros(batch.target.shape, device=of_rows.device).masked_scatter(has_target, of_rows)
 
@@ -49,13 +51,44 @@ class StudentLoss(nn.Module):
         # Real text has tokens alone, whatever the objective.
         if batch.candidates is not None and batch.weights is not None:
             log_q = linear_logprobs(hidden, weight, bias, batch.candidates[has_target])
-            return mixture_cross_entropy(log_q, batch.weights[has_target])
+            if batch.logprobs is None:
+                return mixture_cross_entropy(log_q, batch.weights[has_target])
+            tilt = listwise(log_q - batch.logprobs[has_target], batch.weights[has_target])
+            if not self.event_weight:
+                return tilt
+            kept = (batch.candidates[has_target] == batch.target[has_target][:, None]).int().argmax(1)  # always one of them
+            return tilt - self.event_weight * log_q.gather(1, kept[:, None])[:, 0]
         if batch.topk_ids is not None and batch.topk_logprobs is not None:
             ids = batch.topk_ids[has_target]
             log_q, log_q_tail = normalised(linear_buckets(hidden, weight, bias, ids), ids)
             divergence = forward_kl if self.objective == "forward_kl" else reverse_kl
             return divergence(log_q, log_q_tail, batch.topk_logprobs[has_target])
         return -linear_logprob(hidden, weight, bias, batch.target[has_target])
+
+
+def _bias(student: Denoiser) -> Tensor:
+    """The bias of the head [V], by which [MASK] has no mass: it is never written."""
+    bias: Tensor = student.head.bias
+    if student.config.mask_id is None:
+        return bias
+    return bias.masked_fill(torch.arange(len(bias), device=bias.device) == student.config.mask_id, -torch.inf)
+
+
+def candidate_logprobs(student: Denoiser, batch: Batch, where: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of the candidates at R positions, `where` [B, L] bool, at a temperature: [R, K] nats."""
+    assert batch.candidates is not None
+    hidden, head = student.hidden_where(where, batch.x_t, batch.t, batch.dt), student.head
+    return linear_logprobs(hidden / temperature, head.weight, _bias(student) / temperature, batch.candidates[where])
+
+
+def listwise(log_ratio: Tensor, weights: Tensor) -> Tensor:
+    """KL(w || softmax(log ratio)) over K candidates: log ratios and weights, [R, K] each -> [R] nats."""
+    return (torch.xlogy(weights, weights) - weights * log_ratio.log_softmax(-1)).sum(-1)
+
+
+def possible(weights: Tensor) -> Tensor:
+    """`listwise` of equal ratios, log K - H(w): what there is to learn. [R, K] -> [R] nats."""
+    return listwise(torch.zeros_like(weights), weights)
 
 
 def mixture_cross_entropy(log_q: Tensor, weights: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ Writes {config.length} tokens over a vocabulary of {config.vocab_size} ids ({con
 {datasets}
 
 Started from the weights `{record.init[:16]}` (fingerprint, sha256).
-
+{_held_out(record)}
 ```sh
 {get}{chr(10) if get else ""}tsdfm-pipeline sample --model {folder} --steps 8 -n 4
 tsdfm-pipeline evaluate --model {folder} --steps 1,2,4,8,16
@@ -44,4 +44,16 @@ The whole config:
 ```json
 {json.dumps(settings.model_dump(mode="json"), indent=2, sort_keys=True)}
 ```
+"""
+
+
+def _held_out(record: StudentRecord) -> str:
+    """What it is worth on held-out trajectories, where there were some."""
+    found = record.held_out
+    if found is None:
+        return ""
+    share = "" if found.share is None else (
+        f" It carries {100 * found.share:.1f} % of the compass's\npreference among candidates (0 %: none; 100 %: all of it).")
+    return f"""
+On {found.trajectories} held-out trajectories its loss is {found.loss:.4f} nats, after {found.updates} updates.{share}
 """

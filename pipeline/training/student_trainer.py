@@ -23,10 +23,12 @@ from tsdfm.pipeline.models.student import student_of, with_blocks
 from tsdfm.pipeline.text.corpus import Corpus, prepare
 from tsdfm.pipeline.text.ends.written import is_written
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
+from tsdfm.pipeline.training.held_out.measure import HeldOut
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.text_trainer import texts_of
 from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, never, seeded
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.training_record import HeldOutFacts
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,21 @@ class Start:
         return prepare(self.config.real.corpus, words, words.size) if self.config.real.weight else None
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A student with its EMA weights, and what it is worth on the trajectories that were held out; None: there were none."""
+
+    student: Denoiser
+    held_out: HeldOutFacts | None
+
+
 def train_student(start: Start, folder: Path, place: Place, report: Report, stop: Stop = never) -> Denoiser | None:
+    """As `train`; the student alone."""
+    trained = train(start, folder, place, report, stop)
+    return None if trained is None else trained.student
+
+
+def train(start: Start, folder: Path, place: Place, report: Report, stop: Stop = never) -> Trained | None:
     """Train a student; training state and TensorBoard logs live in `folder`, from which a rerun resumes.
 
     Args:
@@ -56,53 +72,99 @@ def train_student(start: Start, folder: Path, place: Place, report: Report, stop
         stop: asked on rank 0 after every update; True saves and stops all processes.
 
     Returns:
-        The student with its EMA weights, or None if `report` or `stop` asked to stop.
+        The student, or None if `report` or `stop` asked to stop.
 
     Raises:
         InputError: `folder` holds a run of another config. WorkError: the loss is not finite.
     """
-    config, reader, teacher = start.config, start.reader, start.weights.network
-    if config.init_blocks is not None:
-        with seeded(config.optim.seed):  # which draws weights that are then replaced
-            teacher = with_blocks(teacher, config.init_blocks)
-    with seeded(config.optim.seed):  # weights that only a student has
-        student = student_of(teacher, reader.clocks).to(place.device)
+    config, reader = start.config, start.reader
+    student = _begun(start).to(place.device)
     real = None if start.real is None else _RealText(start, start.real, place)
     identity = dict(start.identity)
     if real is not None:
         identity["corpus_sha256"] = real.sha256
-    trainer = Trainer(student, config.optim, folder, identity, writes=place.rank == 0)
+    held_out = None
+    if config.data.held_out:
+        held_out = HeldOut(config, reader.budget_shares, student.eval(), proposal_temperature(start))
+    trainer = Trainer(student, config.optim, folder, identity, writes=place.rank == 0, patience=config.patience)
     trainer.resume()
     if config.recompute:
         recompute_blocks(student)
     if config.compile:
         compile_blocks(student)
-    parallel = DataParallel(StudentLoss(student, config.objective), place, config.micro_batches)
-    gauge = _Gauge(reader.budget_shares, place)
+    parallel = DataParallel(StudentLoss(student, config.objective, config.event_weight), place, config.micro_batches)
+    windows = _Windows(config, reader.budget_shares, place)
     batches = reader.batches(trainer.step, config.optim.steps, place.rank, place.world, config.data.loader_workers)
 
-    def weighed(rows: Batch, nats: Tensor) -> Tensor:
+    def parts(step: int, generator: torch.Generator) -> Iterator[Part]:
+        batch = next(batches).to(place.device)
+        yield from parallel.parts(batch, windows.count(batch), windows.weighed)
+        if real is not None:
+            text = real.batch(step, generator).to(place.device)
+            yield from parallel.parts(text, _summed(text.target >= 0, place), weight=config.real.weight)
+
+    def gauges() -> dict[str, float]:
+        if held_out is None:
+            return windows.gauge.read()
+        with trainer.averaged():
+            return windows.gauge.read() | held_out(student)
+
+    if not trainer.run(parts, parallel.on_first(report), gauges, place.mean, place.heeding(stop)):
+        return None
+    return Trained(student, None if held_out is None else held_out.facts(student, trainer.kept_step))
+
+
+def _begun(start: Start) -> Denoiser:
+    """The student before its first update."""
+    config, teacher = start.config, start.weights.network
+    if config.init_blocks is not None:
+        with seeded(config.optim.seed):  # which draws weights that are then replaced
+            teacher = with_blocks(teacher, config.init_blocks)
+    with seeded(config.optim.seed):  # weights that only a student has
+        return student_of(teacher, start.reader.clocks)
+
+
+def proposal_temperature(start: Start) -> float | None:
+    """The temperature at which the weights to start from drew the candidates of the data.
+
+    None where they did not, or there was nothing to choose: other weights, several temperatures or numbers of candidates, a
+    solver that averages several states, the blind arm.
+    """
+    config, identities = start.config, [manifest.identity for manifest in start.reader.manifests]
+    settings = {(each.rollout.temperature, each.rollout.solver, each.grid.candidates) for each in identities}
+    temperature, solver, candidates = next(iter(settings))
+    drawn_by = {each.teacher.fingerprint for each in identities} == {start.weights.fingerprint}
+    chosen = all(each.grid.shaped_steps or each.grid.token_steps for each in identities) and config.data.arm == "shaped"
+    same = len(settings) == 1 and solver == "euler" and candidates > 1
+    return temperature if same and drawn_by and chosen and config.init_blocks is None else None
+
+
+def _summed(which: Tensor, place: Place) -> float:
+    """How many are true in the batch of all processes."""
+    return float(place.summed(which.sum().cpu().double()[None])[0])
+
+
+class _Windows:
+    """How the losses of windows make that of a batch, and how far each step budget is."""
+
+    def __init__(self, config: DistillConfig, budgets: Iterable[int], place: Place) -> None:
+        self.alike, self.place, self.gauge = config.alike, place, _Gauge(budgets, place)
+
+    def weighed(self, rows: Batch, nats: Tensor) -> Tensor:
         """The sum of the nats [b, L] of rows, each times the weight of its row.
 
         Row weights are 1 on average over a dataset, so batches are not normalised one by one: then the expected loss is that
         of the weighted dataset.
         """
-        gauge.add(rows, nats.detach())
+        self.gauge.add(rows, nats.detach())
+        if self.alike:
+            nats = nats / (rows.target >= 0).sum(1, keepdim=True).clamp_min(1)
         return nats.sum() if rows.row_weights is None else (nats * rows.row_weights[:, None]).sum()
 
-    def parts(step: int, generator: torch.Generator) -> Iterator[Part]:
-        batch = next(batches).to(place.device)
-        yield from parallel.parts(batch, _targets(batch, place), weighed)
-        if real is not None:
-            text = real.batch(step, generator).to(place.device)
-            yield from parallel.parts(text, _targets(text, place), weight=config.real.weight)
-
-    return student if trainer.run(parts, parallel.on_first(report), gauge.read, place.mean, place.heeding(stop)) else None
-
-
-def _targets(batch: Batch, place: Place) -> float:
-    """Target positions of the batch of all processes."""
-    return float(place.summed((batch.target >= 0).sum().cpu().double()[None])[0])
+    def count(self, batch: Batch) -> float:
+        """What the sums of the batch of all processes are divided by: its windows with a target, or its targets."""
+        targets = batch.target >= 0
+        return _summed(targets.any(1) if self.alike else targets, self.place)
 
 
 class _Gauge:

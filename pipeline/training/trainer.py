@@ -22,8 +22,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.store import explained
+from tsdfm.pipeline.training.held_out.early_stop import EarlyStop
 from tsdfm.schemas.base import InputError, WorkError, differences, first_line, plain_json
-from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.optim import HELD_OUT_LOSS, OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.regular import read_regular
 
@@ -109,11 +110,14 @@ class Trainer:
     """Trains `model` in place of `steps` updates; afterwards `model` holds the EMA weights.
 
     `identity` is what must not change between a run and its resumption (the whole config); a mismatch is refused. Of the
-    data-parallel processes of one run only the first `writes` checkpoints and logs.
+    data-parallel processes of one run only the first `writes` checkpoints and logs. With `patience` the training stops once
+    the scalar HELD_OUT_LOSS of that many lines was no lower than before, and the model then holds the EMA weights of the
+    lowest.
     """
 
     def __init__(
-        self, model: nn.Module, config: OptimConfig, folder: Path, identity: dict[str, object], *, writes: bool = True
+        self, model: nn.Module, config: OptimConfig, folder: Path, identity: dict[str, object], *, writes: bool = True,
+        patience: int | None = None,
     ) -> None:
         self.model, self.config, self.folder, self.identity, self.writes = model, config, folder, identity, writes
         matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -124,7 +128,27 @@ class Trainer:
         )
         self.parameters: list[Tensor] = [*matrices, *vectors]
         self.average = [p.detach().clone() for p in self.parameters]
+        self.early = None if patience is None else EarlyStop(patience, self.average)
         self.step = 0
+
+    @property
+    def kept_step(self) -> int:
+        """The update whose weights a finished training leaves."""
+        return self.step if self.early is None else self.early.step
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model as it would be saved now: with the EMA weights, not training. Afterwards it is as it was before."""
+        kept = [parameter.detach().clone() for parameter in self.parameters]
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.average)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.parameters, kept)
+            self.model.train()
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -132,7 +156,7 @@ class Trainer:
             state = self.optimizer.state[parameter]
             tensors |= {f"{index}.weight": parameter.detach(), f"{index}.ema": self.average[index],
                         f"{index}.exp_avg": state["exp_avg"], f"{index}.exp_avg_sq": state["exp_avg_sq"]}
-        return tensors
+        return tensors if self.early is None else tensors | self.early.tensors()
 
     def save(self) -> None:
         """Write the training checkpoint; the header, written last, names the update it belongs to.
@@ -174,6 +198,8 @@ class Trainer:
                     "step": torch.tensor(float(step), device=device), "exp_avg": tensors[f"{index}.exp_avg"].to(device),
                     "exp_avg_sq": tensors[f"{index}.exp_avg_sq"].to(device),
                 }
+        if self.early is not None:
+            self.early.load(tensors)
         self.step = step
         return True
 
@@ -191,6 +217,8 @@ class Trainer:
             raise InputError(f"{state_file}: unreadable training checkpoint ({first_line(error)}); remove the folder") from None
         wanted = {f"{index}.{part}": parameter.shape for index, parameter in enumerate(self.parameters)
                   for part in ("weight", "ema", "exp_avg", "exp_avg_sq")}
+        if self.early is not None:
+            wanted |= {name: tensor.shape for name, tensor in self.early.tensors().items()}
         if {name: tensor.shape for name, tensor in tensors.items()} != wanted or not 0 <= step <= self.config.steps:
             raise InputError(f"{state_file}: not a training checkpoint of this model and config; remove the folder")
         if digest is not None and digest != _digest(tensors):
@@ -241,7 +269,7 @@ class Trainer:
 
         A checkpoint is written every `checkpoint_every` updates and at least every CHECKPOINT_SECONDS, and where it stops.
 
-        Returns False if `report` or `stop` asked to stop before the last update: then `model` holds the weights as they are.
+        Returns False if `report` or `stop` asked to stop before the end: then `model` holds the weights as they are.
         """
         with seeded(self.config.seed, self.parameters[0].device):
             return self._run(parts, report, gauges, mean, stop)
@@ -251,31 +279,36 @@ class Trainer:
         window: list[float] = []
         self.model.train()
         stopping, saved = False, time.monotonic()
-        while self.step < self.config.steps and not stopping:
+        while not self._ended and not stopping:
             value, norm = self.update(parts)
             window.append(value)
-            last = self.step == self.config.steps
-            if last or self.step % self.config.log_every == 0:
+            if self.step == self.config.steps or self.step % self.config.log_every == 0:
                 scalars = {"loss": mean(sum(window) / len(window)), "gradient_norm": norm,
                            "lr": learning_rate(self.config, self.step - 1), **gauges()}
                 window.clear()
+                if self.early is not None:
+                    self.early.hear(mean(scalars[HELD_OUT_LOSS]), self.average, self.step)
                 if writer:
                     for name, scalar in scalars.items():
                         writer.add_scalar(name, scalar, self.step)
                 stopping = bool(report(self.step, scalars))
             stopping |= stop()
             due = self.step % self.config.checkpoint_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS
-            if last or stopping or due:
+            if self._ended or stopping or due:
                 self.save()
                 saved = time.monotonic()
         if writer:
             writer.close()
-        if self.step < self.config.steps:
+        if not self._ended:
             return False
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+            torch._foreach_copy_(self.parameters, self.average if self.early is None else self.early.best)
         self.model.eval()
         return True
+
+    @property
+    def _ended(self) -> bool:
+        return self.step >= self.config.steps or (self.early is not None and self.early.spent)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

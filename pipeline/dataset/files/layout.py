@@ -19,6 +19,9 @@ BYTES_PER_EVENT = 2.2  # of its step, position and token
 BYTES_PER_CANDIDATE = 1.15
 BYTES_PER_ENERGY = 1.1
 BYTES_PER_LIKELY = 2.3  # of the top-k: an id and a log-probability
+BYTES_PER_CHOICE = 0.55  # of a token that chose by itself, and of each of its candidates:
+BYTES_PER_TOKEN_ENERGY = 1.5
+BYTES_PER_LOGPROB = 1.4  # of a candidate
 
 
 def with_layout(identity: Identity, store: Store) -> Identity:
@@ -73,4 +76,8 @@ def row_bytes(identity: Identity, arm: Arm) -> float:
     candidates = grid.candidates_of("shaped" if shaped else "blind")
     energies = grid.slots_of("shaped") * candidates if shaped else 0
     per_event = BYTES_PER_EVENT + BYTES_PER_CANDIDATE * candidates + BYTES_PER_LIKELY * grid.top_k
+    if grid.by_token:
+        per_event += BYTES_PER_CHOICE + BYTES_PER_TOKEN_ENERGY * candidates
+    if grid.logprobs:
+        per_event += BYTES_PER_LOGPROB * candidates
     return grid.length * (BYTES_PER_TOKEN + rings_of_a_position(identity) * per_event) + BYTES_PER_ENERGY * energies

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from tsdfm.pipeline.text.ends.written import written_of
 from tsdfm.pipeline.text.metrics import distinct_n, entropies
+from tsdfm.schemas.choices import choices_of
 from tsdfm.schemas.columns import ragged, values
 from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.summary import ArmSummary, Choices, PairSummary, SelectionSummary, Spread
@@ -69,7 +70,7 @@ class Tally:
         grid = identity.grid
         self.arms = {arm: _ArmTally(grid, identity.teacher.end_id, max(0, DISTINCT_ROWS - first)) for arm in identity.arms}
         self.columns = Counter[str]()  # compressed bytes
-        self._choices = _ChoiceTally(grid) if "shaped" in self.arms and grid.candidates > 1 and grid.shaped_steps else None
+        self._choices = _ChoiceTally(grid) if _chose(identity) else None
         self._pairs = _PairTally() if len(self.arms) == 2 and grid.compass else None
 
     def add(self, table: pa.Table) -> None:
@@ -107,6 +108,11 @@ class Tally:
     def selection_summary(self) -> SelectionSummary | None:
         """What the compass chose; None where nothing was chosen."""
         return None if self._choices is None else self._choices.summary()
+
+
+def _chose(identity: Identity) -> bool:
+    grid = identity.grid
+    return "shaped" in identity.arms and grid.candidates > 1 and bool(grid.shaped_steps or grid.token_steps)
 
 
 class FileTally:
@@ -211,36 +217,28 @@ class _ChoiceTally:
     """The compass's choices, summed per bin of t."""
 
     def __init__(self, grid: Grid) -> None:
-        self.grid = grid
-        bins = bin_of_step(grid.steps)
-        self.bin_of_slot = bins[list(grid.shaped_steps)]
+        self.grid, self.bin_of_step = grid, bin_of_step(grid.steps)
         # sums: [5, bins]: shaped, scored, kept candidate 0, energy of candidate 0, energy of the chosen
-        self.sums = np.zeros((5, bins[-1] + 1))
+        self.sums = np.zeros((5, self.bin_of_step[-1] + 1))
 
     def add(self, part: pa.Table) -> None:
-        steps = ragged(part, "event_step")
-        row, slot = steps.row, self.grid.slot_of_step[steps.values]
-        # energy: [rows, S, K]; choice and all below: [rows, S]
-        energy = values(part, "step_energy").astype(np.float64).reshape(
-            -1, len(self.bin_of_slot), self.grid.candidates)
-        choice = values(part, "step_choice").astype(np.int64).reshape(energy.shape[:2])
-        rang = np.zeros(choice.shape, dtype=bool)
-        rang[row[slot >= 0], slot[slot >= 0]] = True
-        scored = np.isfinite(energy).all(-1)
-        chosen = np.take_along_axis(energy, choice[..., None], -1)[..., 0]
-        parts = (rang, scored, scored & (choice == 0),
-                 np.where(scored, energy[..., 0], 0), np.where(scored, chosen, 0))
+        found = choices_of(part, self.grid)
+        scored = found.scored
+        chosen = np.take_along_axis(found.energy, found.choice[:, None], 1)[:, 0]
+        parts = (np.ones(len(scored)), scored, scored & (found.choice == 0),
+                 np.where(scored, found.energy[:, 0], 0), np.where(scored, chosen, 0))
         for sums, each in zip(self.sums, parts, strict=True):
-            sums += np.bincount(self.bin_of_slot, weights=each.sum(0), minlength=len(sums))
+            sums += np.bincount(self.bin_of_step[found.step], weights=each, minlength=len(sums))
 
     def merge(self, other: "_ChoiceTally") -> None:
         self.sums += other.sums
 
     def summary(self) -> SelectionSummary:
-        return SelectionSummary(
-            candidates=self.grid.candidates, total=_choices(self.sums.sum(1)),
-            bins=[_choices(sums) for sums in self.sums.T],
-        )
+        grid = self.grid
+        total = _choices(self.sums.sum(1))
+        if grid.shaped_steps and grid.token_steps:  # energies of whole texts and of single tokens have no common mean
+            total = total.model_copy(update={"blind_energy": None, "chosen_energy": None})
+        return SelectionSummary(candidates=grid.candidates, total=total, bins=[_choices(sums) for sums in self.sums.T])
 
 
 def _choices(sums: npt.NDArray[np.float64]) -> Choices:

@@ -36,21 +36,21 @@ class Ringing:
 class Round:
     """A trajectories of a batch that jump together: indices into the batch `rows` and their `steps`, [A] int64 each; clocks.
 
-    `shaped`: whether some of them stand at a step that is shaped.
+    `some`: of every group of steps that was named, whether some of them stand at one of it.
     """
 
     rows: Tensor
     steps: Tensor
     clocks: Ringing
-    shaped: bool
+    some: tuple[bool, ...]
 
 
-def rounds(rings: Tensor, shaped_steps: Sequence[int]) -> Iterator[Round]:
+def rounds(rings: Tensor, *groups: Sequence[int]) -> Iterator[Round]:
     """The rounds of a batch.
 
     Args:
         rings: [B, N, L] bool; at least one rings.
-        shaped_steps: the steps that a compass shapes.
+        groups: of steps; of each a round says whether it has some.
     """
     batch, steps, _ = rings.shape
     row, step, position = np.nonzero(rings.cpu().numpy())
@@ -66,10 +66,10 @@ def rounds(rings: Tensor, shaped_steps: Sequence[int]) -> Iterator[Round]:
     by_round = np.argsort(rank[visit], kind="stable")
     visits = torch.from_numpy(np.stack([visit_row[order], visit_step[order]])).to(rings.device)
     clocks = torch.from_numpy(np.stack([place[visit], position])[:, by_round]).to(rings.device)
-    shaped = np.bincount(rank, np.isin(visit_step, np.asarray(shaped_steps))) > 0
-    parts = zip(visits.split(sizes.tolist(), 1), clocks.split(ringing.tolist(), 1), shaped.tolist(), strict=True)
-    for (rows, at), (owner, positions), some in parts:
-        yield Round(rows, at, Ringing(rings[rows, at], owner, positions), some)
+    some = np.stack([np.bincount(rank, np.isin(visit_step, np.asarray(steps_of))) > 0 for steps_of in groups], 1)
+    parts = zip(visits.split(sizes.tolist(), 1), clocks.split(ringing.tolist(), 1), some.tolist(), strict=True)
+    for (rows, at), (owner, positions), there in parts:
+        yield Round(rows, at, Ringing(rings[rows, at], owner, positions), tuple(there))
 
 
 def places(mask: Tensor, count: int) -> Tensor:

@@ -56,6 +56,22 @@ def test_work_is_what_a_real_shard_takes(tiny_models, tmp_path, compass):
     assert meter.forwards == counted  # outside, nothing is counted
 
 
+@pytest.mark.parametrize(("compass", "passes"), [("ar", 1), ("denoiser", 2)])
+def test_a_choice_by_token_scores_a_text_a_sweep(tiny_models, tmp_path, compass, passes):
+    models, identity = opened(tiny_models, tmp_path, compass=str(getattr(tiny_models, compass, compass)), trajectories=64,
+                              shard_size=64, arm="shaped", rollout={"steps": 8, "batch_size": 16},
+                              shaping={"candidates": 4, "level": "sequence_to_token", "sweeps": 2})
+    meter = Meter()
+    with meter.reading(models) as metered:
+        make_shard(metered, identity, LocalStore(tmp_path), plan(identity)[0])
+    told = RolloutWork.of(identity, 64)
+    assert meter.forwards == pytest.approx(told.forwards, rel=0.05)
+    assert 0.7 * told.candidates < meter.candidates <= 1.05 * told.candidates
+    assert meter.compass_tokens <= meter.candidates * identity.grid.length * passes
+    by_sequence = identity.model_copy(update={"shaping": identity.shaping.model_copy(update={"level": "sequence", "sweeps": 1})})
+    assert told.candidates < 0.8 * RolloutWork.of(by_sequence, 64).candidates
+
+
 def test_four_stages_and_blind_trajectories(tiny_models, tmp_path):
     models, identity = opened(tiny_models, tmp_path, arm="blind", rollout={"steps": 4, "batch_size": 8, "solver": "rk4"})
     meter = Meter()

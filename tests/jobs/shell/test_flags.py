@@ -21,7 +21,7 @@ from tsdfm.schemas.train import CompassConfig
 FLAGGED = sorted(set(CONFIGS) - {"ablate"})  # a sweep is a file: its fields are lists of levels
 # What these commands are told otherwise: as an argument, or not at all.
 NOT_FLAGS = {"publish": {"out"}, "import-teacher": {"checkpoint"}, "distill": {"real.corpus.part"}, "evaluate": {"corpus.part"},
-             "sample": {"rollout.solver", "rollout.top_k"}}
+             "sample": {"rollout.solver", "rollout.top_k", "rollout.logprobs"}}
 
 
 def command(name: str) -> click.Command:

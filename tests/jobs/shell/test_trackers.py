@@ -11,7 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from tests.support import assert_refused, make_dataset, write_corpus
-from tsdfm.jobs.shell.trackers import RUNS_FILE, tracked
+from tsdfm.jobs.shell.trackers import RUNS_FILE, _spent, tracked
 from tsdfm.pipeline.models.folder import state_folder
 from tsdfm.schemas.distill import DistillConfig
 
@@ -167,3 +167,9 @@ def test_one_that_is_not_installed_is_refused_before_anything_is_done(name, comm
     given = {"pretrain": [], "fit-compass": [], "distill": ["--data", data, "--budgets", "1,8"]}[command]
     assert_refused(cli(command, *given, "--out", tmp_path / "out", "--tracker", name), f"--tracker {name}", f"tsdfm-pipeline[{name}]")
     assert not state_folder(tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("held_out", "patience", "spent"), [
+    ([3.0, 2.0, 2.5, 2.0], 2, True), ([3.0, 2.0, 2.5], 2, False), ([1.0, 2.0, 3.0], None, False), ([], 1, False)])
+def test_a_training_that_ended_early_is_whole(held_out, patience, spent):
+    assert _spent(held_out, patience) == spent

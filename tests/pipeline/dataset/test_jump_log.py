@@ -39,13 +39,16 @@ class Words:
 WORDS = cast(Vocabulary, Words)
 
 
+NEWER = st.tuples(st.booleans(), st.booleans(), st.booleans())  # fixed positions, choices by token, log-probabilities
+
+
 @st.composite
-def logs(draw, mask=None, given=None):
-    """Any log that a rollout could write, and the steps N: mask or uniform source, shaped or not, with a top-k, with fixed positions."""
+def logs(draw, mask=None, newer=None):
+    """Any log that a rollout could write, and the steps N: mask or uniform source, shaped or not, with a top-k, with newer columns."""
     length, steps = draw(st.integers(1, 6)), draw(st.integers(1, 9))
     k, top_k, shaped = draw(st.integers(1, 4)), draw(st.integers(0, 3)), draw(st.integers(0, 5))
     mask = draw(st.booleans()) if mask is None else mask
-    given = draw(st.booleans()) if given is None else given
+    given, by_token, logprobs = draw(NEWER) if newer is None else newer
     fixed = sorted(draw(st.sets(st.integers(0, length - 1), max_size=length - 1))) if given else []
     free = [i for i in range(length) if i not in fixed]
     if mask:
@@ -78,12 +81,16 @@ def logs(draw, mask=None, given=None):
         step_energy=np.array(floats, np.float32).reshape(shaped, k) if shaped else np.empty((0, 1), np.float32),
         step_choice=ints(shaped, k - 1).astype(np.int8), final_energy=draw(st.one_of(st.none(), st.floats(-9, 9, width=32))),
         fixed_positions=np.array(fixed, np.int32) if given else None,
+        event_choice=ints(count, k - 1).astype(np.int8) if by_token else None,
+        event_energy=np.array(draw(st.lists(energies, min_size=count * k, max_size=count * k)), np.float32).reshape(count, k)
+        if by_token else None,
+        event_logprob=-ints(count * k).reshape(count, k).astype(np.float16) if logprobs else None,
     )
 
 
 def schema_of(log):
     """The columns of the dataset that a log is of."""
-    return ARROW_SCHEMA if log.fixed_positions is None else WHOLE_SCHEMA
+    return pa.schema([field for field in WHOLE_SCHEMA if field.name in ARROW_SCHEMA.names or getattr(log, field.name) is not None])
 
 
 def row_of(log):
@@ -125,7 +132,7 @@ def test_state_after_is_the_naive_replay(drawn):
         np.testing.assert_array_equal(log.source_tokens, before[1])  # a replay never writes into the source
 
 
-@given(drawn=st.booleans().flatmap(lambda given: st.lists(logs(given=given), max_size=4)))
+@given(drawn=NEWER.flatmap(lambda newer: st.lists(logs(newer=newer), max_size=4)))
 def test_round_trip_through_parquet(drawn):
     """to_table -> encode -> decode -> to_log gives the same log, and the same rows always the same bytes."""
     rows = [log for _, log in drawn]
@@ -240,8 +247,9 @@ def rolled(tiny_models):
         grid = Grid(
             length=rollout_config.length or teacher.config.length, steps=rollout_config.steps, compass=True,
             vocab_size=teacher.config.vocab_size, mask_id=teacher.config.mask_id, candidates=shaping_config.candidates,
-            shaped_steps=shaping_config.steps_of(rollout_config), select=shaping_config.select,
-            top_k=rollout_config.top_k, fixed=bool(given))
+            shaped_steps=shaping_config.sequence_steps_of(rollout_config), select=shaping_config.select,
+            top_k=rollout_config.top_k, fixed=bool(given), token_steps=shaping_config.token_steps_of(rollout_config),
+            by_token=shaping_config.level != "sequence", logprobs=rollout_config.logprobs)
         return made, grid
 
     return roll
@@ -252,10 +260,14 @@ def rolled(tiny_models):
 @pytest.mark.parametrize("select", ["argmin", "resample"])
 @pytest.mark.parametrize("rollout", [{}, {"top_k": 0}, {"steps": 1}, {"solver": "rk4"}, {"temperature": 0.2}, {"length": 5}],
                          ids=str)
-@pytest.mark.parametrize("given", [(), (0, 1, 4)], ids=["whole", "given"])
-def test_a_rollout_passes_every_check(rolled, source, arm, select, rollout, given):
-    made, grid = rolled(source, arm, rollout, {"select": select}, given=given)
-    assert format_version(grid) == (2 if given else 1)
+@pytest.mark.parametrize("newer", [
+    {}, {"given": (0, 1, 4)}, {"level": "token"}, {"level": "sequence_to_token", "sweeps": 2, "tau": 0.25}, {"logprobs": True},
+    {"given": (2,), "level": "token", "logprobs": True},
+], ids=str)
+def test_a_rollout_passes_every_check(rolled, source, arm, select, rollout, newer):
+    shaping = {"select": select, **{name: newer[name] for name in ("level", "sweeps", "tau") if name in newer}}
+    made, grid = rolled(source, arm, rollout | {"logprobs": "logprobs" in newer}, shaping, given=newer.get("given", ()))
+    assert format_version(grid) == (2 if newer else 1)
     table = shards.to_table(made, WORDS, arrow_schema(grid))
     assert check_shard(table, grid) == []
     read, _ = shards.decode(shards.encode(table, "ab"), "x")
@@ -282,6 +294,48 @@ def test_a_cold_rollout_with_a_top_k_passes_every_check(rolled):
     """Log-probabilities below what float16 holds (-65,504): the check of a top-k must survive them."""
     made, grid = rolled("mask", "blind", {"temperature": 1e-6, "top_k": 4})
     assert check_shard(shards.to_table(made, WORDS), grid) == []
+
+
+def test_every_broken_choice_by_token_is_found(rolled):
+    """One number of one row was changed after the fact."""
+    made, grid = rolled("mask", "shaped", {"logprobs": True}, {"level": "sequence_to_token"})
+    good, schema = made[2], arrow_schema(grid)
+    assert check_shard(shards.to_table(made, WORDS, schema), grid) == []
+    late = int(np.flatnonzero(np.isfinite(good.event_energy[:, 0]))[0])
+    early = int(np.flatnonzero((good.event_step < 6) & (good.event_candidates != good.event_candidates[:, :1]).any(1))[0])
+    other = next(k for k in range(4) if good.event_candidates[late, k] != good.event_token[late])
+
+    def changed(name, event, value):
+        values = getattr(good, name).copy()
+        values[event] = value
+        return replace(good, **{name: values})
+
+    broken = {
+        "event_token is not the chosen candidate": changed("event_choice", late, other),
+        "event_choice outside 0..3": changed("event_choice", late, 4),
+        "event_choice is not that of its step": changed("event_choice", early, (good.event_choice[early] + 1) % 4),
+        "event_choice is not the lowest of event_energy": changed("event_energy", late, -good.event_energy[late]),
+        "event_energy must be finite exactly where candidates are chosen one by one and differ":
+            changed("event_energy", late, np.nan),
+        "event_logprob is not a log-probability": changed("event_logprob", early, 0.5),
+    }
+    for what, log in broken.items():
+        found = check_shard(shards.to_table([*made[:2], log, *made[3:]], WORDS, schema), grid)
+        assert {fault.row for fault in found} == {2}
+        assert what in {fault.what for fault in found}
+    scored_early = check_shard(shards.to_table([changed("event_energy", early, 1.0)], WORDS, schema), grid)
+    assert [fault.what for fault in scored_early] == [
+        "event_energy must be finite exactly where candidates are chosen one by one and differ"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("event_choice", 1), ("event_energy", 2.0)])
+def test_a_blind_row_says_that_nothing_was_chosen(rolled, name, value):
+    made, grid = rolled("mask", "blind", {}, {"level": "token"})
+    assert check_shard(shards.to_table(made, WORDS, arrow_schema(grid)), grid) == []
+    values = getattr(made[1], name).copy()
+    values[0] = value
+    found = check_shard(shards.to_table([made[0], replace(made[1], **{name: values})], WORDS, arrow_schema(grid)), grid)
+    assert [fault.row for fault in found] == [1]
 
 
 def test_every_broken_event_is_found(rolled):

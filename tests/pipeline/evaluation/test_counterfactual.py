@@ -319,7 +319,7 @@ def test_scored_steps_are_those_of_the_log(kept):
     for record in manifest.shards:
         table = read_shard(store, record)
         part = table.filter(np.asarray(table.column("arm").to_pylist()) == "shaped")
-        scored, _ = scored_steps(part, manifest.identity, grid)
+        scored, _, _ = scored_steps(part, manifest.identity, grid)
         expected = [(i, *step) for i, log in enumerate(logs[row : row + part.num_rows]) for step in steps_of(log, manifest)]
         assert list(zip(scored.row.tolist(), scored.step.tolist(), scored.choice.tolist(), strict=True)) == [
             (i, step, choice) for i, step, _, choice, _ in expected]

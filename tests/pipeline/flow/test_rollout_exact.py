@@ -68,13 +68,15 @@ class Space:
 
 @dataclass(frozen=True)
 class Choice:
-    """How candidates are chosen. `energy` [T, V^L]; `weight`: the compass's proposal weight (0: plain form)."""
+    """How candidates are chosen. `energy` [T, V^L], with `sweeps` [T, V^L, L, V] of tokens; `weight`: the compass's proposal
+    weight (0: plain form); `sweeps`: of the choice by token (0: whole candidates are chosen)."""
 
     energy: np.ndarray
     candidates: int
     select: str
     beta: float = 1.0
     weight: float = 0.0
+    sweeps: int = 0
 
 
 def posterior(logits, space, temperature):
@@ -131,6 +133,8 @@ def redrawn(space, state, p, rung, choice, cell):
     if not rung:
         out[space.index(state)] = 1
         return out
+    if choice is not None and choice.sweeps:
+        return redrawn_by_token(space, state, p, rung, choice, cell)
     reached, chances = [], []
     for tokens in itertools.product(space.tokens, repeat=len(rung)):
         after = list(state)
@@ -145,6 +149,47 @@ def redrawn(space, state, p, rung, choice, cell):
         q = chosen(indices, q, choice, cell, space.length)
     np.add.at(out, indices, q)
     return out
+
+
+def redrawn_by_token(space, state, p, rung, choice, cell):
+    """As `redrawn`, where every position chooses by itself: over all K-tuples of candidates of all positions."""
+    out, k = np.zeros(space.vocab**space.length), choice.candidates
+    for sets in itertools.product(itertools.product(space.tokens, repeat=k), repeat=len(rung)):
+        drawn = np.prod([p[i, token] for i, tokens in zip(rung, sets, strict=True) for token in tokens])
+        texts = {put(state, rung, [tokens[0] for tokens in sets]): drawn}
+        for _ in range(choice.sweeps):
+            after: dict[tuple[int, ...], float] = {}
+            for text, weight in texts.items():
+                laws = [token_law(space, text, p, i, tokens, choice, cell) for i, tokens in zip(rung, sets, strict=True)]
+                for picks in itertools.product(range(k), repeat=len(rung)):
+                    chance = weight * np.prod([law[pick] for law, pick in zip(laws, picks, strict=True)])
+                    if chance:
+                        new = put(text, rung, [tokens[pick] for tokens, pick in zip(sets, picks, strict=True)])
+                        after[new] = after.get(new, 0) + chance
+            texts = after
+        for text, weight in texts.items():
+            out[space.index(text)] += weight
+    return out
+
+
+def put(state, positions, tokens):
+    new = list(state)
+    for position, token in zip(positions, tokens, strict=True):
+        new[position] = token
+    return tuple(new)
+
+
+def token_law(space, text, p, i, tokens, choice, cell):  # noqa: PLR0913
+    """How likely each of K candidates is kept at position i, all else of the text as it is."""
+    if len(set(tokens)) == 1:
+        return np.eye(len(tokens))[0]
+    context = space.index(put(text, [i], [0]))
+    e = np.array([choice.energy[cell, context, i, token] + choice.weight * np.log(p[i, token]) for token in tokens])
+    e = np.round(e * 128) / 128
+    if choice.select == "argmin":
+        return np.eye(len(tokens))[e.argmin()]
+    law = np.exp(-choice.beta * e / space.length)
+    return law / law.sum()
 
 
 def euler_step(space, table, t, t_next, choice, *, exponent, temperature):  # noqa: PLR0913
@@ -829,3 +874,64 @@ def test_top_k_is_the_posterior_at_the_jump(build, space):
             best = np.argsort(-p)[:2]
             np.testing.assert_array_equal(log.event_topk_ids[event], best)
             np.testing.assert_allclose(log.event_topk_logprobs[event], np.log(p[best]), atol=5e-3)
+
+
+# ------------------------------------------------------------------ choice by token
+
+class TokenTable:
+    """e(token at i | the rest of the text) = table[time cell of t, index of the text with 0 at i, i, token]; [T, V^L, L, V]."""
+
+    needs_completion = False
+
+    def __init__(self, table, proposal_weight):
+        self.table, self.proposal_weight = table, proposal_weight
+        _, _, self.length, vocab = table.shape
+        self.place = vocab ** torch.arange(self.length - 1, -1, -1)
+
+    def energy(self, states, t, completion):
+        return torch.zeros(states.shape[:2])
+
+    def token_energy(self, states, t, completion, sets):
+        cell = (t * (len(self.table) - 1)).round().long()[sets.owner]
+        texts = states[sets.owner].clone()
+        texts[torch.arange(len(texts)), sets.positions] = 0
+        return self.table[cell, (texts * self.place).sum(-1), sets.positions].gather(1, sets.tokens)
+
+
+def token_table(space, steps, weight, seed=5):
+    shape = (2 * steps + 1, space.vocab**space.length, space.length, space.vocab)
+    table = (512 * torch.rand(shape, generator=torch.Generator().manual_seed(seed))).round() / 128
+    return TokenTable(table, weight), table.double().numpy()
+
+
+@pytest.mark.parametrize(("space", "steps", "candidates", "select", "form", "sweeps"), [
+    (MASK2, 2, 3, "resample", "plain", 1), (MASK2, 2, 3, "resample", "residual", 2), (MASK2, 3, 2, "argmin", "plain", 2),
+    (UNIFORM, 1, 2, "resample", "plain", 2),
+])
+def test_choice_by_token_has_the_law_of_its_definition(build, space, steps, candidates, select, form, sweeps):  # noqa: PLR0913
+    teacher, _, table, _ = build(space, steps)
+    compass, energy = token_table(space, steps, 1.0)
+    shaping = ShapingConfig(candidates=candidates, select=select, beta=3.0, form=form, level="token", sweeps=sweeps)
+    states = sample(teacher, compass, space, RolloutConfig(steps=steps, seed=6), shaping, "shaped", FEWER)
+    choice = Choice(energy, candidates, select, 3.0, 0.0 if form == "plain" else 1.0, sweeps)
+    assert_all_steps_follow(states, enumerate_chain(space, table, steps, choice))
+    other = replace(choice, sweeps=3 - sweeps)
+    for wrong in (None, other):  # it is told apart from the blind chain, and from one sweep more or less
+        with pytest.raises(AssertionError):
+            assert_all_steps_follow(states, enumerate_chain(space, table, steps, wrong))
+
+
+def test_whole_candidates_first_then_tokens(build):
+    """Each level has its own steps, and its own law there."""
+    space, steps = MASK2, 2
+    teacher, whole, table, energy = build(space, steps)
+    compass, tokens = token_table(space, steps, 1.0)
+    compass.energy = whole.energy
+    shaping = ShapingConfig(candidates=2, level="sequence_to_token", token_from=0.5)
+    states = sample(teacher, compass, space, RolloutConfig(steps=steps, seed=7), shaping, "shaped", FEWER)
+    first, last = Choice(energy, 2, "argmin"), Choice(tokens, 2, "argmin", sweeps=1)
+
+    def step(space, table, t, t_next, choice, **more):
+        return euler_step(space, table, t, t_next, first if t < 0.5 else last, **more)
+
+    assert_all_steps_follow(states, enumerate_chain(space, table, steps, first, step=step))

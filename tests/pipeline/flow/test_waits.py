@@ -17,7 +17,7 @@ from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
 KERNELS = [(compass_module, "linear_logprob"), (nll_module, "linear_logprob"), (noise_module, "uniform"),
-           (shaping_module, "argmax_rows"), (shaping_module, "sample_rows")]
+           (compass_module, "linear_logprobs"), (shaping_module, "argmax_rows"), (shaping_module, "sample_rows")]
 COMPASSES = ["none", "ar", "nce", "denoiser"]
 
 
@@ -29,7 +29,7 @@ def opened(name, models, teacher):
 @pytest.fixture
 def waits_of(monkeypatch, tiny_models):
     """What waits at each step of a rollout."""
-    def measure(compass, batch, candidates, source="mask", solver="euler", steps=6):
+    def measure(compass, batch, candidates, source="mask", solver="euler", steps=6, level="sequence"):  # noqa: PLR0913
         teacher, waits = load_denoiser(getattr(tiny_models, source)).network, Waits()
         for module, kernel in KERNELS:
             monkeypatch.setattr(module, kernel, waits.uncounted(getattr(module, kernel)))
@@ -43,7 +43,7 @@ def waits_of(monkeypatch, tiny_models):
         monkeypatch.setattr(teacher, "hidden", counted)
         found = opened(compass, tiny_models, teacher)
         with waits.counted():
-            roll_out(teacher, found, RolloutConfig(steps=steps, solver=solver), ShapingConfig(candidates=candidates),
+            roll_out(teacher, found, RolloutConfig(steps=steps, solver=solver), ShapingConfig(candidates=candidates, level=level),
                      range(batch), "blind" if found is None else "shaped")
         return waits.steps
     return measure
@@ -63,6 +63,13 @@ def test_a_step_waits_a_small_number_of_times_whatever_its_size(waits_of, compas
         assert len(steps) == 7
         assert all(len(step) <= READ[compass] for step in steps[1:-1]), steps
         assert {name for step in steps[1:-1] for name in step} <= {"tolist"}
+
+
+@pytest.mark.parametrize("compass", ["ar", "denoiser"])
+def test_a_choice_by_token_waits_once_a_step_whatever_its_size(waits_of, compass):
+    for batch, candidates in ((2, 2), (9, 8)):
+        steps = waits_of(compass, batch, candidates, level="token")
+        assert all(step in ([], ["tolist"]) for step in steps[1:-1]), steps
 
 
 def test_what_a_rollout_waits_for_before_and_after_its_steps_is_as_much_for_any_batch(waits_of):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
 from torch import nn
 
 from tests.support import present, vocabulary
@@ -20,9 +21,9 @@ from tsdfm.pipeline.dataset.shards import to_table
 from tsdfm.pipeline.flow.rollout import _halved, roll_out
 from tsdfm.pipeline.loader.windows import Trajectories
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.training.objectives import StudentLoss, forward_kl, mixture_cross_entropy, reverse_kl
+from tsdfm.pipeline.training.objectives import StudentLoss, forward_kl, listwise, mixture_cross_entropy, possible, reverse_kl
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
-from tsdfm.schemas.trajectory import Grid
+from tsdfm.schemas.trajectory import Grid, arrow_schema
 
 N, K, MASK, ROWS = 4, 3, 2, 12_000
 P = np.array([0.15, 0.3, 0.45, 0.6])  # the teacher's probability of word 0 at step s
@@ -61,24 +62,24 @@ def logs(toys):
     teacher = denoiser_class(table, mask_id=MASK)
     energies = torch.tensor([[*ENERGY, 9.0]]).expand(N + 1, 3)
     compass = compass_class(energies, 3, 1)
-    rollout, shaping = RolloutConfig(steps=N, length=1, top_k=2, seed=3), ShapingConfig(candidates=K)
+    rollout, shaping = RolloutConfig(steps=N, length=1, top_k=2, seed=3, logprobs=True), ShapingConfig(candidates=K)
     grid = Grid(length=1, steps=N, vocab_size=3, mask_id=MASK, candidates=K, top_k=2,
-                shaped_steps=shaping.steps_of(rollout), select="argmin", compass=True)
+                shaped_steps=shaping.steps_of(rollout), select="argmin", compass=True, logprobs=True)
     words = vocabulary()
     read = {}
     for arm in ("blind", "shaped"):
         made = roll_out(teacher, compass, rollout, shaping, range(ROWS), arm)
-        read[arm] = Trajectories.of(to_table(made, words), grid, arm)
+        read[arm] = Trajectories.of(to_table(made, words, arrow_schema(grid)), grid, arm)
     return teacher, read
 
 
-def fitted(logs, arm, objective, start, stop):
+def fitted(logs, arm, objective, start, stop, event_weight=0.0):
     """p(word 0) of a table student fitted to all rows of an arm, for one window."""
     teacher, read = logs
     rows = np.arange(ROWS)
     batch = read[arm].window(rows, np.full(ROWS, start), np.full(ROWS, stop), objective, BETA)
     student = Table(teacher.config)
-    loss = StudentLoss(cast(Denoiser, student), objective)
+    loss = StudentLoss(cast(Denoiser, student), objective, event_weight)
     optimizer = torch.optim.LBFGS([student.cells], lr=1.0, max_iter=60, line_search_fn="strong_wolfe")
 
     def closure():
@@ -126,6 +127,51 @@ def test_event_students_learn_what_the_compass_kept(logs, start, stop):
 def test_candidates_students_learn_the_mixture(logs, start, stop):
     wanted = np.mean([soft(s) for s in range(start, stop)])
     assert fitted(logs, "shaped", "candidates", start, stop) == pytest.approx(wanted, abs=NOISE)
+
+
+def tilted(s):
+    """The teacher's law at step s, tilted: p exp(-BETA E), normalised."""
+    mass = np.array([P[s], 1 - P[s]]) * np.exp(-BETA * np.array(ENERGY))
+    return mass[0] / mass.sum()
+
+
+@pytest.mark.parametrize("start", range(N))
+def test_tilt_students_learn_the_tilted_law_whatever_was_kept(logs, start):
+    """Exactly at a window of one step: the candidates' weights are those of the tilt, however few are drawn."""
+    assert fitted(logs, "shaped", "tilt", start, start + 1) == pytest.approx(tilted(start), abs=0.004)
+    assert abs(tilted(start) - kept(start)) > 0.02
+    assert abs(tilted(start) - P[start]) > 0.1
+
+
+@pytest.mark.parametrize(("event_weight", "start", "stop"), [(0.0, 0, 4), (0.5, 1, 2), (2.0, 0, 4)])
+def test_tilt_of_any_window_and_with_event_minimises_its_definition(logs, event_weight, start, stop):
+    """Over the steps of the window, the number m of draws of word 0, and the kept word."""
+    def loss(x):
+        q, total = np.log([1 / (1 + np.exp(-x)), 1 / (1 + np.exp(x))]), 0.0
+        for s in range(start, stop):
+            for m in range(K + 1):
+                chance = comb(K, m) * P[s] ** m * (1 - P[s]) ** (K - m)
+                words = [0] * m + [1] * (K - m)
+                w = np.exp(-BETA * np.array([ENERGY[v] for v in words]))
+                w /= w.sum()
+                f = np.array([q[v] - np.log([P[s], 1 - P[s]])[v] for v in words])
+                total += chance * (-(w * (f - np.log(np.exp(f).sum()))).sum() - event_weight * q[0 if m else 1])
+        return total
+
+    best = minimize_scalar(loss, bounds=(-6, 6), method="bounded").x
+    assert fitted(logs, "shaped", "tilt", start, stop, event_weight) == pytest.approx(1 / (1 + np.exp(-best)), abs=NOISE)
+
+
+def test_the_share_of_the_selection_is_0_for_the_proposal_and_1_for_the_full_tilt():
+    p, energy = torch.tensor([0.2, 0.3, 0.5]).log(), torch.tensor([1.0, 0.2, 0.5])
+    weights = torch.softmax(-BETA * energy, 0)[None]
+    log_q = (p - BETA * energy).log_softmax(0)
+    assert float(possible(weights)) > 0.1
+    assert float(listwise((log_q - p)[None], weights)) == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(listwise((p - p)[None], weights), possible(weights))
+    uniform = torch.full((1, 3), 1 / 3)
+    assert float(possible(uniform)) == pytest.approx(0, abs=1e-6)
+    assert float(listwise(torch.zeros(1, 3), torch.tensor([[1.0, 0.0, 0.0]]))) == pytest.approx(np.log(3))  # no NaN of 0 log 0
 
 
 @pytest.mark.parametrize(("start", "stop"), WINDOWS)
