@@ -53,6 +53,6 @@ def _features(judge: str, found: Likelihood) -> npt.NDArray[np.float64]:
     assert found.features is not None
     features = found.features[found.tokens > 0].astype(np.float64)
     if len(features) < FEWEST:
-        raise InputError(f"judge {judge}: only {len(features)} texts have a token, and distances of sets need {FEWEST}; give "
-                         "more texts, or leave --distances out")
+        raise InputError(f"judge {judge}: distances of sets need {FEWEST} texts that have a token, and there are "
+                         f"{len(features)}; give more texts, or leave --distances out")
     return features
