@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,12 @@ def test_every_room_has_its_place_and_none_is_too_large():
             modules = [path for path in folder.parent.glob("*.py") if path.name not in ("__init__.py", "__main__.py")]
             assert len(modules) <= MODULES_PER_ROOM, folder.parent
     assert [path for path in (ROOT / "pipeline").glob("*.py") if path.name != "__init__.py"] == []
+
+
+def test_every_folder_of_the_code_is_in_the_wheel():
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        listed = tomllib.load(file)["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(name_of(path) for path in MODULES if path.name == "__init__.py")
 
 
 def test_exactly_these_files_import_ray():
