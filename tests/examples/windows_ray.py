@@ -1,5 +1,6 @@
 """Training windows of a published dataset with Ray Data: read on a cluster, nothing of the package that made it imported.
 
+    pip install 'ray[data]' aiohttp          # without the last, Ray Data 2.60 may fail to list files
     python windows_ray.py FOLDER             # a dataset's folder; counts jumps over all windows
 
 What a window is stands in windows_datasets.py; here a whole block of rows is turned into windows at a time, with numpy. For a
