@@ -10,6 +10,7 @@ from tsdfm.schemas.terms import Cleaning, CorpusPart
 
 BUILT_IN = "python"  # the path that names the built-in corpus
 BIBLE = "bible"  # the path that names the one that is the same everywhere
+NAMED = (BUILT_IN, BIBLE)  # paths that are names, whatever lies in the current folder
 HUB = "hub:"  # what a path begins with that names a dataset of the Hub
 
 

@@ -14,11 +14,12 @@ from pydantic import (
 
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
+from tsdfm.schemas.extent import Overlap, StopsAt
 from tsdfm.schemas.measures import Bound, Distances
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.prompts import PromptField, PromptFile
 from tsdfm.schemas.protocols import PROTOCOLS, Protocol
-from tsdfm.schemas.terms import Clocks, Dtype, Texts, Until
+from tsdfm.schemas.terms import Clocks, Dtype, Texts
 
 
 def _several(value: Any) -> Any:
@@ -61,12 +62,8 @@ class EvaluateConfig(Frozen):
     length: int | None = Field(None, ge=1, le=65536, description=(
         "Tokens of every text, real ones too; more than a model's are written in blocks; null: as many as each model was "
         "trained on"))
-    until: Until | None = Field(None, description=(
-        "Where a text stops: 'end' at its end token, behind which nothing is shown or measured; 'length' at its last position; "
-        "null: at its end, if the model was trained on padded texts, else at its last position"))
-    overlap: int | None = Field(None, ge=1, description=(
-        "Of texts that are longer than the model's: how many tokens of a block the next one goes on from; null: half of the "
-        "model's length"))
+    until: StopsAt = None
+    overlap: Overlap = None
     samples: int = Field(256, ge=2, lt=2**31, description="Texts per row of the table; intervals need at least two")
     temperature: Temperature = Field(1.0, description="Divides the model's logits while sampling")
     frontier: bool = Field(False, description=(

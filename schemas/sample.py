@@ -3,10 +3,10 @@
 from pydantic import Field, model_validator
 
 from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.extent import Overlap, StopsAt
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.prompts import BLANK, PromptField, PromptFile, PromptGaps
-from tsdfm.schemas.terms import Until
 
 
 class SampleConfig(Frozen):
@@ -23,12 +23,8 @@ class SampleConfig(Frozen):
     infill: str | None = Field(None, min_length=1, description=(
         "A text with gaps, each written ___ (three low lines or more); the model fills them, and they share evenly the tokens "
         "that a text has beside the given ones (--length)"))
-    until: Until | None = Field(None, description=(
-        "Where a text stops: 'end' at its end token, behind which nothing is shown or measured; 'length' at its last position; "
-        "null: at its end, if the model was trained on padded texts, else at its last position"))
-    overlap: int | None = Field(None, ge=1, description=(
-        "Of texts that are longer than the model's: how many tokens of a block the next one goes on from; null: half of the "
-        "model's length"))
+    until: StopsAt = None
+    overlap: Overlap = None
     rollout: RolloutConfig = RolloutConfig()
 
     @model_validator(mode="after")

@@ -24,8 +24,9 @@ from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.leaving import leave_at_once
 from tsdfm.jobs.shell.signals import held_back
 from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.corpus import NAMED
 
-NAMES = ("embedded", "none", "denoiser", "python")  # of models and corpora that are no folders
+NAMES = ("embedded", "none", "denoiser", *NAMED)  # of models and corpora that are no folders
 CONNECT_SECONDS = 5.0
 STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
 LET_GO_SECONDS = 8.0  # for Ray to disconnect: it would wait for ever where the cluster's head is stopped

@@ -19,13 +19,20 @@ def left(error: BaseException | None) -> None:
     """
     if not _at_once:
         return
+    code = _told(error)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(_code(error))
+    os._exit(code)
 
 
-def _code(error: BaseException | None) -> int:
-    """The exit code that Python would give."""
+def _told(error: BaseException | None) -> int:
+    """Say of what ended the command what Python would, and return the exit code that it would give."""
     if error is None:
         return 0
-    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+    if not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr)
+    return 1

@@ -13,12 +13,12 @@ from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.text_trainer import corpus_of
 from tsdfm.pipeline.training.trainer import Watch
 from tsdfm.schemas.base import parse_json
-from tsdfm.schemas.corpus import BUILT_IN, HUB
+from tsdfm.schemas.corpus import HUB, NAMED
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import CompassConfig, PretrainConfig, TextTraining
 from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
 
-NO_FOLDERS = (BUILT_IN, HUB.rstrip(":"), "embedded")  # of corpora and teachers: what stands before a ':' in their names
+NO_FOLDERS = (*NAMED, HUB.rstrip(":"), "embedded")  # of corpora and teachers: what stands before a ':' in their names
 
 C = TypeVar("C", bound=PretrainConfig | CompassConfig)
 R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)

@@ -164,7 +164,6 @@ class Shaper:
         self.note("teacher", now.rows[owner], drawn.logprobs)
         tokens, logprobs = self._padded(now, clocks, drawn.tokens, drawn.logprobs)
         # An unshaped step has one draw, candidate 0, that stands for all K.
-        # An unshaped step has one draw, candidate 0, that stands for all K.
         shaped = now.shaped[owner, None]
         found = _Candidates(clocks, torch.where(shaped, tokens, tokens[:, :1]), torch.where(shaped, logprobs, logprobs[:, :1]))
         energy = self._energy(now, hidden, found)

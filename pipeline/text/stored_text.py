@@ -31,7 +31,7 @@ from tsdfm.pipeline.text.documents import STAGE, Reading, Source, find_source
 from tsdfm.pipeline.text.sources import formats
 from tsdfm.pipeline.text.split import Part, Split, splits_of
 from tsdfm.schemas.base import InputError, WorkError, first_line, parse_json, to_json
-from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
+from tsdfm.schemas.corpus import NAMED, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.regular import open_regular, read_regular
 from tsdfm.schemas.stored_corpus import StoredCorpus
@@ -111,7 +111,7 @@ def _found(folder: Path) -> StoredText | None:
 
 
 def _folder_of(config: CorpusConfig, source: Source) -> Path:
-    name = config.path if config.path == BUILT_IN else [config.path, config.text_field, config.clean]
+    name = config.path if config.path in NAMED else [config.path, config.text_field, config.clean]
     code = [hashlib.sha256(Path(str(each)).read_bytes()).hexdigest()
             for each in (cleaning.__file__, documents.__file__, formats.__file__, __file__)]
     key = json.dumps([name, source.stamp, code, unicodedata.unidata_version], sort_keys=True)

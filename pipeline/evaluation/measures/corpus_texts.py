@@ -25,7 +25,7 @@ from tsdfm.pipeline.text.ends.documents import Documents
 from tsdfm.pipeline.text.ends.written import lengths
 from tsdfm.pipeline.text.token_file import Tokens
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.corpus import BUILT_IN, HUB, CorpusConfig
+from tsdfm.schemas.corpus import HUB, NAMED, CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.progress import Progress
 from tsdfm.schemas.terms import Texts
@@ -165,7 +165,7 @@ def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress:
 def corpus_identity(corpus: CorpusConfig) -> Identity:
     """Which text a corpus is, whatever part of it is asked for."""
     return {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
-            **({} if corpus.path == BUILT_IN else {"clean": corpus.clean})}
+            **({} if corpus.path in NAMED else {"clean": corpus.clean})}
 
 
 def _identity(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Identity:
@@ -182,8 +182,8 @@ def _named(name: str, label: str, seed: int | None, identity: Identity, opened: 
 
 
 def _stamp(corpus: str) -> list[list[int]]:
-    """Sizes and times of a corpus's files, so that a changed one is read anew; of 'python' and the Hub, nothing."""
-    if corpus == BUILT_IN or corpus.startswith(HUB):
+    """Sizes and times of a corpus's files, so that a changed one is read anew; of named ones and those of the Hub, nothing."""
+    if corpus in NAMED or corpus.startswith(HUB):
         return []
     path = Path(corpus)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]

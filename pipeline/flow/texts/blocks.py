@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.prompts import FREE
 from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.text.ends.written import behind_given, is_written
@@ -28,7 +29,6 @@ from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.terms import Until
 
-FREE = -1
 Int64 = npt.NDArray[np.int64]
 
 

@@ -102,17 +102,6 @@ def test_a_worker_that_is_stopped_is_ended_and_its_shard_made_by_another(tmp_pat
     assert bytes_of(out) == reference
 
 
-def test_a_worker_that_stops_between_two_shards_is_missed(tmp_path, tiny_models, reference):
-    out = tmp_path / "out"
-    with cluster(1) as nodes:
-        file = config_file(tmp_path, out, tiny_models)
-        with running("generate", file, "--address", nodes.address, code=BETWEEN, cwd=tmp_path) as process:
-            _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 0, stderr
-    assert "it gave no sign of life for 12 s" in stderr
-    assert bytes_of(out) == reference
-
-
 # The command, with a worker that stops once as it is given the shard after shard 1, before it has said that it begins.
 BETWEEN = """
 import os
@@ -239,17 +228,6 @@ def test_a_head_that_is_lost_ends_the_run_in_one_line_and_another_goes_on(ended,
     assert bytes_of(out) == reference
 
 
-def test_a_worker_that_hangs_while_its_process_lives_is_ended(tmp_path, tiny_models, reference):
-    out = tmp_path / "out"
-    with cluster(2) as nodes:
-        file = config_file(tmp_path, out, tiny_models)
-        with running("generate", file, "--address", nodes.address, code=HANGING, cwd=tmp_path) as process:
-            _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 0, stderr
-    assert "is ended, and its work given to another: it took more than" in stderr
-    assert bytes_of(out) == reference
-
-
 # The command, with a worker that hangs over shard 1 once, and less patience than ten minutes.
 HANGING = """
 import os
@@ -267,3 +245,15 @@ run.make = make
 from tsdfm.jobs.cli import main
 main()
 """
+
+
+@pytest.mark.parametrize(("cpus", "code", "why"), [(1, BETWEEN, "it gave no sign of life for 12 s"), (2, HANGING, "it took more than")], ids=["stops", "hangs"])
+def test_a_worker_that_stops_between_two_shards_or_hangs_over_one_is_ended(tmp_path, tiny_models, reference, cpus, code, why):
+    out = tmp_path / "out"
+    with cluster(cpus) as nodes:
+        file = config_file(tmp_path, out, tiny_models)
+        with running("generate", file, "--address", nodes.address, code=code, cwd=tmp_path) as process:
+            _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert f"is ended, and its work given to another: {why}" in stderr
+    assert bytes_of(out) == reference

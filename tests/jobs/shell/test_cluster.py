@@ -7,8 +7,9 @@ import pytest
 
 from tests.support import present
 from tsdfm.jobs.shell import cluster
-from tsdfm.jobs.shell.cluster import _short_folder, cores_here
+from tsdfm.jobs.shell.cluster import _short_folder, anchored, cores_here
 from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.corpus import NAMED
 
 BOUND = len(os.sched_getaffinity(0))
 
@@ -66,3 +67,12 @@ def test_ray_that_does_not_start_is_started_again_twice(monkeypatch, capsys, fai
             pass
     assert len(begun) == 3
     assert capsys.readouterr().err.count("trying again") == 2
+
+
+@pytest.mark.parametrize("name", [*NAMED, "embedded", "embedded:uniform", "none", "denoiser"])
+def test_what_has_a_name_is_never_taken_for_the_folder_that_is_called_so(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert anchored(name) == name
+    assert anchored("mine") == str(tmp_path / "mine")

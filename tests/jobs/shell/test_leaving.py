@@ -18,10 +18,13 @@ finally:
 """
 
 
-@pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit(2)", 2), ("sys.exit('a line')", 1), ("1 / 0", 1)])
-def test_it_leaves_with_its_exit_code(end, code):
-    done = subprocess.run([sys.executable, "-c", KEPT.format(end=end)], capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize(("end", "code"), [("pass", 0), ("sys.exit()", 0), ("sys.exit(2)", 2), ("sys.exit('a line')", 1), ("1 / 0", 1)])
+def test_it_leaves_as_it_would_have_ended(end, code):
+    done = subprocess.run([sys.executable, "-c", KEPT.format(end=end)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, "said")
+    plain = subprocess.run([sys.executable, "-c", f"import sys\n{end}"], capture_output=True, text=True, check=False)
+    assert plain.returncode == code
+    assert done.stderr.splitlines()[-1:] == plain.stderr.splitlines()[-1:]
 
 
 def test_whoever_is_not_kept_goes_on():

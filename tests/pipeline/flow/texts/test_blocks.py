@@ -9,8 +9,9 @@ from scipy.stats import chisquare
 
 from tests.support import LENGTH
 from tsdfm.pipeline.flow.noise import Noise, Use
+from tsdfm.pipeline.flow.prompts import FREE
 from tsdfm.pipeline.flow.rollout import roll_out_blind
-from tsdfm.pipeline.flow.texts.blocks import FREE, Extent, roll_out_blocks
+from tsdfm.pipeline.flow.texts.blocks import Extent, roll_out_blocks
 from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig
