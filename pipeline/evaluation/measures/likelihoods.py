@@ -58,7 +58,8 @@ class Bounds:
         check_bounded(config, subjects)
         found = {}
         for opened in kinds_of(config, [each.opened for each in subjects]):
-            whole = config.model_copy(update={"until": None})  # as the model was trained
+            # Texts as the model was trained on, and all of them: a bound is of no continuation.
+            whole = config.model_copy(update={"until": None, "prompt_tokens": None})
             texts = (file_texts if config.text is not None else real_texts)(whole, opened, progress)
             found[kind_of(config, opened)] = texts, cache.samples(texts.identity, texts.labels, texts.make)
         return cls(config, cache, found)

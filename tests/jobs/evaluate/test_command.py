@@ -194,6 +194,8 @@ def test_likelihood_bounds_are_of_teachers_and_students(cli, arguments, counts, 
     assert again["likelihood"] == report["likelihood"]
     beside, _ = run(cli, arguments, "--likelihood")
     assert beside["likelihood"] == report["likelihood"][:6]
+    after_prompts, _ = run(cli, arguments, "--likelihood", "--prompt-tokens", "5")  # the bounds are of whole texts all the same
+    assert after_prompts["likelihood"] == report["likelihood"][:6]
     assert len(beside["rows"]) == 4
 
 
