@@ -238,3 +238,9 @@ def test_bad_inputs(cli, tiny_models, corpus, tmp_path, teacher):
     for end, words in ((5, "don't belong together"), (config["mask_id"], "end_id"), (10**6, "end_id"), (-1, "end_id")):
         (broken / "config.json").write_text(json.dumps(config | {"end_id": end}))
         assert_refused(cli("sample", "--model", broken), "end_id", words)
+
+
+def test_tokens_are_not_chosen_one_by_one_where_texts_end(cli, teacher, tmp_path):
+    assert_refused(cli("generate", "--teacher", teacher, "--compass", "denoiser", "--level", "token", "--out", tmp_path / "out"),
+                   "shaping.level: 'token' is for texts that don't end", "give --level sequence")
+    assert not (tmp_path / "out").exists()
