@@ -109,13 +109,13 @@ import tsdfm.jobs.crew.tasks as tasks
 import tsdfm.jobs.generate.run as run
 tasks.SILENT_SECONDS = 12.0
 sound, mark = run.make, os.path.abspath("stopped")
-def make(order, item):
+def make(order, item, given):
     if "00001-of" in item.path and not os.path.exists(mark):
         import signal
         import tsdfm.jobs.crew.working as working
         open(mark, "w").close()
         working._Heart.begins = lambda heart, key, signs: os.kill(os.getpid(), signal.SIGSTOP)
-    return sound(order, item)
+    return sound(order, item, given)
 run.make = make
 from tsdfm.jobs.cli import main
 main()
@@ -144,11 +144,11 @@ def test_a_shard_that_ends_every_worker_is_set_aside(tmp_path, tiny_models, refe
 POISONED = """
 import tsdfm.jobs.generate.run as run
 sound = run.make
-def make(order, item):
+def make(order, item, given):
     if "00001-of" in item.path:
         import os
         os._exit(1)
-    return sound(order, item)
+    return sound(order, item, given)
 run.make = make
 from tsdfm.jobs.cli import main
 main()
@@ -235,12 +235,12 @@ import tsdfm.jobs.crew.signs as signs
 import tsdfm.jobs.generate.run as run
 signs.HANG_SECONDS, signs.HANG_TIMES = 15.0, 1
 sound, mark = run.make, os.path.abspath("hung")
-def make(order, item):
+def make(order, item, given):
     if "00001-of" in item.path and not os.path.exists(mark):
         import time
         open(mark, "w").close()
         time.sleep(10_000)
-    return sound(order, item)
+    return sound(order, item, given)
 run.make = make
 from tsdfm.jobs.cli import main
 main()
