@@ -65,6 +65,23 @@ class CompassConfig(Divided):
     shape: TransformerShape = TransformerShape(hidden_size=128, n_blocks=3, n_heads=4)
     rollouts: int = Field(512, ge=2, description="Blind texts of the teacher that 'nce' learns to tell from real ones")
     rollout_steps: int = Field(32, ge=1, description="Steps of those rollouts")
+    init: Literal["teacher", "random"] | None = Field(None, description=(
+        "What an 'nce' network starts from: 'teacher' is the teacher's weights, in its widths; 'random' is none, in the widths "
+        "of `shape`; null: teacher for 'nce'; an 'ar' network has no other start than random"))
+    hard_negatives: int = Field(0, ge=0, le=127, description=(
+        "Of 'nce': draws of the teacher among which a text's own tokens are ranked at every jump, as a compass ranks "
+        "candidates; each costs a pass more; 0: none, texts are told from rollouts only"))
+
+    @model_validator(mode="after")
+    def _of_nce(self) -> "CompassConfig":
+        if self.kind == "ar" and (self.init == "teacher" or self.hard_negatives):
+            name = "hard_negatives" if self.hard_negatives else "init 'teacher'"
+            raise ValueError(f"{name}: belongs to kind 'nce'; set that, or leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, tracker="none", init=None, hard_negatives=0)
 
     @model_validator(mode="after")
     def _halves(self) -> "CompassConfig":

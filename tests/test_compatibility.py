@@ -13,8 +13,10 @@ from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.evaluation import run as evaluation
 from tsdfm.pipeline.evaluation.sample_cache import kept_texts
+from tsdfm.pipeline.flow.compass import NceCompass
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
-from tsdfm.pipeline.models.folder import load_denoiser
+from tsdfm.pipeline.models.folder import load, load_denoiser
+from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
@@ -22,7 +24,7 @@ from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.schemas.base import parse_json, to_json
 from tsdfm.schemas.evaluate import Frontier, Results
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.training_record import StudentRecord
+from tsdfm.schemas.training_record import NceRecord, StudentRecord
 
 FIXTURES = Path(__file__).parent / "fixtures" / "v1"
 CPU = torch.device("cpu")
@@ -89,6 +91,22 @@ def test_a_student_opens_and_its_record_and_card_are_written_the_same(old):
     assert without_new(student_card(opened.network.config, record)) == (old / "student" / "README.md").read_text()
     results = parse_json(Results, (old / "evaluation" / "results.json").read_bytes(), "results.json")
     assert {row.fingerprint for row in results.rows} == {opened.fingerprint}
+
+
+def test_an_nce_compass_gives_the_energies_that_it_gave(old):
+    """And its record is written the same, but for fields that its config did not have."""
+    opened, found = load(old / "models" / "nce"), json.loads((old / "models" / "nce" / "energies.json").read_text())
+    assert isinstance(opened.network, NceEncoder)
+    assert opened.fingerprint == found["fingerprint"]
+    energies = NceCompass(opened.network).energy(torch.tensor(found["states"]), torch.tensor(found["t"]), None)
+    torch.testing.assert_close(energies, torch.tensor(found["energies"]), rtol=0, atol=1e-6)
+    text = (old / "models" / "nce" / "training.json").read_text()
+    anew = json.loads(to_json(parse_json(NceRecord, text, "training.json")))
+    new = anew["config"].keys() - json.loads(text)["config"].keys()
+    assert new == {"workers", "address", "micro_batches", "compile", "recompute"}
+    for name in new:
+        del anew["config"][name]
+    assert json.dumps(anew, indent=2, sort_keys=True) + "\n" == text
 
 
 def test_training_that_was_cut_goes_on_to_the_same_student(old):

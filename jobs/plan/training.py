@@ -136,8 +136,9 @@ class TrainingJob:
     def _texts_a_row(self) -> int:
         """Texts that the network sees for each row of a batch."""
         config = self.config
-        both = isinstance(config, CompassConfig) and config.kind == "nce"
-        return 2 if both or (isinstance(config, DistillConfig) and config.real.weight) else 1
+        if isinstance(config, CompassConfig):
+            return 2 + config.hard_negatives if config.kind == "nce" else 1
+        return 2 if isinstance(config, DistillConfig) and config.real.weight else 1
 
 
 def timed(place: Place, config: Any, out: Path, report: Report, *, watch: Watch, loop: Any) -> bool:

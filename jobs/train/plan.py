@@ -37,6 +37,6 @@ def plan_fit_compass(config: CompassConfig, wish: PlanWish, out: Path, *, half: 
     done = updates_done(out, config.model_dump(mode="json", exclude={"teacher": True, **DIVISION}))
     say_corpus(config.corpus)
     shape = {"teacher": teacher.model_dump(mode="json"),
-             **config.model_dump(mode="json", include={"shape", "kind", "rollouts", "rollout_steps"})}
+             **config.model_dump(mode="json", include={"shape", "kind", "rollouts", "rollout_steps", "init", "hard_negatives"})}
     return plan_of(TrainingJob("fit-compass", partial(fit_at, half=half), config, out.absolute(), done, teacher.length, shape,
                                started_seconds()), wish)

@@ -1,7 +1,7 @@
 """How a training shows its progress: a line of loss and learning rate."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tsdfm.jobs.shell.console import Stages
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.jobs.shell.trackers import Log
-from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.optim import HELD_OUT_AUC, OptimConfig
 from tsdfm.schemas.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def training_progress(
     with interruptible("saving a checkpoint") as interrupted, Stages() as stages:
         def report(step: int, scalars: dict[str, float]) -> None:
             track(step, scalars)
-            stages(label, step, optim.steps, f"loss {scalars['loss']:.4f}  lr {scalars['lr']:.1e}")
+            stages(label, step, optim.steps, f"{told(scalars)}  lr {scalars['lr']:.1e}")
 
         def preparing(stage: str, done: int, total: int, note: str = "") -> None:
             if interrupted:
@@ -37,6 +37,12 @@ def training_progress(
             stages(stage, done, total, note)
 
         yield report, lambda: bool(interrupted), preparing
+
+
+def told(scalars: Mapping[str, float]) -> str:
+    """How a training goes, in a few words: its loss and, of an `nce` compass, the held-out AUC at late times."""
+    loss = f"loss {scalars['loss']:.4f}"
+    return f"{loss}  AUC {scalars[HELD_OUT_AUC]:.2f}" if HELD_OUT_AUC in scalars else loss
 
 
 def stopped(state: Path) -> Interrupted:

@@ -7,7 +7,7 @@ import torch
 
 from tsdfm.jobs.shell.console import say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
-from tsdfm.jobs.train.progress import stopped, training_progress
+from tsdfm.jobs.train.progress import stopped, told, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.text_trainer import corpus_of
@@ -70,7 +70,7 @@ def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
         if _is_here(anchored_config):  # else the processes see to it, the first of each node for all of it
             with training_progress(label, config.optim, untracked) as (_, _, progress):
                 corpus_of(anchored_config, progress, on_ray)
-        group.run(lambda scalars: f"loss {scalars['loss']:.4f}")
+        group.run(told)
 
 
 def with_anchored_paths(config: C) -> C:

@@ -25,3 +25,8 @@ class NceEncoder(nn.Module):
         """x_t [B, L] int64, t [B] -> logits [B]."""
         out: Tensor = self.head(self.trunk(x_t, t).float().mean(1))[:, 0]  # float32, in whatever dtype the trunk computes
         return out
+
+    def per_token(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """What each position has to say, [B, L] float32: their mean is the logit, up to floating-point error."""
+        out: Tensor = self.head(self.trunk(x_t, t).float())[..., 0]
+        return out

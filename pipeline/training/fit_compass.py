@@ -4,33 +4,26 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from tsdfm.pipeline.flow.noise import Use
-from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_denoiser, save, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.corpus import Corpus, prepare
-from tsdfm.pipeline.text.ends.written import padded_state
+from tsdfm.pipeline.training.contrast.loss import Candidates, NoiseContrast
+from tsdfm.pipeline.training.contrast.separation import LINE_TEXTS, auc_per_bin, scalars_of
+from tsdfm.pipeline.training.contrast.states import noise_states
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
-from tsdfm.pipeline.training.losses import CausalNLL, NoiseContrast
+from tsdfm.pipeline.training.losses import CausalNLL
 from tsdfm.pipeline.training.text_trainer import Texts, TextTrainer, held_out_texts, texts_of
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
-from tsdfm.schemas.generate import RolloutConfig
-from tsdfm.schemas.model import CausalConfig, NceConfig
+from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
 from tsdfm.schemas.optim import DIVISION
-from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import CompassConfig
-from tsdfm.schemas.training_record import CausalRecord, NceRecord, Separation
+from tsdfm.schemas.training_record import CausalRecord, NceRecord
 
-TIME_BINS = 8
 HELD_OUT_SHARE = 0.2  # of the rollouts, kept for the AUC
-ROLLOUT_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -115,78 +108,45 @@ def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Settin
 
 
 def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
-    """Fit an encoder, started from the teacher's trunk, by noise-contrastive estimation; measured: held-out AUC per time bin.
+    """Fit an encoder by noise-contrastive estimation (see `contrast.loss`); measured: held-out AUC per time bin.
 
-    Real: noised text at time t. Noise: states of blind teacher rollouts at time t, which the processes divide among them. All
-    else as `fit_ar`.
+    Real: noised text at time t. Noise: states of blind teacher rollouts at time t, which the processes divide among them. The
+    AUC is of text and rollouts that are not learnt from; every line of progress has it, too, of fewer. All else as `fit_ar`.
     """
     teacher, vocabulary = opened.network, opened.vocabulary
     corpus = prepare(config.corpus, vocabulary, vocabulary.size, setting.watch.progress)
     held = held_out_texts(corpus, teacher.config.length, teacher.config.end_id)  # refused now, not after the training
     states = noise_states(config, teacher, setting.watch.progress, setting.place)
     cut = max(1, int(len(states) * (1 - HELD_OUT_SHARE)))
-    with seeded(config.optim.seed):
-        model = NceEncoder(NceConfig(trunk=teacher.config))
-    model.trunk.load_state_dict(teacher.trunk.state_dict())
-    model.requires_grad_(True)
-    loss = NoiseContrast(model, states[:cut])
+    model = _encoder(config, teacher)
+    candidates = None
+    if config.hard_negatives:
+        candidates = Candidates(teacher.to(setting.place.device), config.hard_negatives)
+    loss = NoiseContrast(model, states[:cut], candidates)
     trainer = TextTrainer(model, loss, _texts(config, corpus, teacher), config, setting.place)
-    if not trainer.run(setting.folder, _identity(config, corpus, opened.fingerprint), setting.report, setting.watch.stop):
+    few = held[:: -(-len(held) // LINE_TEXTS)]
+    done = trainer.run(setting.folder, _identity(config, corpus, opened.fingerprint), setting.report, setting.watch.stop,
+                       lambda: scalars_of(auc_per_bin(model, few, states[cut:])))
+    teacher.cpu()
+    if not done:
         return None
     separation = auc_per_bin(model, held, states[cut:])
     return Fit(model.cpu(), NceRecord(
         config=config, corpus=corpus.facts, teacher=opened.fingerprint, rollouts=len(states), held_out_auc=separation))
 
 
-def noise_states(
-    config: CompassConfig, teacher: Denoiser, progress: Progress = unheard, place: Place | None = None
-) -> Tensor:
-    """Every state of every blind rollout: [R, N, L] int32, entry [r, s] at time (s + 1)/N; the same in all processes.
-
-    None is a trajectory of `generate`: those the compass will judge, and it must not have seen them. Rollouts are functions
-    of their number, so it does not matter which process makes which. `teacher` is left on the CPU.
-    """
-    place = place or Place.alone()
-    rollout = RolloutConfig(steps=config.rollout_steps, seed=config.optim.seed)
-    states = torch.zeros(config.rollouts, config.rollout_steps, teacher.config.length, dtype=torch.int32)
-    teacher.to(place.device)
-    for start in range(place.rank * ROLLOUT_BATCH, config.rollouts, place.world * ROLLOUT_BATCH):
-        ids = range(start, min(start + ROLLOUT_BATCH, config.rollouts))
-        for log in roll_out_blind(teacher, rollout, ids, Use.CONTRAST):
-            for step in range(config.rollout_steps):
-                states[log.trajectory_id, step] = torch.from_numpy(log.state_after(step, teacher.config.mask_id))
-        progress("rolling out noise", min(start + place.world * ROLLOUT_BATCH, config.rollouts), config.rollouts)
-    teacher.cpu()
-    states = place.summed(states)  # each state is zero in all processes but one
-    return padded_state(states, teacher.config.end_id, teacher.config.mask_id).int()
-
-
-@torch.no_grad()
-def auc_per_bin(model: NceEncoder, text: Tensor, states: Tensor) -> list[Separation]:
-    """Area under the ROC curve of real text [n, L] against teacher states [R, N, L], in up to TIME_BINS bins of t."""
-    generator = torch.Generator().manual_seed(0)
-    model.eval()
-    steps, contrast = states.shape[1], NoiseContrast(model, states)
-    result = []
-    for part in torch.arange(steps).tensor_split(min(TIME_BINS, steps)):
-        picked = part[torch.randint(len(part), (len(text),), generator=generator)]
-        rows = contrast.pair(text, picked, generator)
-        real, t = rows.noised()
-        result.append(Separation(t_from=float(part[0] + 1) / steps, t_to=float(part[-1] + 1) / steps,
-                                 auc=auc(_logits(model, real, t), _logits(model, rows.tokens, t))))
-    return result
-
-
-def _logits(model: NceEncoder, states: Tensor, t: Tensor) -> npt.NDArray[np.floating]:
-    chunks = zip(states.split(64), t.split(64), strict=True)
-    device = next((parameter.device for parameter in model.parameters()), states.device)
-    return torch.cat([model(x.to(device), time.to(device)).cpu() for x, time in chunks]).numpy()
-
-
-def auc(positive: npt.NDArray[np.floating], negative: npt.NDArray[np.floating]) -> float:
-    """P(positive > negative) + P(equal)/2 over all pairs (the Mann-Whitney statistic); 1-d arrays."""
-    difference = np.sign(positive[:, None] - negative[None, :])
-    return float((difference.mean() + 1) / 2)
+def _encoder(config: CompassConfig, teacher: Denoiser) -> NceEncoder:
+    """The network to begin with: on the teacher's trunk, or on one of `config.shape` with random weights."""
+    trunk = teacher.config
+    if config.init == "random":
+        trunk = DenoiserConfig(
+            **config.shape.model_dump(), vocab_size=trunk.vocab_size, length=trunk.length, cond_dim=trunk.cond_dim,
+            source=trunk.source, mask_id=trunk.mask_id, kappa_exponent=trunk.kappa_exponent, end_id=trunk.end_id)
+    with seeded(config.optim.seed):
+        model = NceEncoder(NceConfig(trunk=trunk))
+    if config.init != "random":
+        model.trunk.load_state_dict(teacher.trunk.state_dict())
+    return model.requires_grad_(True)
 
 
 def _texts(config: CompassConfig, corpus: Corpus, teacher: Denoiser) -> Texts:

@@ -1,4 +1,4 @@
-"""Training losses on text, and held-out bounds: of the denoiser, the causal LM and the NCE encoder.
+"""Training losses on text, and held-out bounds: of the denoiser and the causal LM (of the NCE encoder: `contrast`).
 
 Each is a module, so that data-parallel wrappers see its forward pass, and works on rows that are drawn for a whole batch before
 they are divided: `draw` noises the batch, `count` says how many losses it has, and calling it gives them.
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs
@@ -21,7 +20,6 @@ from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
 from tsdfm.pipeline.flow.rings.clocks import noised_states
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.ends.written import is_written
 
 # t stays below 1 by this much: the generalised KL's weight kappa'/(1 - kappa) has a pole at t = 1, where nothing is noised.
@@ -161,38 +159,6 @@ class CausalNLL(TextLoss):
         return -linear_logprob(hidden[written], self.model.head_weight, None, rows.tokens[written])
 
 
-class NoiseContrast(TextLoss):
-    """Binary cross entropy of real text, noised to time t, against teacher states at the same time.
-
-    Args:
-        model: the encoder whose logit tells them apart.
-        states: every state of R teacher rollouts of N steps, [R, N, L]; entry [r, s] is at time (s + 1)/N.
-    """
-
-    def __init__(self, model: NceEncoder, states: Tensor) -> None:
-        super().__init__()
-        self.model, self.states, self.path = model, states, MixturePath.of(model.config.trunk)
-
-    def draw(self, x_1: Tensor, generator: torch.Generator) -> TextRows:
-        """Pairs of a text's state and a teacher's, at the time of a step drawn uniformly: x_t and, as tokens, the teacher's."""
-        return self.pair(x_1, torch.randint(self.states.shape[1], (len(x_1),), generator=generator), generator)
-
-    def pair(self, x_1: Tensor, steps: Tensor, generator: torch.Generator) -> TextRows:
-        """Texts x_1 [B, L], noised to the times of steps [B], beside states of a rollout drawn for each."""
-        rollout = torch.randint(len(self.states), (len(x_1),), generator=generator)
-        t = (steps + 1).float() / self.states.shape[1]
-        return TextRows(self.states[rollout, steps].long(), self.path.sample(x_1, t, generator), t)
-
-    def count(self, rows: TextRows) -> int:
-        """Pairs."""
-        return len(rows)
-
-    def forward(self, rows: TextRows) -> Tensor:
-        """Nats of every pair, [B] float32."""
-        real, t = rows.noised()
-        return nce(self.model(real, t), self.model(rows.tokens, t))
-
-
 def _asked(model: Denoiser, x_t: Tensor) -> Tensor:
     """The masked positions of states [B, L] that a model is asked for: of padded texts none behind an end that stands there."""
     mask_id, end_id = model.config.mask_id, model.config.end_id
@@ -212,8 +178,3 @@ def mean_loss(loss: TextLoss, x_1: Tensor, generator: torch.Generator) -> Tensor
     device = next((parameter.device for parameter in loss.parameters()), x_1.device)
     total: Tensor = loss(rows.to(device)).sum()
     return total / max(1, loss.count(rows))
-
-
-def nce(real: Tensor, noise: Tensor) -> Tensor:
-    """Binary cross entropy of pairs, given the logits of real states and of noise, [B] each -> [B] nats."""
-    return F.softplus(-real) + F.softplus(noise)

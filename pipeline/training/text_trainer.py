@@ -15,7 +15,7 @@ from tsdfm.pipeline.text.token_file import Spread, Tokens, one_by_one
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.losses import TextLoss
-from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, generator_of, never
+from tsdfm.pipeline.training.trainer import Gauges, Part, Report, Stop, Trainer, generator_of, never
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
@@ -131,7 +131,9 @@ class TextTrainer:
     def __init__(self, network: nn.Module, loss: TextLoss, windows: Texts, config: TextTraining, place: Place) -> None:
         self.network, self.loss, self.windows, self.config, self.place = network.to(place.device), loss, windows, config, place
 
-    def run(self, folder: Path, identity: dict[str, object], report: Report, stop: Stop = never) -> bool:
+    def run(
+        self, folder: Path, identity: dict[str, object], report: Report, stop: Stop = never, gauges: Gauges | None = None
+    ) -> bool:
         """Train to the end, from the checkpoint in `folder` if there is one. Returns False if it was stopped before.
 
         Args:
@@ -140,6 +142,7 @@ class TextTrainer:
             report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves
                 and stops all processes.
             stop: asked after every update, in the first process, whether to save and stop.
+            gauges: further scalars of a line, measured while the network has the weights that would be saved now.
 
         Raises InputError: `folder` holds another run; WorkError: the loss is not finite.
         """
@@ -156,4 +159,10 @@ class TextTrainer:
             batch = self.loss.draw(self.windows.batch(step), generator)  # the same in all processes
             yield from parallel.parts(self.place.share(batch).to(self.place.device), self.loss.count(batch))
 
-        return trainer.run(parts, parallel.on_first(report), mean=self.place.mean, stop=self.place.heeding(stop))
+        def measured() -> dict[str, float]:
+            if gauges is None:
+                return {}
+            with trainer.averaged():
+                return gauges()
+
+        return trainer.run(parts, parallel.on_first(report), measured, self.place.mean, self.place.heeding(stop))

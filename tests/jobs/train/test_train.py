@@ -6,8 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import psutil
@@ -19,7 +17,6 @@ from tests.support import make_dataset, present
 from tsdfm.jobs.crew.training_group import Desk
 from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
-from tsdfm.pipeline.training.fit_compass import auc, auc_per_bin
 
 SUBJECTS = ["the cat", "a dog", "one bird", "my friend", "this river", "every child", "an old tree", "the night"]
 VERBS = ["sees", "follows", "remembers", "covers", "likes", "carries", "leaves", "finds"]
@@ -110,30 +107,6 @@ def test_training_into_the_folder_of_another_config_is_refused(cli, configs, tmp
     assert outcome.code == 2
     assert "optim" in outcome.stderr.splitlines()[-1]
     assert load(out).fingerprint == before
-
-
-def test_auc_is_the_share_of_ordered_pairs():
-    assert auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
-    assert auc(np.array([1.0]), np.array([1.0])) == 0.5
-    rng = np.random.default_rng(0)
-    a, b = rng.normal(size=40), rng.normal(size=30)
-    assert auc(a, b) == pytest.approx(np.mean([[x > y for y in b] for x in a]))
-
-
-def test_an_encoder_that_counts_a_token_separates_texts_by_it(tiny_models):
-    """AUC per bin of a hand-made scorer: real text holds token 5, noise token 6; the scorer sees which."""
-
-    class Counter(torch.nn.Module):
-        config = SimpleNamespace(trunk=SimpleNamespace(kappa_exponent=1.0, vocab_size=10, mask_id=None))
-
-        def forward(self, x, t):
-            return (x == 5).sum(-1).float() - (x == 6).sum(-1).float()
-
-    text, states = torch.full((50, 4), 5), torch.full((20, 8, 4), 6)
-    bins = auc_per_bin(cast(NceEncoder, Counter()), text, states)
-    assert len(bins) == 8
-    assert bins[-1].auc == 1.0
-    assert bins[0].t_from == pytest.approx(1 / 8)
 
 
 def test_the_nce_encoder_starts_from_the_teachers_trunk(tiny_models):

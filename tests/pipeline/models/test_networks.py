@@ -215,6 +215,8 @@ def test_nce_gives_one_logit_per_state(tokens, times):
     network = scattered(network)
     assert network(tokens, times).shape == (B,)
     close(network(tokens, times), network.trunk(tokens, times).mean(1) @ network.head.weight[0] + network.head.bias)
+    assert network.per_token(tokens, times).shape == tokens.shape
+    close(network.per_token(tokens, times).mean(1), network(tokens, times))
 
 
 # ------------------------------------------------------------------ layers

@@ -11,8 +11,7 @@ import torch
 
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.nce import NceEncoder
-from tsdfm.pipeline.training.losses import TIME_MARGIN, CausalNLL, CrossEntropy, GeneralizedKL, NoiseContrast, mean_loss, nce
+from tsdfm.pipeline.training.losses import TIME_MARGIN, CausalNLL, CrossEntropy, GeneralizedKL, mean_loss
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig
 
 TEXTS = list(itertools.product(range(3), repeat=2))
@@ -216,29 +215,3 @@ def test_causal_nll_learns_the_chain_rule():
     exact = sum(float(p) * 2 * mean_loss(CausalNLL(model), texts[i : i + 1], generator).item() for i, p in enumerate(PROBABILITY))
     entropy = -(PROBABILITY * np.log(PROBABILITY)).sum()
     assert entropy - 1e-6 <= exact < entropy + 0.03
-
-
-def test_nce_is_binary_cross_entropy_and_its_optimum_the_density_ratio():
-    real, noise = torch.tensor([0, 1, 0, 0]), torch.tensor([1, 1, 0, 1])
-    logits = torch.tensor([0.3, -2.0])
-    expected = np.mean([math.log1p(math.exp(-v)) for v in (0.3, -2.0, 0.3, 0.3)]) + np.mean(
-        [math.log1p(math.exp(v)) for v in (-2.0, -2.0, 0.3, -2.0)])
-    assert nce(logits[real], logits[noise]).mean().item() == pytest.approx(expected, rel=1e-6)
-    logits = torch.tensor([math.log(0.75 / 0.25), math.log(0.25 / 0.75)], requires_grad=True)  # log p_real / p_noise
-    nce(logits[real], logits[noise]).mean().backward()
-    torch.testing.assert_close(logits.grad, torch.zeros(2), rtol=0, atol=1e-6)
-
-
-def test_noise_is_a_state_of_a_rollout_at_the_time_of_the_text_it_is_paired_with():
-    """States say where they come from: rollout r at step s holds 10 r + s everywhere. Texts are a single token."""
-    states = (10 * torch.arange(3)[:, None, None] + torch.arange(4)[:, None]).expand(3, 4, 6)
-    model = torch.nn.Module()
-    model.config = SimpleNamespace(trunk=SimpleNamespace(kappa_exponent=1.0, vocab_size=50, mask_id=50))  # type: ignore[assignment]
-    rows = NoiseContrast(cast(NceEncoder, model), states).draw(torch.full((2000, 6), 7), torch.Generator().manual_seed(0))
-    x_t, t = rows.noised()
-    step = rows.tokens[:, 0] % 10
-    assert torch.equal(t, (step + 1) / 4)
-    assert torch.equal(rows.tokens, rows.tokens[:, :1].expand(-1, 6))
-    assert torch.bincount(rows.tokens[:, 0]).nonzero()[:, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23]
-    for s in range(4):
-        assert (x_t[step == s] == 7).float().mean().item() == pytest.approx((s + 1) / 4, abs=0.03)
