@@ -13,7 +13,7 @@ from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.corpus import Corpus, prepare
 from tsdfm.pipeline.training.contrast.loss import Candidates, NoiseContrast
 from tsdfm.pipeline.training.contrast.separation import LINE_TEXTS, auc_per_bin, scalars_of
-from tsdfm.pipeline.training.contrast.states import noise_states
+from tsdfm.pipeline.training.contrast.states import kept_states
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.losses import CausalNLL
 from tsdfm.pipeline.training.text_trainer import Texts, TextTrainer, held_out_texts, texts_of
@@ -116,7 +116,7 @@ def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setti
     teacher, vocabulary = opened.network, opened.vocabulary
     corpus = prepare(config.corpus, vocabulary, vocabulary.size, setting.watch.progress)
     held = held_out_texts(corpus, teacher.config.length, teacher.config.end_id)  # refused now, not after the training
-    states = noise_states(config, teacher, setting.watch.progress, setting.place)
+    states = kept_states(config, opened, setting.folder, setting.watch.progress, setting.place)
     cut = max(1, int(len(states) * (1 - HELD_OUT_SHARE)))
     model = _encoder(config, teacher)
     candidates = None

@@ -1,11 +1,19 @@
-"""The noise of noise-contrastive estimation: states of a teacher's blind rollouts."""
+"""The noise of noise-contrastive estimation: states of a teacher's blind rollouts, kept for a training that is resumed."""
+
+import json
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import ModelFolder
+from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.ends.written import padded_state
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.schemas.generate import RolloutConfig
@@ -13,6 +21,40 @@ from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import CompassConfig
 
 ROLLOUT_BATCH = 64
+FILE = "noise_states.safetensors"  # in the folder of the training state
+
+
+def kept_states(
+    config: CompassConfig, opened: ModelFolder[Denoiser], folder: Path, progress: Progress = unheard, place: Place | None = None
+) -> Tensor:
+    """As `noise_states`, of an opened teacher; those that the first process finds in `folder`, else made and left there.
+
+    Raises WorkError if they can't be written.
+    """
+    place, file = place or Place.alone(), folder / FILE
+    shape = (config.rollouts, config.rollout_steps, opened.network.config.length)
+    made_of = json.dumps({"teacher": opened.fingerprint, "shape": shape, "seed": config.optim.seed})
+    found = _read(file, made_of) if place.rank == 0 else None
+    if place.any(found is not None):
+        return place.summed(torch.zeros(shape, dtype=torch.int32) if found is None else found)
+    states = noise_states(config, opened.network, progress, place)
+    if place.rank == 0:
+        with explained("write there", str(folder)):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, save({"states": states.contiguous()}, metadata={"made_of": made_of}))
+    return states
+
+
+def _read(file: Path, made_of: str) -> Tensor | None:
+    """The states in a file; None: it is not there, damaged, or of others."""
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            if (opened.metadata() or {}).get("made_of") != made_of:
+                return None
+            states: Tensor = opened.get_tensor("states")
+            return states
+    except (SafetensorError, OSError):
+        return None
 
 
 def noise_states(

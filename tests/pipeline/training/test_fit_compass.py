@@ -71,7 +71,7 @@ def test_a_fit_that_is_cut_ends_as_one_that_is_not(corpus, tiny_models, tmp_path
     """And what its lines measure moves nothing: one is written four times, the other once."""
     teacher = getattr(tiny_models, source)
     config = config_of(corpus, teacher, hard_negatives=hard_negatives)
-    lines = []
+    lines: list[dict[str, float]] = []
     whole = fitted(config, tmp_path / "whole", lambda update, scalars: lines.append(scalars))
     assert not fit_at(HERE, config, tmp_path / "cut", lambda update, scalars: update == 8)
     assert not (tmp_path / "cut").exists()
@@ -82,6 +82,25 @@ def test_a_fit_that_is_cut_ends_as_one_that_is_not(corpus, tiny_models, tmp_path
     assert [name for name in lines[-1] if name.startswith("held_out/auc_")] == [
         f"held_out/auc_{each['t_from']:.2f}-{each['t_to']:.2f}" for each in bins]
     assert 0 <= lines[-1]["held_out/auc"] <= 1
+
+
+def test_noise_is_made_once_for_a_training(corpus, tiny_models, tmp_path, monkeypatch):
+    """A run that goes on takes what is kept; of another teacher or seed, or damaged, it is made anew."""
+    from tsdfm.pipeline.training.contrast import states as module
+
+    teacher, made = checkpoint.load_denoiser(tiny_models.mask), []
+    monkeypatch.setattr(module, "noise_states", lambda *given: made.append(1) or noise_states(*given))
+    config = config_of(corpus, tiny_models.mask)
+    first = module.kept_states(config, teacher, tmp_path)
+    assert torch.equal(module.kept_states(config, teacher, tmp_path), first)
+    assert len(made) == 1
+    other = config_of(corpus, tiny_models.mask, optim={"seed": 1})
+    assert not torch.equal(module.kept_states(other, teacher, tmp_path), first)
+    module.kept_states(config, checkpoint.load_denoiser(tiny_models.mask), tmp_path)
+    file = tmp_path / module.FILE
+    file.write_bytes(file.read_bytes()[:-9])
+    assert torch.equal(module.kept_states(config, teacher, tmp_path), first)
+    assert len(made) == 4
 
 
 def test_hard_negatives_change_what_is_learnt(corpus, tiny_models, tmp_path):
