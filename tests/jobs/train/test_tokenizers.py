@@ -81,8 +81,17 @@ def test_a_command_says_which_corpus_it_takes_and_what_it_left_out(cli, tmp_path
     assert "200 documents; left out: 1 duplicate document, 1 null text" in outcome.stderr
     record = json.loads((tmp_path / "teacher" / "training.json").read_text())
     assert record["corpus"]["left_out"] == {"duplicate documents": 1, "null texts": 1}
-    monkeypatch.setattr("tsdfm.pipeline.text.documents.built_in_stamp", lambda: "of the sentences")
-    monkeypatch.setattr("tsdfm.pipeline.text.documents.built_in_documents", lambda progress: [f"A sentence of {i} words." for i in range(300)])
-    outcome = cli("pretrain", "--vocab-size", 270, "--out", tmp_path / "other", *SMALL)
+    monkeypatch.setattr("tsdfm.pipeline.text.documents.python_stamp", lambda: "of the sentences")
+    monkeypatch.setattr("tsdfm.pipeline.text.documents.python_documents", lambda progress: [f"A sentence of {i} words." for i in range(300)])
+    outcome = cli("pretrain", "--corpus", "python", "--vocab-size", 270, "--out", tmp_path / "other", *SMALL)
     assert outcome.code == 0, outcome.stderr
-    assert outcome.stderr.startswith("corpus: the built-in one, English prose")
+    assert outcome.stderr.startswith("corpus: python, English prose")
+
+
+def test_without_a_corpus_it_is_the_one_that_is_the_same_on_every_machine(cli, tmp_path):
+    outcome = cli("pretrain", "--vocab-size", 270, "--out", tmp_path / "teacher", *SMALL)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr.startswith("corpus: bible, the Bible in Basic English")
+    record = json.loads((tmp_path / "teacher" / "training.json").read_text())
+    assert record["config"]["corpus"]["path"] == "bible"
+    assert "distributions" not in record["corpus"]
