@@ -57,6 +57,6 @@ def _strings(document: object) -> Iterator[str]:
     elif isinstance(document, dict):
         for each in document.values():
             yield from _strings(each)
-    elif isinstance(document, list):
+    elif isinstance(document, list | tuple):
         for each in document:
             yield from _strings(each)
