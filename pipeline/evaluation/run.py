@@ -83,8 +83,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
         subjects = [replace(each, prompts=beginnings(config, prompts, each.opened, progress)) for each in subjects]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator if config.sampling]
-        here = [*(each.opened.fingerprint for each in subjects), *(judge.fingerprint for judge in judges)]
-        since = replaced_since(folder / RESULTS_FILE, here)
+        since = replaced_since(folder / RESULTS_FILE, [judge.fingerprint for judge in judges])
         cache = SampleCache(folder)
         bounds = Bounds.of(config, cache, subjects, progress) if config.bounds else None
         run = _Run(config, cache, judges, short_names([*config.model, *config.evaluator]), progress,

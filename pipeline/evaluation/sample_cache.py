@@ -191,15 +191,16 @@ def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float
 
 
 def replaced_since(results: Path, fingerprints: Sequence[str]) -> list[str]:
-    """A remark, where the results of an earlier run are of embedded models that this version of the package has replaced.
+    """A remark, where the figures of an earlier run are of an embedded judge that this version of the package has replaced.
 
-    `results`: its file, if there is one; `fingerprints`: of the models and judges of this run.
+    `results`: its file, if there is one; `fingerprints`: of the judges of this run.
     """
     try:
-        models = replaced(plain_json(read_regular(results), str(results)), fingerprints)
+        old = plain_json(read_regular(results), str(results))
     except (InputError, OSError):
         return []
-    return [f"the {results.name} that was here is of {told(models)}; its figures don't compare with these"] if models else []
+    judges = replaced(old.get("judges") if isinstance(old, dict) else None, fingerprints)
+    return [f"the {results.name} that was here is of {told(judges)}; its figures don't compare with these"] if judges else []
 
 
 def _columns(identity: Identity) -> pa.Schema:

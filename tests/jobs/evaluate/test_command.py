@@ -298,7 +298,7 @@ def test_only_what_is_new_is_made(cli, arguments, counts, tiny_models, tmp_path)
     assert counts["corpora"] == 1
 
 
-def test_figures_of_embedded_models_that_were_replaced_are_not_compared_in_silence(cli, corpus, tiny_models, tmp_path, monkeypatch):
+def test_figures_of_an_embedded_judge_that_was_replaced_are_not_compared_in_silence(cli, corpus, tiny_models, tmp_path, monkeypatch):
     judge, out = shutil.copytree(tiny_models.ar, tmp_path / "judge"), tmp_path / "out"
     arguments = ["evaluate", "--model", tiny_models.mask, "--steps", "1", "--evaluator", judge, "-n", 6, "--corpus", corpus, "--out", out]
     run(cli, arguments)
