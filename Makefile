@@ -37,7 +37,7 @@ lint: setup
 claims: setup  ## Test the paper's claim on real text and write tests/benchmarks/README.md (resumes; CLAIMS passes options on).
 	$(BIN)/python tests/benchmarks/claims.py --write $(CLAIMS)
 
-assets: setup $(MODELS:%=build/assets/%)  ## Train the embedded models anew from their recipes (about two hours on two cores; resumes).
+assets: setup $(MODELS:%=build/assets/%)  ## Train the embedded models anew from their recipes (hours, on one core each; resumes).
 
 build/assets/teacher-%: $(EMBEDDED)/teacher-%/recipe.yaml
 	$(BIN)/tsdfm-pipeline pretrain $< --out $@ --half

@@ -19,8 +19,8 @@ class CorpusFacts(Frozen):
     training_tokens: int
     held_out_tokens: int
     sha256: Sha256 = Field(description="of all documents, split or not")
-    python: str | None = Field(None, description="of the built-in corpus: the version of Python whose text it is")
-    distributions: list[str] | None = Field(None, description="of the built-in corpus: the packages it was read from")
+    python: str | None = Field(None, description="of the corpus 'python': the version of Python whose text it is")
+    distributions: list[str] | None = Field(None, description="of the corpus 'python': the packages it was read from")
     commit: str | None = Field(None, description="of a Hub dataset: the commit that was read")
     left_out: dict[str, int] | None = Field(None, description="what, in words -> how many of it")
 

@@ -1,5 +1,6 @@
 """Small models and datasets that every test may use: random weights, spread posteriors, a real tokenizer."""
 
+import shutil
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
@@ -79,6 +81,15 @@ def make_models(root: Path) -> TinyModels:
         scatter_weights(network, seed)
         save(root / name, network, words, None)
     return TinyModels(*(root / name for name in networks))
+
+
+def with_other_weights(folder: Path, to: Path) -> Path:
+    """A copy of a model folder, in `to`, whose weights are others."""
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    first = min(weights)
+    save_file(weights | {first: weights[first] + 1}, to / "model.safetensors")
+    return to
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         store.write(SWEEP_FILE, asked)
         todo = [key for key in [START, *trials] if not work.is_done(key)]
         if START in todo:
-            say_corpus(work.evaluation.corpus)
+            say_corpus(work.evaluation.corpus, [str(work.first.start)])
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
         faults = _run(work, todo, workers_of(sweep, work.threads), sweep.address) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]

@@ -47,7 +47,7 @@ def plan_evaluate(config: EvaluateConfig, wish: PlanWish) -> Plan:
         check_writable(Path(config.out))
     job = EvaluateJob.of(config)
     if config.reads_corpus:
-        say_corpus(config.corpus)
+        say_corpus(config.corpus, config.model)
     return plan_of(job, wish)
 
 

@@ -23,12 +23,13 @@ from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.computing import compute_in, prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_denoiser, teacher_folder
+from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, Network, embedded, load, load_denoiser, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
 from tsdfm.pipeline.storage.hub.models import located
 from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.former import FORMER_TOKENIZERS
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
 from tsdfm.schemas.model import DenoiserConfig
@@ -168,7 +169,7 @@ def open_compass(
     other = difference(teacher.vocabulary.tokenizer, opened.vocabulary.tokenizer)
     if other is not None:
         raise InputError(f"compass {folder}: its tokenizer is not the teacher's ({teacher.path}): {other}; "
-                         "fit a compass with this teacher")
+                         f"fit a compass with this teacher{_or_a_former_one(teacher, opened)}")
     network = opened.network.to(device)
     if isinstance(network, Denoiser):
         raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own "
@@ -177,6 +178,14 @@ def open_compass(
     if isinstance(network, CausalLM):
         return CausalCompass(network, teacher.network.config.end_id), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
     return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
+
+
+def _or_a_former_one(teacher: ModelFolder[Denoiser], compass: ModelFolder[Network]) -> str:
+    """What else helps where one of two models is of the embedded ones of a former version, or was made with them."""
+    of_teacher, of_compass = (FORMER_TOKENIZERS.get(each.vocabulary.fingerprint) for each in (teacher, compass))
+    if of_teacher is not None:
+        return f", or give a copy of the embedded one of tsdfm-pipeline {of_teacher}, whose tokenizer the teacher has"
+    return "" if of_compass is None else f"; it has that of the embedded models of tsdfm-pipeline {of_compass}"
 
 
 def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserConfig, length: int) -> None:
