@@ -30,7 +30,7 @@ Writes {config.length} tokens over a vocabulary of {config.vocab_size} ids ({con
 | dataset (identity, sha256) | trajectories | arm |
 |---|---|---|
 {datasets}
-
+{_given(record)}
 Started from the weights `{record.init[:16]}` (fingerprint, sha256).
 {_held_out(record)}
 ```sh
@@ -44,6 +44,19 @@ The whole config:
 ```json
 {json.dumps(settings.model_dump(mode="json"), indent=2, sort_keys=True)}
 ```
+"""
+
+
+def _given(record: StudentRecord) -> str:
+    """What it means that trajectories go on from prompts, where some do."""
+    datasets = record.data.datasets
+    prompted = [f"`{entry.identity[:16]}`" for entry in datasets if entry.prompts is not None]
+    if not prompted:
+        return ""
+    which = "These" if len(prompted) == len(datasets) else f"Those of {', '.join(prompted)}"
+    return f"""
+{which} go on from prompts: the student has learnt to write what follows them, *given* them, and was never asked for
+a word that was given. Losses on such trajectories, those of held-out ones too, are of continuations.
 """
 
 

@@ -186,6 +186,13 @@ def test_evaluate_counts_what_it_does(tiny_models, tmp_path, cli):
     assert_refused(cli(*asked, "--plan", "--evaluator", tmp_path / "none"), "none")
 
 
+def test_evaluate_after_prompts_is_planned_by_fewer_texts_than_asked_for(tiny_models, tmp_path, cli):
+    (tmp_path / "p.txt").write_text("the quick\nmasks\n")
+    found = planned(cli("evaluate", "--model", tiny_models.mask, "--evaluator", tiny_models.ar, "--prompts", tmp_path / "p.txt", "-n", 20,
+                        "--steps", 4, "--batch-size", 3, "--plan", "--json"))
+    assert (found.makes["rows"], found.work["texts to judge"]) == (1, 20)
+
+
 @pytest.mark.slow
 def test_on_ray(tiny_models, tmp_path, cli):
     """The real measurements: of shards in Ray's workers, of a student in a process group, of a sweep's trials."""
