@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import default_config, read_front_matter
+from tsdfm.pipeline.dataset.files.blocks import BlockRows
 from tsdfm.pipeline.dataset.files.check import RowFault, check_groups
 from tsdfm.pipeline.dataset.files.given import OTHER, GivenRows
 from tsdfm.pipeline.dataset.files.tally import FileTally, Tally
@@ -124,8 +125,7 @@ class _File:
         file = self.store.open(item.path)
         if file is None:
             return [DatasetFault(item.path, None, "missing")], None
-        prompts = self.manifest.identity.prompts
-        rows = None if prompts is None else GivenRows(prompts.per_prompt)
+        rows = GivenRows.of(self.manifest.identity)
         with file:
             once = ReadOnce(file)
             found = list(self._faults(once, record, item, rows, tally))
@@ -138,13 +138,14 @@ class _File:
         """Faults (row, what) of one file; texts and what was given are looked at only if all else so far is sound."""
         identity, found, texts = self.manifest.identity, list[RowFault](), list[RowFault]()
         rows, unreadable = 0, ""
+        parts = [part for part in (given, BlockRows.of(identity)) if part is not None]
         try:
             for first, table in check_groups(once.file, item, identity, found):
                 rows += table.num_rows
                 if self._vocabulary is not None and not found:
                     texts += _text_faults(first, table, self._vocabulary, identity.teacher.end_id)
-                if given is not None and not found:
-                    texts += [(first + row, OTHER) for row in given.add(table)]
+                if not found:
+                    texts += [(first + row, what) for part in parts for row, what in part.add(table)]
                 if tally is not None and not found:
                     tally.add(table)
         except InputError as error:
@@ -189,10 +190,9 @@ def _text_faults(first: int, table: pa.Table, vocabulary: Vocabulary, end_id: in
 
 def _prompt_faults(manifest: DatasetManifest, given: Sequence[GivenRows | None]) -> Iterator[DatasetFault]:
     """Faults of the prompts of all files together, `given` in order; none is looked for where a file has been found faulty."""
-    prompts = manifest.identity.prompts
-    if prompts is None:
+    prompts, total = manifest.identity.prompts, GivenRows.of(manifest.identity)
+    if prompts is None or total is None:
         return
-    total = GivenRows(prompts.per_prompt)
     for item, rows in zip(plan(manifest.identity), given, strict=True):
         if rows is None:
             return

@@ -99,6 +99,7 @@ def _how(manifest: DatasetManifest) -> str:
     identity = manifest.identity
     teacher, shaping, rollout, prompts = identity.teacher, identity.shaping, identity.rollout, identity.prompts
     compass = f"`{identity.compass.kind}`, fingerprint `{identity.compass.fingerprint[:16]}`" if identity.compass else "none"
+    blocks = identity.blocks
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     rows = {
         "teacher": f"{'embedded' if manifest.teacher == 'embedded' else 'fingerprint'} `{teacher.fingerprint[:16]}`, "
@@ -111,6 +112,9 @@ def _how(manifest: DatasetManifest) -> str:
         "arms": ", ".join(identity.arms) + (" (paired: same rings, same first candidate)" if identity.arm == "both" else ""),
         **({} if prompts is None else {
             "prompts": f"each given to {count(prompts.per_prompt, 'trajectory')}; tokens `{prompts.sha256[:16]}` (sha256)"}),
+        **({} if blocks is None else {
+            "blocks": f"{blocks.per_text} trajectories are one text; each goes on from the last {blocks.overlap} tokens of the "
+                      "one before, in its own arm"}),
         "identity": f"`{digest(identity)[:16]}` (sha256 of the configuration)",
         "made with": versions,
     }

@@ -48,14 +48,16 @@ The whole config:
 
 
 def _given(record: StudentRecord) -> str:
-    """What it means that trajectories go on from prompts, where some do."""
+    """What it means that trajectories go on from prompts, or from the block of a text before them, where some do."""
     datasets = record.data.datasets
-    prompted = [f"`{entry.identity[:16]}`" for entry in datasets if entry.prompts is not None]
-    if not prompted:
+    given = [entry for entry in datasets if entry.prompts is not None or entry.blocks is not None]
+    if not given:
         return ""
-    which = "These" if len(prompted) == len(datasets) else f"Those of {', '.join(prompted)}"
+    which = "These" if len(given) == len(datasets) else f"Those of {', '.join(f'`{entry.identity[:16]}`' for entry in given)}"
+    what = [*(["prompts"] if any(entry.prompts for entry in given) else []),
+            *(["the end of the block before (texts lie in blocks)"] if any(entry.blocks for entry in given) else [])]
     return f"""
-{which} go on from prompts: the student has learnt to write what follows them, *given* them, and was never asked for
+{which} go on from {' or '.join(what)}: the student has learnt to write what follows them, *given* them, and was never asked for
 a word that was given. Losses on such trajectories, those of held-out ones too, are of continuations.
 """
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tsdfm.schemas.columns import ragged
+from tsdfm.schemas.manifest import Identity
 
 OTHER = "its fixed positions or tokens are not those of the trajectories of its prompt before it"
 WORD = 4  # bytes of a position or a token
@@ -23,25 +24,36 @@ def digest_of(offsets: npt.NDArray[np.integer], positions: npt.NDArray[np.intege
 
 
 class GivenRows:
-    """The fixed tokens of prompts in a row, as rows hold them, in order of trajectory ids; i is of prompt i // per_prompt."""
+    """The fixed tokens of prompts in a row, as rows hold them, in order of trajectory ids; i is of prompt i // per_prompt.
 
-    def __init__(self, per_prompt: int) -> None:
-        self.per_prompt = per_prompt
+    Of a text in blocks the first alone is given the prompt. `of` an identity: None where there are no prompts.
+    """
+
+    def __init__(self, per_prompt: int, per_text: int = 1) -> None:
+        self.per_prompt, self.per_text = per_prompt, per_text
         self.first = self.last = -1  # prompts, by number
         self._sizes, self._positions, self._tokens = array("q"), bytearray(), bytearray()
 
-    def add(self, table: pa.Table) -> Iterator[int]:
+    @classmethod
+    def of(cls, identity: Identity) -> "GivenRows | None":
+        """Of a dataset, before any of its rows."""
+        prompts, blocks = identity.prompts, identity.blocks
+        return None if prompts is None else cls(prompts.per_prompt, 1 if blocks is None else blocks.per_text)
+
+    def add(self, table: pa.Table) -> Iterator[tuple[int, str]]:
         """Add rows that hold the invariants. Yields those, by their place, that are not given what their prompt gives."""
         fixed, source = ragged(table, "fixed_positions"), ragged(table, "source_tokens")
         positions = fixed.values.astype("<i4").tobytes()
         tokens = source.values[source.offsets[fixed.row] + fixed.values].astype("<i4").tobytes()
-        prompts = np.asarray(table.column("trajectory_id").to_numpy()) // self.per_prompt
-        for row, prompt in enumerate(prompts.tolist()):
+        ids = np.asarray(table.column("trajectory_id").to_numpy())
+        prompts = ids // self.per_prompt
+        for row in np.flatnonzero(ids % self.per_text == 0).tolist():
+            prompt = int(prompts[row])
             part = slice(WORD * int(fixed.offsets[row]), WORD * int(fixed.offsets[row + 1]))
             if prompt != self.last:
                 self._append(prompt, positions[part], tokens[part])
             elif (positions[part], tokens[part]) != self._ending():
-                yield row
+                yield row, OTHER
 
     def merge(self, following: "GivenRows") -> bool:
         """Add what the next file holds. False: its first rows are of the last prompt here, and were given something else."""

@@ -71,6 +71,16 @@ def test_prompts_leave_less_to_do(generating, tiny_models, tmp_path, cli, source
     assert found.makes["bytes"] == pytest.approx(manifest.totals.bytes, rel=0.25)
 
 
+def test_blocks_of_long_texts_leave_less_to_do(generating, tiny_models, tmp_path, cli):
+    """All but the first of a text begin with tokens of the one before, also where it is measured."""
+    long = {"rollout": {"steps": 8, "batch_size": 4, "length": 40}, "overlap": 6, "trajectories": 12}
+    found = planned(cli(*generating, "--length", 40, "--overlap", 6, "--trajectories", 12, "--out", tmp_path / "out", "--plan", "--json"))
+    manifest = make_dataset(tmp_path / "out", tiny_models, **long)
+    assert (found.makes["trajectories"], found.makes["shards"]) == (12, len(manifest.shards))
+    assert found.work["jumps"] == pytest.approx(manifest.totals.events)
+    assert found.makes["bytes"] == pytest.approx(manifest.totals.bytes, rel=0.25)
+
+
 def test_a_half_made_dataset_is_told_and_left_as_it_is(generating, tiny_models, tmp_path, cli):
     out = tmp_path / "out"
     make_dataset(out, tiny_models)

@@ -100,7 +100,7 @@ def test_the_card_of_continuations_says_what_was_given(hub, tmp_path, tiny_model
     manifest = make_dataset(tmp_path / "given", tiny_models, prompts=str(tmp_path / "p.txt"), per_prompt=3, trajectories=None)
     publish(tmp_path / "given")
     card = hub.repos[KEY].files["README.md"].decode()
-    assert f"| prompts | each given to 3 trajectories; tokens `{manifest.identity.prompts.sha256[:16]}` (sha256) |" in card
+    assert f"| prompts | each given to 3 trajectories; tokens `{present(manifest.identity.prompts).sha256[:16]}` (sha256) |" in card
     assert "These figures are of whole texts, with what was given of them: " in card
 
 
