@@ -114,6 +114,11 @@ class Identity(Frozen):
         return format_version(self.grid)
 
     @property
+    def per_text(self) -> int:
+        """Trajectories of a text: 1, or of a longer one its blocks."""
+        return 1 if self.blocks is None else self.blocks.per_text
+
+    @property
     def trajectories_per_file(self) -> int:
         """Trajectory ids of every file but the last, which may hold fewer."""
         return self.shard_size * (self.shards_per_file or 1)

@@ -190,7 +190,7 @@ def measure(models: Models, identity: Identity, first: int, seconds: float) -> M
         seconds: after which no further batch is begun; the first is always made. Where a batch would take longer than
             LONG_SECONDS, fewer trajectories are made together, and then fewer steps, whose seconds count for a share of all.
     """
-    per_text = 1 if identity.blocks is None else identity.blocks.per_text
+    per_text = identity.per_text
     batch = min(identity.rollout.batch_size * per_text, identity.shard_size, identity.trajectories)
     seconds_of = _seconds_of(models, identity, range(first, first + batch))
     whole, rows = seconds_of(_visited(identity, identity.rollout.steps)), batch

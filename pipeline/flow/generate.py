@@ -228,7 +228,7 @@ def rows_of(models: Models, identity: Identity, item: ShardPlan) -> pa.Table:
 
     Where a trajectory is a block of a text, so many texts are rolled out together as else trajectories.
     """
-    logs, batch = list[JumpLog](), identity.rollout.batch_size * (1 if identity.blocks is None else identity.blocks.per_text)
+    logs, batch = list[JumpLog](), identity.rollout.batch_size * identity.per_text
     for start in range(item.start, item.stop, batch):
         ids = range(start, min(start + batch, item.stop))
         by_arm = [_rolled_out(models, identity, ids, arm) for arm in identity.arms]

@@ -37,8 +37,7 @@ class GivenRows:
     @classmethod
     def of(cls, identity: Identity) -> "GivenRows | None":
         """Of a dataset, before any of its rows."""
-        prompts, blocks = identity.prompts, identity.blocks
-        return None if prompts is None else cls(prompts.per_prompt, 1 if blocks is None else blocks.per_text)
+        return None if identity.prompts is None else cls(identity.prompts.per_prompt, identity.per_text)
 
     def add(self, table: pa.Table) -> Iterator[tuple[int, str]]:
         """Add rows that hold the invariants. Yields those, by their place, that are not given what their prompt gives."""
@@ -57,8 +56,10 @@ class GivenRows:
 
     def merge(self, following: "GivenRows") -> bool:
         """Add what the next file holds. False: its first rows are of the last prompt here, and were given something else."""
+        if not following._sizes:
+            return True
         again = following.first == self.last
-        size = WORD * following._sizes[0] * again if following._sizes else 0
+        size = WORD * following._sizes[0] * again
         if again and (bytes(following._positions[:size]), bytes(following._tokens[:size])) != self._ending():
             return False
         self._sizes += following._sizes[again:]
