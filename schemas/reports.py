@@ -97,7 +97,8 @@ class TrajectoryReport(Frozen):
     arm: Arm
     final_energy: float | None
     text: str
-    fixed_positions: list[int] | None = Field(None, description="positions whose tokens were given; null without prompts")
+    fixed_positions: list[int] | None = Field(None, description=(
+        "positions whose tokens were given; null without prompts or blocks"))
     frames: list[FrameReport]
 
 

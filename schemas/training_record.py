@@ -7,6 +7,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 from tsdfm.schemas.base import Frozen, Sha256, without_newer
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.import_teacher import ImportConfig
+from tsdfm.schemas.manifest import BlockFacts, PromptFacts
 from tsdfm.schemas.terms import Arm, Layout
 from tsdfm.schemas.train import CompassConfig, PretrainConfig
 
@@ -73,6 +74,13 @@ class DatasetFacts(Frozen):
     identity: Sha256 = Field(description="digest of all that its bytes depend on")
     rows: int = Field(description="rows of it that were read")
     share: int = Field(description="its share of every batch, relative to the others'")
+    prompts: PromptFacts | None = Field(None, description="what its trajectories go on from; absent: they were written whole")
+
+    blocks: BlockFacts | None = Field(None, description="of texts in blocks: how they lie; absent: each trajectory is a text")
+
+    @model_serializer(mode="wrap")
+    def _as_before_prompts(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, prompts=None, blocks=None)
 
 
 class DataFacts(Frozen):

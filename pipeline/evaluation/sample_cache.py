@@ -117,7 +117,10 @@ class SampleCache:
         found = self._find_features(identity) if features and table is not None else None
         if table is None or (features and found is None):
             return None
-        return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), facts.get("window"), found)
+        tokens, window = table["tokens"].to_numpy(), facts.get("window")
+        # The first folders, whose texts were scored whole, noted the judge's positions instead.
+        before = 0 if window is None else int((tokens > window).sum())
+        return Likelihood(table["nats"].to_numpy(), tokens, facts.get("in_windows", before), found)
 
     def likelihood(self, identity: Identity, make: Callable[[], Likelihood], features: bool = False) -> Likelihood:
         """As `find_likelihood`, made if it is not there; features are kept only if they are asked for."""
@@ -125,7 +128,8 @@ class SampleCache:
         if found is not None:
             return found
         made, path = make(), self._path("scores", identity)
-        self._write(path, identity, pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES), {"window": made.window})
+        scores = pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES)
+        self._write(path, identity, scores, {"in_windows": made.in_windows})
         if features and made.features is not None:
             table = pa.table({"feature": list(made.features)}, FEATURES)
             self._write(self._path("features", identity), identity, table, {})

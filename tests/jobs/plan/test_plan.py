@@ -71,6 +71,16 @@ def test_prompts_leave_less_to_do(generating, tiny_models, tmp_path, cli, source
     assert found.makes["bytes"] == pytest.approx(manifest.totals.bytes, rel=0.25)
 
 
+def test_blocks_of_long_texts_leave_less_to_do(generating, tiny_models, tmp_path, cli):
+    """All but the first of a text begin with tokens of the one before, also where it is measured."""
+    long = {"rollout": {"steps": 8, "batch_size": 4, "length": 40}, "overlap": 6, "trajectories": 12}
+    found = planned(cli(*generating, "--length", 40, "--overlap", 6, "--trajectories", 12, "--out", tmp_path / "out", "--plan", "--json"))
+    manifest = make_dataset(tmp_path / "out", tiny_models, **long)
+    assert (found.makes["trajectories"], found.makes["shards"]) == (12, len(manifest.shards))
+    assert found.work["jumps"] == pytest.approx(manifest.totals.events)
+    assert found.makes["bytes"] == pytest.approx(manifest.totals.bytes, rel=0.25)
+
+
 def test_a_half_made_dataset_is_told_and_left_as_it_is(generating, tiny_models, tmp_path, cli):
     out = tmp_path / "out"
     make_dataset(out, tiny_models)
@@ -184,6 +194,13 @@ def test_evaluate_counts_what_it_does(tiny_models, tmp_path, cli):
     assert tree(tmp_path / "kept") == before
     assert (more.there["rows"], more.work["texts"]) == (2, 24)
     assert_refused(cli(*asked, "--plan", "--evaluator", tmp_path / "none"), "none")
+
+
+def test_evaluate_after_prompts_is_planned_by_fewer_texts_than_asked_for(tiny_models, tmp_path, cli):
+    (tmp_path / "p.txt").write_text("the quick\nmasks\n")
+    found = planned(cli("evaluate", "--model", tiny_models.mask, "--evaluator", tiny_models.ar, "--prompts", tmp_path / "p.txt", "-n", 20,
+                        "--steps", 4, "--batch-size", 3, "--plan", "--json"))
+    assert (found.makes["rows"], found.work["texts to judge"]) == (1, 20)
 
 
 @pytest.mark.slow

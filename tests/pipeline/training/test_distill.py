@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.multiprocessing.spawn import spawn
 
 from tests.support import TinyModels, make_dataset, make_models, with_other_weights, write_corpus
+from tsdfm.pipeline.dataset.manifest import digest
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import load, load_denoiser, save
 from tsdfm.pipeline.models.student import student_of
@@ -138,6 +139,24 @@ def test_real_text_pulls_the_student_towards_real_text(data, corpus, tmp_path, t
         student = train(config, tmp_path / str(weight))
         scores[weight] = evaluate(student, windows)["held_out_cross_entropy"]
     assert scores[1.0] < 0.9 * scores[0.0]
+
+
+def test_a_student_of_continuations_says_so(data, tmp_path, tiny_models):
+    """Record and card name the datasets that were made with prompts; of others nothing is said."""
+    (tmp_path / "p.txt").write_text("the quick\nmasks\n")
+    manifest = make_dataset(tmp_path / "given", tiny_models, prompts=str(tmp_path / "p.txt"), per_prompt=3, trajectories=None)
+    make_dataset(tmp_path / "whole", tiny_models)
+    cards = {}
+    for paths in (["given"], ["whole"], ["whole", "given"]):
+        start = open_start(DistillConfig.model_validate({"data": {"paths": [str(tmp_path / path) for path in paths]}}))
+        record = record_of(start)
+        assert [entry.prompts for entry in record.data.datasets] == [manifest.identity.prompts if path == "given" else None for path in paths]
+        cards[len(paths), paths[0]] = " ".join(student_card(start.weights.network.config, record).split())
+        assert ('"prompts"' in record.model_dump_json()) == ("given" in paths)
+    assert "These go on from prompts" in cards[1, "given"]
+    assert "of continuations" in cards[1, "given"]
+    assert "go on from prompts" not in cards[1, "whole"]
+    assert f"Those of `{digest(manifest.identity)[:16]}` go on from prompts" in cards[2, "whole"]
 
 
 def test_facts_and_card_say_what_the_student_was_made_of(data, tmp_path, tiny_models):

@@ -10,11 +10,12 @@ from scipy.stats import chisquare
 from tests.support import LENGTH
 from tsdfm.pipeline.flow.noise import Noise, Use
 from tsdfm.pipeline.flow.prompts import FREE
-from tsdfm.pipeline.flow.rollout import roll_out_blind
-from tsdfm.pipeline.flow.texts.blocks import Extent, roll_out_blocks
+from tsdfm.pipeline.flow.rollout import roll_out_begun, roll_out_blind
+from tsdfm.pipeline.flow.texts.blocks import Extent, block_trajectories, roll_out_blocks
 from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.generate import RolloutConfig
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.manifest import BlockFacts
 
 A, B, END, MASK = range(4)
 START = np.array([0.7, 0.3, 0.0])
@@ -53,6 +54,23 @@ def test_a_chain_of_blocks_has_the_law_of_a_markov_text(toys, overlap):
     sizes = np.bincount(ended, weights=[chance(text) for text in itertools.product(range(3), repeat=6)], minlength=7)[2:]
     assert chisquare(np.bincount(found.sizes, minlength=7)[2:], sizes * count).pvalue > 1e-4
     assert found.ended.mean() == pytest.approx(1 - sum(chance(t) for t in itertools.product(range(2), repeat=6)), abs=0.03)
+
+
+def test_trajectories_of_blocks_have_that_law_too(toys):
+    """Joined without their overlaps; numbers of trajectories are noise of their own, so texts and blocks are independent of each other."""
+    model, count = markov(toys, 3), 1500
+    model.config = model.config.model_copy(update={"end_id": None})
+    logs = block_trajectories(
+        lambda begun: roll_out_begun(model, None, RolloutConfig(steps=256), ShapingConfig(candidates=1), begun, "blind"),
+        range(count), BlockFacts(per_text=3, overlap=1), torch.full((count, 3), FREE))
+    assert [log.trajectory_id for log in logs] == list(range(3 * count))
+    blocks = np.stack([log.tokens for log in logs]).reshape(count, 3, 3)
+    assert (blocks[:, 1:, 0] == blocks[:, :-1, -1]).all()
+    found = np.concatenate([blocks[:, 0], blocks[:, 1:, 1:].reshape(count, 4)], 1)
+    wanted = {text: p for text in itertools.product(range(3), repeat=7) if (p := chance(text)) > 4e-3}
+    counts = [int((found == text).all(1).sum()) for text in wanted]
+    rest = 1 - sum(wanted.values())
+    assert chisquare([*counts, count - sum(counts)], [*(p * count for p in wanted.values()), rest * count]).pvalue > 1e-4
 
 
 @pytest.fixture(scope="module", params=["mask", "uniform"])
