@@ -2,7 +2,8 @@
 
 import shutil
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,6 +124,21 @@ def tree(folder: Path) -> dict[str, str]:
     if folder.is_file():
         return {"": sha256_file(folder)}
     return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def ray_here(cpus: int) -> Iterator[str]:
+    """Ray in this process, of so many CPUs: commands that are run here use it as it is, where each would start its own, which takes seconds.
+
+    Its workers have the environment variables of the moment in which this is entered. Gives its address, for other processes.
+    """
+    import ray
+
+    found = ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    try:
+        yield str(found.address_info["address"])
+    finally:
+        ray.shutdown()
 
 
 def packages_without_ours(home: Path) -> Path:

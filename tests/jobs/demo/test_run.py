@@ -10,7 +10,7 @@ import click
 import pytest
 import torch
 
-from tests.support import make_dataset, present
+from tests.support import make_dataset, present, ray_here
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.demo import run as module
 from tsdfm.pipeline.training.data_parallel import Place
@@ -101,8 +101,15 @@ def test_only_the_very_student_is_kept(tmp_path, tiny_models, distilled):
     assert outcome("other", updates=4) == "kept"
 
 
+@pytest.fixture
+def ray():
+    with ray_here(2):
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray")
 def test_a_small_demo_and_its_rerun(cli, tmp_path):
     out = tmp_path / "out"
     first = cli("demo", "--out", out, *SMALL)

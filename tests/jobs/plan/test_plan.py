@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import assert_refused, make_dataset, tree, write_corpus
+from tests.support import assert_refused, make_dataset, ray_here, tree, write_corpus
 from tsdfm.jobs.plan.plan import Measurement
 from tsdfm.jobs.plan.rollouts import measure
 from tsdfm.jobs.plan.training import WARM, told
@@ -203,7 +203,14 @@ def test_evaluate_after_prompts_is_planned_by_fewer_texts_than_asked_for(tiny_mo
     assert (found.makes["rows"], found.work["texts to judge"]) == (1, 20)
 
 
+@pytest.fixture
+def ray():
+    with ray_here(3):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 def test_on_ray(tiny_models, tmp_path, cli):
     """The real measurements: of shards in Ray's workers, of a student in a process group, of a sweep's trials."""
     out, file = tmp_path / "out", tmp_path / "rates.json"
