@@ -53,16 +53,22 @@ def frontier_of(results: Results) -> Frontier:
         curves = []
         for model, steps in order:
             rows = groups[model, steps]
-            points = [_point(row, judge) for row in rows]
             real = references.get((rows[0].vocabulary, rows[0].length, rows[0].texts))
-            at = None if real is None else perplexity_at_entropy(
-                [(point.entropy_bits, point.perplexity) for point in points], real.entropy_bits)
-            curves.append(FrontierCurve(model=model, steps=steps, points=points, at_reference_entropy=at))
-        judges[judge] = JudgeFrontier(curves=curves, reference=[_point(row, judge) for row in results.reference])
+            curves.append(curve_of(model, rows, judge, real))
+        judges[judge] = JudgeFrontier(curves=curves, reference=[point_of(row, judge) for row in results.reference])
     return Frontier(judges=judges)
 
 
-def _point(row: Row, judge: str) -> FrontierPoint:
+def curve_of(name: str, rows: Sequence[Row], judge: str, real: Row | None) -> FrontierCurve:
+    """The curve of one or more rows of a model in one number of steps; `real`: real text, if it was measured."""
+    points = [point_of(row, judge) for row in sorted(rows, key=lambda row: row.temperature or 0.0)]
+    at = None if real is None else perplexity_at_entropy(
+        [(point.entropy_bits, point.perplexity) for point in points], real.entropy_bits)
+    return FrontierCurve(model=name, steps=rows[0].steps, points=points, at_reference_entropy=at)
+
+
+def point_of(row: Row, judge: str) -> FrontierPoint:
+    """One row under a judge."""
     found = row.judges[judge]
     return FrontierPoint(temperature=row.temperature, entropy_bits=row.entropy_bits, perplexity=found.perplexity,
                          low=found.low, high=found.high)
