@@ -41,6 +41,8 @@ def train_all(trainings: Sequence[Training], loop: Loop) -> None:
 
     Raises InputError or WorkError of the first that fails, or Interrupted. The last checkpoints are kept.
     """
+    if not trainings:
+        return
     with census(KEPT) as asking:
         desks = [ray.remote(Desk).options(num_cpus=0, max_concurrency=8).remote() for _ in trainings]
         need = Need("GPU", 1) if gpus_at("auto") else Need("CPU", max(each.config.optim.threads for each in trainings))

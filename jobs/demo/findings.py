@@ -17,7 +17,7 @@ from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm
 
 NAMES: Mapping[Role, str] = {
-    "real": "real held-out text", "teacher": "teacher", "spaced": "teacher on spaced clocks",
+    "real": "real held-out text", "teacher": "teacher", "spaced": "teacher, spaced clocks",
     "blind": "student from blind", "shaped": "student from shaped", "rollouts": "shaped trajectories"}
 CORPORA = {BIBLE: "the Bible in Basic English", BUILT_IN: "the documentation of Python and of its packages"}
 Curve = Sequence[tuple[int, float]]  # (update, loss)

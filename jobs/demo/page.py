@@ -60,12 +60,11 @@ def _table(story: Story, rows: Sequence[tuple[Role, Row]], more: Mapping[str, Ce
     """The figures of some rows, real text first, and `more` columns."""
     judges, first = short_names(list(rows[0][1].judges)), rows[0][1]
     columns = ["temperature", *(f"perplexity ({name})" for name in judges.values()), "entropy, bits", "distinct-2", *more,
-               "memorised", "forward passes"]
+               "forward passes"]
     ordered = sorted(rows, key=_order)
     lines = [[_name(story, role, row), maybe(row.temperature, "g"), *(ppl_interval(row.judges[name]) for name in judges),
               plus_minus(row.entropy_bits, row.entropy_standard_error, 3), f"{row.distinct_2:.3f}",
-              *(cell(role, row) for cell in more.values()), share(row.memorised), maybe(row.nfe, ".1f")]
-             for role, row in ordered]
+              *(cell(role, row) for cell in more.values()), maybe(row.nfe, ".1f")] for role, row in ordered]
     caption = (f"{count(first.samples, 'text')} of {count(first.length, 'token')} a row. Perplexity with its 95 % interval, "
                f"entropy with its standard error; forward passes per text.{told}")
     return table(caption, ["", *columns], lines, [role == "shaped" for role, _ in ordered])

@@ -10,7 +10,7 @@ A rerun of the same command keeps all that is finished.
     OUT/report.html                      the page
 
 Stages follow each other. What a stage makes of pieces that don't depend on each other (shards, students, rows of the
-evaluation) is made by as many processes of one thread as there are cores, on one Ray for the whole of it.
+evaluation) is made by as many processes of one thread as there are cores.
 """
 
 import time
@@ -46,14 +46,14 @@ def demo(config: DemoConfig) -> DemoReport:
     """Generate, verify, distil, evaluate, report. Raises InputError or WorkError as the stages do; what is finished is kept."""
     stages = plan(config)
     seconds: dict[str, float] = {}
+    with _stage("generate", seconds):  # refuses a dataset of other settings before any Ray is started
+        generated = generate(stages.data)
+    with _stage("verify", seconds):
+        _verify(stages)
+    results = {}
     with cluster("local", cores_here()):
-        with _stage("generate", seconds):
-            generated = generate(stages.data)
-        with _stage("verify", seconds):
-            _verify(stages)
         with _stage("distil", seconds):
             students = distil(stages)
-        results = {}
         for name, asked in stages.evaluations.items():
             with _stage(f"evaluate: {name}", seconds):
                 results[name] = evaluated(asked.model_copy(update={"address": RUNNING}))

@@ -20,7 +20,8 @@ from tsdfm.schemas.evaluate import Frontier, FrontierCurve, FrontierPoint, Judge
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 PANELS_A_ROW = 2
-PANEL, LEGEND = 5.0, 2.6  # inches across that a panel needs, and an entry of the legend
+PANEL = 5.0  # inches across that a panel needs
+ENTRY, LETTER = 0.35, 0.09  # inches across of an entry of the legend: its marker, and each letter
 ALL_LABELLED = 3  # up to so many curves every point has its temperature, else the ends of each curve
 
 
@@ -94,8 +95,9 @@ def frontier_figure(frontier: Frontier, width: float) -> Figure:
     for panel in panels[len(judges):]:
         panel.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
+    entry = ENTRY + LETTER * max(map(len, labels), default=0)
     figure.legend(handles, labels, loc="outside lower center", frameon=False,
-                  ncols=max(1, min(int(width / LEGEND), len(labels))))
+                  ncols=max(1, min(int(width / entry), len(labels))))
     return figure
 
 
