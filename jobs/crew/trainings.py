@@ -6,12 +6,14 @@ takes the updates that it takes alone.
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayError
 
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import Told, collect
@@ -80,8 +82,9 @@ class _News:
         if self._asked:
             ready, _ = ray.wait(self._asked, num_returns=len(self._asked), timeout=0)
             if len(ready) == len(self._asked):
-                self._say([ray.get(each) for each in self._asked])
-                self._asked = []
+                asked, self._asked = self._asked, []
+                with suppress(RayError):  # a desk is lost: the training goes on, or fails for itself
+                    self._say(ray.get(asked))
         elif time.monotonic() - self._at >= NEWS_SECONDS:
             self._asked, self._at = [desk.news.remote() for desk in self._desks], time.monotonic()
 
