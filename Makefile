@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[eval,dev]'
 	touch $(STAMP)
 
-demo: setup  ## Generate, verify and show trajectories on the embedded defaults; DEMO passes options on.
+demo: setup  ## The whole story on the embedded models, on one page; DEMO passes options on.
 	$(BIN)/tsdfm-pipeline demo $(DEMO)
 
 test: setup  ## The default test suite.

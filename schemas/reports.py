@@ -188,10 +188,15 @@ class AblateReport(Frozen):
     effects: list[Effect]
 
 
+DemoRole = Literal["real", "teacher", "spaced", "rollouts", "blind", "shaped"]
+
+
 class DemoRow(Row):
     """A row of the demo's evaluations, and whose it is."""
 
-    role: Literal["real", "teacher", "blind", "shaped"]
+    role: DemoRole = Field(description=(
+        "'teacher' on independent clocks, 'spaced' the teacher on spaced ones; 'rollouts' the shaped trajectories' own texts; "
+        "'blind' and 'shaped' the students of each arm"))
 
 
 class DemoReport(Frozen):
