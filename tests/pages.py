@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from tsdfm.jobs.demo.findings import Role, Still, Story, Texts, Which
+from tsdfm.jobs.demo.findings import Still, Story, Texts, Which
 from tsdfm.pipeline.evaluation.effects import Ratio
 from tsdfm.pipeline.evaluation.measures.frontier import curve_of, point_of
 from tsdfm.schemas.ablate import Effect, Sweep, TrialRow
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Frontier, JudgeFrontier, Perplexity, Row
+from tsdfm.schemas.reports import DemoRole as Role
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm
 

@@ -17,8 +17,9 @@ from ray.exceptions import RayError
 
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import Told, collect
+from tsdfm.jobs.crew.desk import Desk
 from tsdfm.jobs.crew.tasks import Call, Need, Tasks
-from tsdfm.jobs.crew.training_group import Desk, Loop, TrainingConfig, Wish
+from tsdfm.jobs.crew.training_group import Loop, TrainingConfig, Wish
 from tsdfm.jobs.shell.cluster import gpus_at
 from tsdfm.jobs.shell.console import say
 from tsdfm.pipeline.training.data_parallel import Place

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tsdfm.pipeline.evaluation.effects import Ratio
 from tsdfm.pipeline.evaluation.figures import count, maybe, ppl, ppl_interval, share
-from tsdfm.schemas.corpus import BIBLE, BUILT_IN
+from tsdfm.schemas.corpus import BIBLE, PYTHON
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Frontier, Perplexity, Row
 from tsdfm.schemas.reports import DemoRole as Role
@@ -19,7 +19,7 @@ from tsdfm.schemas.terms import Arm
 NAMES: Mapping[Role, str] = {
     "real": "real held-out text", "teacher": "teacher", "spaced": "teacher, spaced clocks",
     "blind": "student from blind", "shaped": "student from shaped", "rollouts": "shaped trajectories"}
-CORPORA = {BIBLE: "the Bible in Basic English", BUILT_IN: "the documentation of Python and of its packages"}
+CORPORA = {BIBLE: "the Bible in Basic English", PYTHON: "the documentation of Python and of its packages"}
 Curve = Sequence[tuple[int, float]]  # (update, loss)
 Which = tuple[Role, int]  # whose texts, in how many steps
 WEIGHT = {"lower": 0, "higher": 1, "not told apart": 2, None: 3}  # the order in which comparisons are told

@@ -10,12 +10,13 @@ from itertools import zip_longest
 import numpy as np
 from matplotlib.figure import Figure
 
-from tsdfm.jobs.demo.findings import NAMES, Role, Story, caveats, headline, question, sceptic
+from tsdfm.jobs.demo.findings import NAMES, Story, caveats, headline, question, sceptic
 from tsdfm.jobs.shell.page import code, items, link, note, page, section, table, text
 from tsdfm.jobs.shell.plots import axes, plot
 from tsdfm.pipeline.evaluation.figures import NONE, count, maybe, plus_minus, ppl, ppl_interval, share, short_names
 from tsdfm.pipeline.evaluation.measures.frontier import COLOURS, frontier_figure, perplexity_at_entropy
 from tsdfm.schemas.evaluate import Row
+from tsdfm.schemas.reports import DemoRole as Role
 from tsdfm.schemas.summary import DatasetSummary, SelectionSummary, Spread
 from tsdfm.schemas.terms import Arm
 

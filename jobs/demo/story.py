@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tsdfm.jobs.demo.findings import NAMES, Role, Still, Story, Texts, Which
+from tsdfm.jobs.demo.findings import NAMES, Still, Story, Texts, Which
 from tsdfm.jobs.demo.plan import ARMS, INDEPENDENT, SEED, SLOW, SLOW_STEPS, SPACED, STEPS, TEACHER, TEMPERATURE, Plan, commands
 from tsdfm.jobs.demo.students import curves_of, record_of
 from tsdfm.pipeline.dataset.frames import Pieces, frames
@@ -23,6 +23,7 @@ from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens
 from tsdfm.pipeline.evaluation.samples import summarise as measures_of
 from tsdfm.pipeline.models.folder import embedded, load_denoiser
 from tsdfm.schemas.evaluate import Frontier, JudgeFrontier, Results, Row
+from tsdfm.schemas.reports import DemoRole as Role
 
 SHOWN = 4  # texts side by side
 TEMPERATURES: Mapping[Role, float] = {  # students have learnt what the teacher writes at TEMPERATURE, and so write it at 1

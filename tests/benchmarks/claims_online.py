@@ -8,6 +8,7 @@ as long as the other route took; by default step budgets 1 to 64, as published. 
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,11 +37,16 @@ def train(source: str, seconds: float, optim: DistillOptim, out: Path) -> int:
     torch.manual_seed(optim.seed)
     while time.process_time() - began < seconds:
         batch = drawn(windows.batch(trainer.step), path, trainer.step)
-        trainer.update(whole(lambda step, generator, batch=batch: online_loss(networks, batch)))
+        trainer.update(whole(partial(loss_of, networks, batch)))
         if trainer.step % 50 == 0:
             print(f"{trainer.step} updates, {time.process_time() - began:.0f} of {seconds:.0f} s", flush=True)
     save(out, networks.ema, opened.vocabulary, None)
     return trainer.step
+
+
+def loss_of(networks: Networks, batch: Drawn, step: int, generator: torch.Generator) -> torch.Tensor:
+    """The loss of an update, whose batch is drawn already."""
+    return online_loss(networks, batch)
 
 
 def drawn(x_1: torch.Tensor, path: MixturePath, step: int) -> Drawn:
