@@ -175,8 +175,7 @@ def test_one_changed_bit_of_a_checkpoint_is_refused(tmp_path):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_run_on_an_embedded_model_of_a_former_version_says_so(tmp_path, known, monkeypatch):
-    runs: list[dict[str, object]] = [{"optim": {"steps": 17}, "made_for": digit * 64} for digit in "ab"]
-    old, new = runs
+    old, new = (dict[str, Any](optim={"steps": 17}, made_for=digit * 64) for digit in "ab")
     train(tmp_path, identity=old)
     if known:
         monkeypatch.setitem(FORMER, "a" * 64, FormerModel("teacher of the tests", "0.0.9", "there/teacher"))
