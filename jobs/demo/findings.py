@@ -12,10 +12,11 @@ from tsdfm.pipeline.evaluation.figures import count, maybe, ppl, ppl_interval, s
 from tsdfm.schemas.corpus import BIBLE, PYTHON
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Frontier, Perplexity, Row
-from tsdfm.schemas.reports import DemoRole as Role
+from tsdfm.schemas.reports import DemoRole
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm
 
+Role = DemoRole
 NAMES: Mapping[Role, str] = {
     "real": "real held-out text", "teacher": "teacher", "spaced": "teacher, spaced clocks",
     "blind": "student from blind", "shaped": "student from shaped", "rollouts": "shaped trajectories"}
