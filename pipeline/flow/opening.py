@@ -31,7 +31,8 @@ from tsdfm.pipeline.storage.hub.models import located
 from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.manifest import BlockFacts, CompassFacts, Identity, TeacherFacts
+from tsdfm.schemas.given import BlockFacts
+from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.terms import Dtype
 
