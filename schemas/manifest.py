@@ -14,6 +14,7 @@ from pydantic import (
 
 from tsdfm.schemas.base import Frozen, Sha256, without_newer
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.given import BlockFacts, PromptFacts
 from tsdfm.schemas.terms import Arm, Arms, CompassKind, DeviceKind, Source
 from tsdfm.schemas.trajectory import Grid, format_version
 
@@ -59,24 +60,6 @@ class CompassFacts(Frozen):
 
     kind: CompassKind
     fingerprint: Sha256
-
-
-class PromptFacts(Frozen):
-    """The prompts of a dataset, as far as its rows depend on them. Trajectory i is of prompt i // per_prompt, from 0."""
-
-    per_prompt: int = Field(ge=1, description="trajectories of each prompt; the last that is used may have fewer")
-    sha256: Sha256 = Field(description="of the fixed tokens and their positions, of all prompts that are used")
-
-
-class BlockFacts(Frozen):
-    """How texts that are longer than the teacher's lie in trajectories: text i is trajectories i * per_text and those after it.
-
-    The first is as any other. Each later one is given the last `overlap` tokens of the one before it, in the same arm, as its
-    first, so that a text has per_text * (L - overlap) + overlap tokens.
-    """
-
-    per_text: int = Field(ge=2, description="trajectories, the blocks of one text")
-    overlap: int = Field(ge=1, description="tokens of a block that the next one goes on from")
 
 
 class Identity(Frozen):

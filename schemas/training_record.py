@@ -6,8 +6,8 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 
 from tsdfm.schemas.base import Frozen, Sha256, without_newer
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.given import BlockFacts, PromptFacts
 from tsdfm.schemas.import_teacher import ImportConfig
-from tsdfm.schemas.manifest import BlockFacts, PromptFacts
 from tsdfm.schemas.terms import Arm, Layout
 from tsdfm.schemas.train import CompassConfig, PretrainConfig
 

@@ -32,7 +32,8 @@ from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.former import FORMER_TOKENIZERS
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.manifest import BlockFacts, CompassFacts, Identity, TeacherFacts
+from tsdfm.schemas.given import BlockFacts
+from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.terms import Dtype
 

@@ -19,7 +19,7 @@ from tsdfm.pipeline.dataset.files.given import digest_of
 from tsdfm.pipeline.text.sources.formats import short_texts
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.manifest import PromptFacts
+from tsdfm.schemas.given import PromptFacts
 from tsdfm.schemas.prompts import BLANK
 from tsdfm.schemas.sample import SampleConfig
 

@@ -27,7 +27,7 @@ from tsdfm.pipeline.text.ends.written import behind_given, is_written
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
-from tsdfm.schemas.manifest import BlockFacts
+from tsdfm.schemas.given import BlockFacts
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.terms import Until
 

@@ -25,7 +25,7 @@ from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.manifest import BlockFacts
+from tsdfm.schemas.given import BlockFacts
 
 CPU = torch.device("cpu")
 OVERLAP, BLOCKS = 6, 4  # of texts of 40 tokens: blocks of 16 begin at 0, 10, 20 and 30
@@ -89,7 +89,7 @@ def test_a_block_is_the_trajectory_of_its_number_given_the_overlap(made, tiny_mo
     for row in dataset:
         fixed = torch.full((1, LENGTH), FREE)
         given = present(row.fixed_positions).tolist()
-        fixed[0, given] = torch.tensor(row.tokens[given].tolist())
+        fixed[0, given] = torch.tensor(row.tokens[given].tolist(), dtype=torch.long)
         [log] = roll_out_begun(models.teacher.network, models.compass, identity.rollout, identity.shaping,
                                Begun([row.trajectory_id], fixed), row.arm)
         assert log.tokens.tolist() == row.tokens.tolist()
