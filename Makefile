@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[eval,dev]'
 	touch $(STAMP)
 
-demo: setup  ## Generate, verify and show trajectories on the embedded defaults; DEMO passes options on.
+demo: setup  ## The whole story on the embedded models, on one page; DEMO passes options on.
 	$(BIN)/tsdfm-pipeline demo $(DEMO)
 
 test: setup  ## The default test suite.
@@ -37,7 +37,7 @@ lint: setup
 claims: setup  ## Test the paper's claim on real text and write tests/benchmarks/README.md (resumes; CLAIMS passes options on).
 	$(BIN)/python tests/benchmarks/claims.py --write $(CLAIMS)
 
-assets: setup $(MODELS:%=build/assets/%)  ## Train the embedded models anew from their recipes (about two hours on two cores; resumes).
+assets: setup $(MODELS:%=build/assets/%)  ## Train the embedded models anew from their recipes (hours, on one core each; resumes).
 
 build/assets/teacher-%: $(EMBEDDED)/teacher-%/recipe.yaml
 	$(BIN)/tsdfm-pipeline pretrain $< --out $@ --half

@@ -29,7 +29,7 @@ def import_command(config: ImportConfig, out: Path | None, half: bool) -> Import
         say(f"assumed: {each}")
     others = f" (also there: {', '.join(origin.others)})" if origin.others else ""
     say(f"{folder}: {origin.layout} {origin.weights or 'weights'}{others}, {parameters:,} parameters, {made.source} source, "
-        f"{made.vocab_size} ids, length {made.length}, conditioned on {made.conditioning}")
+        f"{made.vocab_size} ids, length {made.length}, {made.texts} texts, conditioned on {made.conditioning}")
     return ImportReport(out=str(folder), layout=origin.layout, weights=origin.weights, others=origin.others,
                         commit=origin.commit, assumed=imported.assumed, parameters=parameters,
                         fingerprint=load(folder).fingerprint, config=made)

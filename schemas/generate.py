@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from tsdfm.schemas.base import Frozen, without_newer
+from tsdfm.schemas.extent import Overlap
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.prompts import PromptField, PromptFile, PromptGaps
 from tsdfm.schemas.terms import Arms, Clocks, Dtype, Form, Level, Select, Solver, Source
@@ -16,7 +17,7 @@ class RolloutConfig(Frozen):
     steps: int = Field(64, ge=1, le=65536, description=(
         "Steps N of the time grid 0, 1/N, ..., 1: a text is written in at most so many jumps"))
     length: int | None = Field(None, ge=1, le=65536, description=(
-        "Tokens L of every text; null: as many as the model was trained on"))
+        "Tokens L of every text; more than the model was trained on are written in blocks; null: as many as that"))
     temperature: float = Field(1.0, gt=0, le=10, description=(
         "Divides the model's logits: below 1 it writes safer and duller texts, above 1 wilder ones"))
     solver: Solver = Field("euler", description=(
@@ -113,7 +114,8 @@ class GenerateConfig(Frozen):
 
     out: PathName | None = Field(None, description="Folder of the dataset: a local path or a filesystem URI")
     trajectories: int | None = Field(None, ge=1, lt=2**31, description=(
-        "How many trajectories to make: each is one text being written; null: 256, or with --prompts --per-prompt of each"))
+        "How many trajectories to make: each is one text being written, or a block of a longer one; null: 256, or with "
+        "--prompts --per-prompt of each"))
     teacher: PathName = Field("embedded", description=(
         "The model that is rolled out: 'embedded' (a small one that ships with the package), 'embedded:uniform', a folder, "
         "or hub:USER/NAME[@REVISION]"))
@@ -131,6 +133,7 @@ class GenerateConfig(Frozen):
     prompt_gaps: PromptGaps = False
     per_prompt: int = Field(1, ge=1, lt=2**31, description=(
         "Trajectories of each prompt of --prompts: trajectory i is of prompt i // per_prompt, counted from 0"))
+    overlap: Overlap = None
     rollout: RolloutConfig = RolloutConfig()
     shaping: ShapingConfig = ShapingConfig()
     shard_size: int = Field(64, ge=1, le=10**7, description=(

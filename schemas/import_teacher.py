@@ -14,7 +14,7 @@ from pydantic import (
 
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Layout, Source
+from tsdfm.schemas.terms import Layout, Source, Texts
 
 
 class ImportConfig(Frozen):
@@ -46,6 +46,10 @@ class ImportConfig(Frozen):
         "Of MDLM and SDTT: whether the network was told its noise level sigma; null: from config.json, or no, as in the "
         "published models"))
 
+    texts: Texts | None = Field(None, description=(
+        "How its texts lay when it was trained: 'packed', one document after another, or 'padded', each a text of its own with "
+        "end tokens behind it, so that it writes texts that end (--eos names that token); null: packed"))
+
     @model_validator(mode="after")
     def _layouts_fit(self) -> "ImportConfig":
         wanted: dict[str, Source] = {"mdlm": "mask", "sdtt": "mask", "masked-lm": "mask", "duo": "uniform"}
@@ -60,7 +64,7 @@ class ImportConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before_the_hub(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, file=None, mask=None)
+        return without_newer(handler(self), info, file=None, mask=None, texts=None)
 
 
 class _Loose(BaseModel):

@@ -14,6 +14,7 @@ from pydantic import (
 
 from tsdfm.schemas.base import Frozen, Sha256, without_newer
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.given import BlockFacts, PromptFacts
 from tsdfm.schemas.terms import Arm, Arms, CompassKind, DeviceKind, Source
 from tsdfm.schemas.trajectory import Grid, format_version
 
@@ -61,13 +62,6 @@ class CompassFacts(Frozen):
     fingerprint: Sha256
 
 
-class PromptFacts(Frozen):
-    """The prompts of a dataset, as far as its rows depend on them. Trajectory i is of prompt i // per_prompt, from 0."""
-
-    per_prompt: int = Field(ge=1, description="trajectories of each prompt; the last that is used may have fewer")
-    sha256: Sha256 = Field(description="of the fixed tokens and their positions, of all prompts that are used")
-
-
 class Identity(Frozen):
     """All that the bytes of the data files depend on. Two runs of one identity give the same files."""
 
@@ -85,11 +79,27 @@ class Identity(Frozen):
 
     prompts: PromptFacts | None = Field(None, description=(
         "what was given of the texts; absent where they were written whole"))
+    blocks: BlockFacts | None = Field(None, description=(
+        "how texts lie in trajectories that are longer than those; absent where each trajectory is a text"))
+
+    @model_validator(mode="after")
+    def _holds_whole_texts(self) -> "Identity":
+        blocks = self.blocks
+        if blocks is not None and (self.trajectories % blocks.per_text or self.shard_size % blocks.per_text):
+            raise ValueError("trajectories and shard_size must be multiples of blocks.per_text: a text's blocks stay together")
+        if blocks is not None and blocks.overlap >= (self.rollout.length or 0):
+            raise ValueError("blocks.overlap leaves nothing of a block to be written")
+        return self
 
     @property
     def format_version(self) -> Literal[1, 2]:
         """The version of the format that a dataset of these settings is written in."""
         return format_version(self.grid)
+
+    @property
+    def per_text(self) -> int:
+        """Trajectories of a text: 1, or of a longer one its blocks."""
+        return 1 if self.blocks is None else self.blocks.per_text
 
     @property
     def trajectories_per_file(self) -> int:
@@ -114,9 +124,9 @@ class Identity(Frozen):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Independent clocks, files of one unit each and no prompts are not written: such manifests and their digests stay."""
+        """Independent clocks, files of one unit each, no prompts and no blocks are not written: such manifests stay."""
         data: dict[str, Any] = handler(self)
-        for name in ("shards_per_file", "prompts"):
+        for name in ("shards_per_file", "prompts", "blocks"):
             if data[name] is None:
                 del data[name]
         if self.rollout.clocks == "independent":
@@ -137,7 +147,7 @@ class Identity(Frozen):
             length=self.rollout.length, steps=self.rollout.steps, vocab_size=self.teacher.vocab_size,
             mask_id=self.teacher.mask_id, candidates=self.shaping.candidates, top_k=self.rollout.top_k,
             shaped_steps=self.shaping.sequence_steps_of(self.rollout), select=self.shaping.select,
-            compass=self.compass is not None, fixed=self.prompts is not None,
+            compass=self.compass is not None, fixed=self.prompts is not None or self.blocks is not None,
             token_steps=self.shaping.token_steps_of(self.rollout), by_token=self.shaping.level != "sequence",
             logprobs=self.rollout.logprobs,
         )

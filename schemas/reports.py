@@ -97,7 +97,8 @@ class TrajectoryReport(Frozen):
     arm: Arm
     final_energy: float | None
     text: str
-    fixed_positions: list[int] | None = Field(None, description="positions whose tokens were given; null without prompts")
+    fixed_positions: list[int] | None = Field(None, description=(
+        "positions whose tokens were given; null without prompts or blocks"))
     frames: list[FrameReport]
 
 
@@ -187,10 +188,15 @@ class AblateReport(Frozen):
     effects: list[Effect]
 
 
+DemoRole = Literal["real", "teacher", "spaced", "rollouts", "blind", "shaped"]
+
+
 class DemoRow(Row):
     """A row of the demo's evaluations, and whose it is."""
 
-    role: Literal["real", "teacher", "blind", "shaped"]
+    role: DemoRole = Field(description=(
+        "'teacher' on independent clocks, 'spaced' the teacher on spaced ones; 'rollouts' the shaped trajectories' own texts; "
+        "'blind' and 'shaped' the students of each arm"))
 
 
 class DemoReport(Frozen):

@@ -28,7 +28,7 @@ class ArmSummary(Frozen):
     arm: Arm
     final_energy: Spread | None = Field(description="energy at t = 1; null without a compass")
     events: Spread = Field(description="events per trajectory")
-    fixed: Spread | None = Field(None, description="tokens per trajectory that were given; null without prompts")
+    fixed: Spread | None = Field(None, description="tokens per trajectory that were given; null without prompts or blocks")
     jumps_per_step: list[float] = Field(description="per time bin: events per trajectory and step")
     entropy: Spread = Field(description="unigram entropy of each row's tokens, bits")
     distinct_1: float

@@ -6,6 +6,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 
 from tsdfm.schemas.base import Frozen, Sha256, without_newer
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.given import BlockFacts, PromptFacts
 from tsdfm.schemas.import_teacher import ImportConfig
 from tsdfm.schemas.terms import Arm, Layout
 from tsdfm.schemas.train import CompassConfig, PretrainConfig
@@ -19,8 +20,8 @@ class CorpusFacts(Frozen):
     training_tokens: int
     held_out_tokens: int
     sha256: Sha256 = Field(description="of all documents, split or not")
-    python: str | None = Field(None, description="of the built-in corpus: the version of Python whose text it is")
-    distributions: list[str] | None = Field(None, description="of the built-in corpus: the packages it was read from")
+    python: str | None = Field(None, description="of the corpus 'python': the version of Python whose text it is")
+    distributions: list[str] | None = Field(None, description="of the corpus 'python': the packages it was read from")
     commit: str | None = Field(None, description="of a Hub dataset: the commit that was read")
     left_out: dict[str, int] | None = Field(None, description="what, in words -> how many of it")
 
@@ -73,6 +74,13 @@ class DatasetFacts(Frozen):
     identity: Sha256 = Field(description="digest of all that its bytes depend on")
     rows: int = Field(description="rows of it that were read")
     share: int = Field(description="its share of every batch, relative to the others'")
+    prompts: PromptFacts | None = Field(None, description="what its trajectories go on from; absent: they were written whole")
+
+    blocks: BlockFacts | None = Field(None, description="of texts in blocks: how they lie; absent: each trajectory is a text")
+
+    @model_serializer(mode="wrap")
+    def _as_before_prompts(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, prompts=None, blocks=None)
 
 
 class DataFacts(Frozen):

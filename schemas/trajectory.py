@@ -48,7 +48,7 @@ class TrajectoryRow(Frozen):
     step_choice: list[Annotated[int, Field(ge=0, le=127)]] = Field(description="chosen candidate of each shaped step (S)")
     final_energy: float | None = Field(description="energy of `tokens`; null without a compass")
     fixed_positions: list[Word] | None = Field(None, description=(
-        "positions of given tokens, rising (F); only in a dataset made with prompts"))
+        "positions of given tokens, rising (F); only in a dataset made with prompts, or of texts in blocks"))
     event_choice: list[Annotated[int, Field(ge=0, le=127)]] | None = Field(None, description=(
         "chosen candidate of each event (E); only where tokens were chosen one by one, at some step at least"))
     event_energy: list[Annotated[float, Field(allow_inf_nan=True)]] | None = Field(None, description=(

@@ -16,6 +16,16 @@ from tests.support import Outcome, TinyModels, make_models
 os.environ["TSDFM_CORPORA"] = tempfile.mkdtemp(prefix="tsdfm-test-corpora-")  # theirs are kept no longer than they run
 atexit.register(shutil.rmtree, os.environ["TSDFM_CORPORA"], ignore_errors=True)
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # tests start clusters on loopback only, and write no token to HOME
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for each training, that waits for what no cluster here announces
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that may take longer than others come first: while the last of them run, other processes have what to do."""
+    def allowed(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("timeout")
+        return max(300.0, mark.args[0]) if mark else 300.0
+
+    items.sort(key=allowed, reverse=True)
 
 
 @pytest.fixture(scope="session")

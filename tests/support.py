@@ -1,13 +1,16 @@
 """Small models and datasets that every test may use: random weights, spread posteriors, a real tokenizer."""
 
+import shutil
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
@@ -81,6 +84,15 @@ def make_models(root: Path) -> TinyModels:
     return TinyModels(*(root / name for name in networks))
 
 
+def with_other_weights(folder: Path, to: Path) -> Path:
+    """A copy of a model folder, in `to`, whose weights are others."""
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    first = min(weights)
+    save_file(weights | {first: weights[first] + 1}, to / "model.safetensors")
+    return to
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run of the command line gave."""
@@ -112,6 +124,21 @@ def tree(folder: Path) -> dict[str, str]:
     if folder.is_file():
         return {"": sha256_file(folder)}
     return {str(path.relative_to(folder)): sha256_file(path) for path in folder.rglob("*") if path.is_file()}
+
+
+@contextmanager
+def ray_here(cpus: int) -> Iterator[str]:
+    """Ray in this process, of so many CPUs: commands that are run here use it as it is, where each would start its own, which takes seconds.
+
+    Its workers have the environment variables of the moment in which this is entered. Gives its address, for other processes.
+    """
+    import ray
+
+    found = ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    try:
+        yield str(found.address_info["address"])
+    finally:
+        ray.shutdown()
 
 
 def packages_without_ours(home: Path) -> Path:

@@ -22,6 +22,7 @@ from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.schemas.base import parse_json, to_json
+from tsdfm.schemas.distill import RealConfig
 from tsdfm.schemas.evaluate import Frontier, Results
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.training_record import NceRecord, StudentRecord
@@ -109,16 +110,31 @@ def test_an_nce_compass_gives_the_energies_that_it_gave(old):
     assert json.dumps(anew, indent=2, sort_keys=True) + "\n" == text
 
 
-def test_training_that_was_cut_goes_on_to_the_same_student(old):
+@pytest.mark.parametrize("corpus", ["as it was", "today's default"])
+def test_training_that_was_cut_goes_on_to_the_same_student(old, corpus):
     """The last bits of a training are its processor's: that a kill moves none of them is tested where both halves run here."""
     record = parse_json(StudentRecord, (old / "student" / "training.json").read_bytes(), "training.json")
-    assert train_at(Place(0, 1, CPU), record.config, Path("cut"), lambda step, scalars: False)
+    config = record.config.model_copy(update={"real": RealConfig()}) if corpus == "today's default" else record.config
+    assert train_at(Place(0, 1, CPU), config, Path("cut"), lambda step, scalars: False)
     for name in ("config.json", "tokenizer.json", "README.md"):
         assert without_new((old / "cut" / name).read_text()) == (old / "student" / name).read_text(), name
     anew, before = load_file(old / "cut" / "model.safetensors"), load_file(old / "student" / "model.safetensors")
     assert list(anew) == list(before)
     for name in anew:
         torch.testing.assert_close(anew[name], before[name], rtol=1e-4, atol=1e-6)
+
+
+def test_every_record_says_which_corpus_it_is_of():
+    """So the default may change: what was written before goes on meaning what it meant."""
+    def corpora(document):
+        if isinstance(document, dict):
+            yield from [document["corpus"]] if isinstance(document.get("corpus"), dict) and "part" in document["corpus"] else []
+            document = list(document.values())
+        for each in document if isinstance(document, list) else []:
+            yield from corpora(each)
+
+    found = [each for file in sorted(FIXTURES.parent.rglob("*.json")) for each in corpora(json.loads(file.read_text()))]
+    assert [each["path"] for each in found] == ["python"] * 4
 
 
 def test_an_evaluation_is_read_as_it_was_written(old):

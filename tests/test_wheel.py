@@ -19,13 +19,13 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", ROOT]
     subprocess.run([*build, f"--config-setting=--build-option=--bdist-dir={tmp_path / 'bdist'}"], check=True, capture_output=True)
     environment = tmp_path / "venv"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     python = environment / "bin" / "python"
     # The dependencies come from this environment by a path file; the project itself only from the wheel.
     site = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True,
                                capture_output=True, text=True).stdout.strip())
     wheel = next((tmp_path / "dist").glob("*.whl"))
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     command = environment / "bin" / "tsdfm-pipeline"
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH",)}

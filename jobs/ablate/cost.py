@@ -43,7 +43,7 @@ def plan_ablate(sweep: Sweep, wish: PlanWish, data: Sequence[str], out: Path) ->
     work = Work(trials, anchored_evaluation(sweep.evaluate), out, b"")
     todo = [key for key in [START, *trials] if not work.is_done(key)]
     if START in todo:
-        say_corpus(work.evaluation.corpus)
+        say_corpus(work.evaluation.corpus, [str(work.first.start)])
     return plan_of(AblateJob(work, todo, workers_of(sweep, work.threads) or 1, started_seconds()), wish)
 
 

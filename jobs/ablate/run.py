@@ -26,8 +26,8 @@ from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import SetAside, Told, collect
+from tsdfm.jobs.crew.desk import Desk
 from tsdfm.jobs.crew.tasks import Call, Need, Tasks
-from tsdfm.jobs.crew.training_group import Desk
 from tsdfm.jobs.crew.working import node_name
 from tsdfm.jobs.evaluate.run import evaluated
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
@@ -91,7 +91,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         store.write(SWEEP_FILE, asked)
         todo = [key for key in [START, *trials] if not work.is_done(key)]
         if START in todo:
-            say_corpus(work.evaluation.corpus)
+            say_corpus(work.evaluation.corpus, [str(work.first.start)])
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
         faults = _run(work, todo, workers_of(sweep, work.threads), sweep.address) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]

@@ -8,9 +8,11 @@ from tsdfm.schemas.reports import DemoReport
 @config_command("demo", DemoConfig, common="--out --trajectories --updates -n --number", flags=flags_of(
     DemoConfig, {"samples": "-n --number"}))
 def demo_command(config: DemoConfig) -> DemoReport:
-    """The whole story on what ships with the package: trajectories shaped and blind, a student of each, a page of results.
+    """The whole story on what ships with the package: what can 8 jumps do against 1,024? One page answers.
 
-    A rerun keeps what is finished. CONFIG is a YAML file; flags override it.
+    Trajectories of the embedded teacher in 8 jumps, shaped and blind, a student of each, and both beside the teacher in few and
+    in many jumps, at equal entropy. About ten minutes on two idle cores. A rerun keeps what is finished. CONFIG is a YAML file;
+    flags override it.
     """
     from tsdfm.jobs.demo.run import demo
 

@@ -33,7 +33,7 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
         say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
             f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
         if config.real.weight:
-            say_corpus(config.real.corpus)
+            say_corpus(config.real.corpus, [str(start.weights.path)])
         start.weights.network.to("meta")  # they have been found fit; training processes open their own
         started = time.monotonic()
         last = Group("distill", train_at, config, out).run(_line)

@@ -18,7 +18,7 @@ from tsdfm.jobs.plan.plan import Forecast, Measurement, check_writable, plan_of,
 from tsdfm.jobs.plan.rates import as_json, this_machine
 from tsdfm.jobs.plan.rollouts import visits
 from tsdfm.jobs.shell.console import Stages, say_corpus
-from tsdfm.pipeline.evaluation.judge import Likelihood
+from tsdfm.pipeline.evaluation.judge import Likelihood, Prefixes
 from tsdfm.pipeline.evaluation.measures.bounds import DRAWS
 from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, extent_of, kinds_of
 from tsdfm.pipeline.evaluation.measures.likelihoods import steps_bounded
@@ -47,7 +47,7 @@ def plan_evaluate(config: EvaluateConfig, wish: PlanWish) -> Plan:
         check_writable(Path(config.out))
     job = EvaluateJob.of(config)
     if config.reads_corpus:
-        say_corpus(config.corpus)
+        say_corpus(config.corpus, config.model)
     return plan_of(job, wish)
 
 
@@ -128,11 +128,12 @@ class EvaluateJob:
     def _figures(self, results: Results, folder: Path) -> tuple[float, float]:
         """Seconds of the figures of a row: of as few texts as were sampled, and of as many as are asked for."""
         samples, found = kept_texts(results, results.rows[0], folder)
-        taken = []
+        given, taken = samples.given, list[float]()
         for times in (1, ceil(self.config.samples / len(samples.texts))):
             many = replace(samples, tokens=np.tile(samples.tokens, (times, 1)), texts=samples.texts * times,
-                           nfe=None if samples.nfe is None else np.tile(samples.nfe, times))
-            scores = {name: Likelihood(np.tile(each.nats, times), np.tile(each.tokens, times), each.window)
+                           nfe=None if samples.nfe is None else np.tile(samples.nfe, times),
+                           given=None if given is None else Prefixes(np.tile(given.tokens, times), given.texts * times))
+            scores = {name: Likelihood(np.tile(each.nats, times), np.tile(each.tokens, times), times * each.in_windows)
                       for name, each in found.items()}
             began = time.monotonic()
             summarise(many, scores)

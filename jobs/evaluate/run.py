@@ -29,7 +29,7 @@ def evaluated(config: EvaluateConfig) -> Results:
     if threads is not None:
         torch.set_num_threads(threads)
     if config.reads_corpus:
-        say_corpus(config.corpus)
+        say_corpus(config.corpus, config.model)
     with Stages() as progress:
         return evaluate(config, progress, redacted(shlex.join(sys.argv)), None if alone else _OnCluster(config))
 

@@ -85,7 +85,7 @@ def measured(config: GenerateConfig, identity: Identity, given: Given | None, wo
         task: Any = ray.remote(measured_there)
         resources = {"num_cpus": 1, "num_gpus": 1} if identity.device == "cuda" else {"num_cpus": threads}
         task = task.options(**resources, max_retries=0, scheduling_strategy="SPREAD")
-        batch = min(identity.rollout.batch_size, identity.shard_size)
+        batch = min(identity.rollout.batch_size, identity.shard_size) * identity.per_text  # each begins with a whole text
         some = None if given is None else given.of_trajectories(0, min(identity.trajectories, MOST_GIVEN))
         config = Order.of(config, identity, "").config
         refs = [task.remote(config, identity, some, number * 1000 * batch) for number in range(workers)]

@@ -117,8 +117,7 @@ class GenerateJob:
 
     @property
     def _free(self) -> float | None:
-        given = self.standing.models.given
-        return None if given is None else given.free
+        return self.standing.models.free
 
     @property
     def _carried_trajectories(self) -> int:
@@ -143,4 +142,4 @@ def measured_for(identity: Identity, models: Models) -> dict[str, Any]:
     return {
         "teacher": as_json(models.teacher.network.config), "compass": {"kind": kind, "shape": shape}, "arm": identity.arm,
         "rollout": identity.rollout.model_dump(mode="json", exclude={"seed"}), "shaping": as_json(identity.shaping),
-        "device": identity.device} | ({} if models.given is None else {"free positions": round(models.given.free, 2)})
+        "device": identity.device} | ({} if models.free is None else {"free positions": round(models.free, 2)})

@@ -80,6 +80,8 @@ class _OnRay:
         need = Need("GPU", 1) if gpus else Need("CPU", threads)
         workers = min(len(missing), self.config.workers or need.places(asking))
         say(f"{len(missing)} of {count(len(work.items), 'shard')} to make, {count(workers, f'{need.what} worker')}")
+        if work.identity.blocks is not None:
+            say(f"texts in blocks: {work.identity.blocks.per_text} trajectories each")
         order, made = Order.of(self.config, work.identity, work.store.address), dict[int, Finished]()
         call = Call("ShardWorker.make", make, lambda index: (order, work.items[index], _given(work, index)), alike=True)
         tasks: Tasks[Finished] = Tasks(call, need, self.config.workers, asking)

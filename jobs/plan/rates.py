@@ -12,6 +12,7 @@ import torch
 from tsdfm.jobs.shell.cluster import cores_here
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.base import InputError, differences, parse_json, plain_json, to_json
+from tsdfm.schemas.former import told_if_replaced
 from tsdfm.schemas.plan import Machine, PlanWish, Rates
 from tsdfm.schemas.regular import read_regular
 
@@ -68,7 +69,8 @@ def read_rates(name: str, command: str, measured_for: Mapping[str, Any], address
     differing = differences(rates.measured_for, dict(measured_for))
     if differing:
         raise InputError(f"--rates {name}: was measured for something else; measure this with --plan --save-rates FILE, or "
-                         "make these equal: " + "; ".join(differing))
+                         "make these equal: " + "; ".join(differing)
+                         + told_if_replaced(rates.measured_for, dict(measured_for)))
     if address == "local" and rates.machine.device != device_name():
         raise InputError(f"--rates {name}: was measured on {rates.machine.device}, and this machine has {device_name()}; leave "
                          "out --rates, or give the --address of the cluster that they are for")

@@ -21,7 +21,6 @@ from tsdfm.pipeline.flow.compass import CausalCompass, Compass, NceCompass, Toke
 from tsdfm.pipeline.flow.generate import rows_of
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.opening import Models
-from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.terms import Arm, Clocks, Solver
@@ -191,11 +190,12 @@ def measure(models: Models, identity: Identity, first: int, seconds: float) -> M
         seconds: after which no further batch is begun; the first is always made. Where a batch would take longer than
             LONG_SECONDS, fewer trajectories are made together, and then fewer steps, whose seconds count for a share of all.
     """
-    batch = min(identity.rollout.batch_size, identity.shard_size, identity.trajectories)
+    per_text = identity.per_text
+    batch = min(identity.rollout.batch_size * per_text, identity.shard_size, identity.trajectories)
     seconds_of = _seconds_of(models, identity, range(first, first + batch))
     whole, rows = seconds_of(_visited(identity, identity.rollout.steps)), batch
-    while rows >= 2 * LEAST_ROWS and whole * rows / batch > LONG_SECONDS:
-        rows //= 2
+    while rows >= 2 * max(LEAST_ROWS, per_text) and whole * rows / batch > LONG_SECONDS:
+        rows = rows // 2 // per_text * per_text
     shorter, share = _shortened(identity, seconds_of, LONG_SECONDS * batch / rows)
     tokens, tables, made, spent = 0, list[pa.Table](), 0, 0.0
     asked = RolloutWork.of(shorter, 1).candidates
@@ -230,9 +230,7 @@ def _seconds_of(models: Models, identity: Identity, ids: range) -> Seconds:
     taken = []
     for steps in (1, 1, PROBE_STEPS):  # the first warms up
         rollout, began = identity.rollout.model_copy(update={"steps": steps}), time.monotonic()
-        for arm in identity.arms:
-            begun = Begun(ids, None if models.given is None else models.given.fixed(ids))
-            roll_out_begun(models.teacher.network, models.compass, rollout, identity.shaping, begun, arm)
+        rows_of(models, identity.model_copy(update={"rollout": rollout}), ShardPlan("measured", ids.start, ids.stop))
         taken.append(time.monotonic() - began)
     more = _visited(identity, PROBE_STEPS) - 1
     a_visit = max((taken[2] - taken[1]) / more, taken[2] / (more + 1) / 10)

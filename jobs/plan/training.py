@@ -24,6 +24,7 @@ from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.trainer import CHECKPOINT_SECONDS, HEADER_FILE, STATE_FILE, Report, Watch
 from tsdfm.schemas.base import InputError, differences, plain_json
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.former import told_if_replaced
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.plan import Machine, Rates, Stage
 from tsdfm.schemas.regular import read_regular
@@ -211,7 +212,7 @@ def updates_done(out: Path, settings: Mapping[str, Any]) -> int:
     differing = differences({name: value for name, value in old.items() if name in known}, known)
     if differing:
         raise InputError(f"{state_folder(out)}: holds a run of another config; give another --out, remove the folder, or make "
-                         "these equal: " + "; ".join(differing))
+                         "these equal: " + "; ".join(differing) + told_if_replaced(old, known))
     try:
         with safe_open(str(state), framework="pt") as file:
             return int((file.metadata() or {})["step"])

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 
 import click
@@ -17,7 +17,7 @@ from rich.table import Column, Table
 
 from tsdfm.pipeline.text.cleaning import told
 from tsdfm.schemas.base import one_line
-from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
+from tsdfm.schemas.corpus import DEFAULT, PYTHON, CorpusConfig
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.terms import Dtype
 from tsdfm.schemas.training_record import CorpusFacts
@@ -95,13 +95,27 @@ def tell(line: str) -> None:
     results.print(redacted(line).translate(CONTROLS), markup=False)
 
 
-def say_corpus(corpus: CorpusConfig) -> None:
-    """Which text a command is about to read: the built-in one is a surprise to who gave none."""
-    if corpus.path == BUILT_IN:
-        say("corpus: the built-in one, English prose of the documentation of Python and of the packages installed here; "
-            "--corpus takes a text of yours")
+def say_corpus(corpus: CorpusConfig, models: Iterable[str] = ()) -> None:
+    """Which text a command is about to read: the default is a surprise to who gave none, the more so if models know another.
+
+    `models`: 'embedded' or folders.
+    """
+    if corpus.path == DEFAULT:
+        say(f"corpus: {DEFAULT}, the Bible in Basic English, which comes with this package; --corpus takes a text of yours")
+        for name in dict.fromkeys(models):
+            _say_if_trained_elsewhere(name)
+    elif corpus.path == PYTHON:
+        say(f"corpus: {PYTHON}, English prose of the documentation of Python and of the packages installed here")
     else:
         say(f"corpus: {corpus.path}")
+
+
+def _say_if_trained_elsewhere(name: str) -> None:
+    from tsdfm.pipeline.models.folder import trained_on
+
+    theirs = trained_on(name)
+    if theirs not in (None, DEFAULT):
+        say(f"corpus: {name} was trained on another, {theirs}; --corpus {theirs} takes that")
 
 
 def say_left_out(facts: CorpusFacts | None) -> None:

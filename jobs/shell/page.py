@@ -14,9 +14,14 @@ SHORT = 12  # letters of a heading that stays on one line
 MANY = 10  # columns from which on a table is set more tightly
 
 
-def page(title: str, facts: Sequence[str], headline: Sequence[str], sections: Sequence[str]) -> str:
-    """A whole page. `sections` is HTML, all else plain text; empty sections are left out."""
+def page(title: str, facts: Sequence[str], headline: Sequence[str], sections: Sequence[str],
+         question: Sequence[str] = ()) -> str:
+    """A whole page. `sections` is HTML, all else plain text; empty sections are left out.
+
+    `question`: paragraphs that say what the headline answers.
+    """
     parts = {"TITLE": text(title), "FACTS": text(" · ".join(facts)),
+             "QUESTION": "\n".join(f'<p class="question">{text(line)}</p>' for line in question),
              "HEADLINE": "\n".join(f"<p>{text(line)}</p>" for line in headline),
              "SECTIONS": "\n".join(each for each in sections if each)}
     frame = files("tsdfm.jobs.shell").joinpath("page.html").read_text(encoding="utf-8")
@@ -51,6 +56,11 @@ def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], mark
 def note(plain: str) -> str:
     """A paragraph of plain text beside the matter."""
     return f'<p class="note">{text(plain)}</p>'
+
+
+def link(place: str, plain: str) -> str:
+    """A paragraph that leads to a file beside the page."""
+    return f'<p class="note"><a href="{text(place)}">{text(plain)}</a></p>'
 
 
 def items(lines: Sequence[str]) -> str:

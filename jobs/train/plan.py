@@ -35,7 +35,7 @@ def plan_fit_compass(config: CompassConfig, wish: PlanWish, out: Path, *, half: 
     config = with_anchored_paths(config)
     teacher = load_denoiser(teacher_folder(config.teacher)).network.config
     done = updates_done(out, config.model_dump(mode="json", exclude={"teacher": True, **DIVISION}))
-    say_corpus(config.corpus)
+    say_corpus(config.corpus, [config.teacher])
     shape = {"teacher": teacher.model_dump(mode="json"),
              **config.model_dump(mode="json", include={"shape", "kind", "rollouts", "rollout_steps", "init", "hard_negatives"})}
     return plan_of(TrainingJob("fit-compass", partial(fit_at, half=half), config, out.absolute(), done, teacher.length, shape,

@@ -38,7 +38,7 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
     """
     check_tracker(config.tracker)
     check_target(out)
-    say_corpus(config.corpus)
+    say_corpus(config.corpus, [config.teacher] if isinstance(config, CompassConfig) else ())
     alone = config.workers == 1 and config.address == "local"
     if alone:
         _here(label, loop, config, out)

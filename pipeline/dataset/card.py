@@ -63,7 +63,8 @@ def sizes(identity: Identity) -> dict[str, int | str | None]:
     return {"source": identity.teacher.source, "tokens": grid.length, "steps": grid.steps, "candidates": grid.candidates,
             "shaped_steps": len(grid.shaped_steps) if grid.candidates > 1 and "shaped" in identity.arms else 0,
             "top_k": grid.top_k, "vocabulary": grid.vocab_size, "mask_id": grid.mask_id,
-            **({"per_prompt": identity.prompts.per_prompt} if identity.prompts else {})}
+            **({"per_prompt": identity.prompts.per_prompt} if identity.prompts else {}),
+            **({"blocks_per_text": identity.blocks.per_text, "overlap": identity.blocks.overlap} if identity.blocks else {})}
 
 
 def reading_notes(identity: Identity) -> str:
@@ -72,7 +73,7 @@ def reading_notes(identity: Identity) -> str:
     mask = "none: no position is ever masked" if found["mask_id"] is None else f"{found['mask_id']}"
     source, events = _starts(identity)
     clocks = identity.rollout.clocks
-    given = (_GIVEN if identity.prompts else "") + (_BY_TOKEN if identity.grid.by_token else "")
+    given = (_GIVEN if identity.prompts else "") + _blocks(identity) + (_BY_TOKEN if identity.grid.by_token else "")
     spread = "" if clocks == "independent" else f"\n| clocks | {clocks} | which positions are written in the same step |"
     return f"""| | | |
 |---|---|---|
@@ -103,11 +104,22 @@ _BY_TOKEN = """- Tokens were chosen one by one at some steps (`token_steps` of `
 """
 
 
+def _blocks(identity: Identity) -> str:
+    """How to put texts together, where they are in blocks."""
+    blocks = identity.blocks
+    if blocks is None:
+        return ""
+    return f"""- Texts are longer than L, and lie in blocks: {blocks.per_text} trajectories in a row are one text. Each but the
+  first goes on from the last {blocks.overlap} tokens of the one before it in its arm. These are the first of its `tokens`, and
+  `fixed_positions` lists them; leave them out to put a text together.
+"""
+
+
 def _starts(identity: Identity) -> tuple[str, str]:
     """What `source_tokens` is, and how many events a row has."""
     if identity.teacher.source == "uniform":
         return "a list in every row: each starts from random tokens", "E differs from row to row"
-    if identity.prompts:
+    if identity.grid.fixed:
         return "a list in every row: [MASK], but for the tokens that were given", "E is L less what was given of a row"
     return "null in every row: all positions start as [MASK]", "E is L in every row"
 

@@ -27,6 +27,7 @@ from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
+from tsdfm.schemas.former import replaced, told
 from tsdfm.schemas.manifest import FILES_A_FOLDER, DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
 
 MANIFEST_FILE, CARD_FILE, RUN_FILE = "manifest.json", "README.md", ".run.json"
@@ -93,11 +94,17 @@ def may_claim(store: Store, identity: Identity, prompts: str | None = None) -> b
         except (InputError, KeyError, TypeError):
             raise InputError(f"{store.uri}/{file}: not readable; restore it, or give another --out") from None
         differing = _differing(old, identity)
+        models = replaced(old, identity.model_dump(mode="json")) if differing else []
+        if models:
+            rest = [each for each in differing if not each.startswith(("teacher.", "compass", "tokenizer"))]
+            raise InputError(f"{store.uri}: was made with {told(models)}; go on with that version, give copies of what lies "
+                             "there (--teacher, --compass), or make it anew with another --out"
+                             + ("; besides, make these equal: " + "; ".join(rest) if rest else ""))
         if differing:
             others = any(each.startswith("prompts") for each in differing)
-            told = f" (the prompts here are those of {prompts})" if others and prompts else ""
+            whose = f" (the prompts here are those of {prompts})" if others and prompts else ""
             raise InputError(f"{store.uri}: holds a dataset of another config; give another --out, or make these equal: "
-                             + "; ".join(differing) + told)
+                             + "; ".join(differing) + whose)
         return True
     if names:
         raise InputError(f"{store.uri}: holds files and no dataset ({', '.join(sorted(names)[:3])}); give an empty --out")

@@ -63,7 +63,7 @@ def _facts(manifest: DatasetManifest) -> list[str]:
     identity, shaping = manifest.identity, manifest.identity.shaping
     facts = [f"{identity.teacher.source} source", count(identity.rollout.length or 0, "token"),
              count(identity.rollout.steps, "step")]
-    if identity.prompts is not None:
+    if identity.grid.fixed:
         facts.append("given tokens underlined")
     if identity.compass is not None and identity.arm != "blind":
         facts += [f"{identity.compass.kind} compass", count(shaping.candidates, "candidate"), shaping.select]

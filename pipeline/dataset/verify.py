@@ -1,6 +1,6 @@
 """Verify a dataset: every file against the manifest, every row against the invariants of the jump log."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import default_config, read_front_matter
+from tsdfm.pipeline.dataset.files.blocks import BlockRows
 from tsdfm.pipeline.dataset.files.check import RowFault, check_groups
+from tsdfm.pipeline.dataset.files.given import OTHER, GivenRows
 from tsdfm.pipeline.dataset.files.tally import FileTally, Tally
 from tsdfm.pipeline.dataset.manifest import CARD_FILE, ShardPlan, plan, read_manifest, read_vocabulary
 from tsdfm.pipeline.dataset.summary import summary_of
@@ -20,7 +22,7 @@ from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.ends.written import text_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, one_line
-from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
+from tsdfm.schemas.manifest import DatasetManifest, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.words import count
@@ -51,20 +53,23 @@ def verify(dataset: Store | str, progress: Progress = unheard, mapper: Mapper = 
     """
     store = open_store(dataset) if isinstance(dataset, str) else dataset
     manifest, faults = _begun(store)
-    for found in _examined(_FileCheck(store, _heading(manifest)), manifest, progress, mapper):
+    given: list[GivenRows | None] = []
+    for found, rows in _examined(_FileCheck(store, _heading(manifest)), manifest, progress, mapper):
         faults += found
-    return manifest, faults
+        given.append(rows)
+    return manifest, [*faults, *_prompt_faults(manifest, given)]
 
 
 def verify_and_summarise(store: Store, progress: Progress = unheard, mapper: Mapper = in_order
                          ) -> tuple[DatasetManifest, list[DatasetFault], DatasetSummary]:
     """`verify` and `summarise` in one: files are read once. The summary is worth nothing where there are faults."""
     manifest, faults = _begun(store)
-    total = Tally(manifest.identity)
-    for found, tally in _examined(_FileSum(store, _heading(manifest)), manifest, progress, mapper):
+    total, given = Tally(manifest.identity), list[GivenRows | None]()
+    for found, rows, tally in _examined(_FileSum(store, _heading(manifest)), manifest, progress, mapper):
         faults += found
+        given.append(rows)
         total.merge(tally)
-    return manifest, faults, summary_of(manifest, total)
+    return manifest, [*faults, *_prompt_faults(manifest, given)], summary_of(manifest, total)
 
 
 def _begun(store: Store) -> tuple[DatasetManifest, list[DatasetFault]]:
@@ -109,65 +114,70 @@ class _File:
         except InputError:
             return None  # which has been told
 
-    def faults(self, given: Given, tally: FileTally | None) -> list[DatasetFault]:
-        """The faults of a file; the rows of a sound one are added to `tally`."""
+    def look(self, given: Given, tally: FileTally | None) -> tuple[list[DatasetFault], GivenRows | None]:
+        """The faults of a file, and what its rows were given: None where no prompts are, or the file is faulty.
+
+        The rows of a sound one are added to `tally`.
+        """
         item, record = given
         if record is None:
-            return [DatasetFault(item.path, None, "not in the manifest")]
+            return [DatasetFault(item.path, None, "not in the manifest")], None
         file = self.store.open(item.path)
         if file is None:
-            return [DatasetFault(item.path, None, "missing")]
+            return [DatasetFault(item.path, None, "missing")], None
+        rows = GivenRows.of(self.manifest.identity)
         with file:
             once = ReadOnce(file)
-            found = list(_shard_faults(once, record, item, self.manifest.identity, self._vocabulary, tally))
+            found = list(self._faults(once, record, item, rows, tally))
         if tally is not None and not found:
             tally.columns = shards.column_bytes(once.file, item.path)
-        return [DatasetFault(item.path, row, what) for row, what in found]
+        return [DatasetFault(item.path, row, what) for row, what in found], None if found else rows
+
+    def _faults(self, once: ReadOnce, record: ShardRecord, item: ShardPlan, given: GivenRows | None,
+                tally: FileTally | None) -> Iterator[RowFault]:
+        """Faults (row, what) of one file; texts and what was given are looked at only if all else so far is sound."""
+        identity, found, texts = self.manifest.identity, list[RowFault](), list[RowFault]()
+        rows, unreadable = 0, ""
+        parts = [part for part in (given, BlockRows.of(identity)) if part is not None]
+        try:
+            for first, table in check_groups(once.file, item, identity, found):
+                rows += table.num_rows
+                if self._vocabulary is not None and not found:
+                    texts += _text_faults(first, table, self._vocabulary, identity.teacher.end_id)
+                if not found:
+                    texts += [(first + row, what) for part in parts for row, what in part.add(table)]
+                if tally is not None and not found:
+                    tally.add(table)
+        except InputError as error:
+            unreadable = str(error).partition(": ")[2]
+        if once.size != record.bytes:
+            yield None, f"{count(once.size, 'byte')}, the manifest says {record.bytes}"
+        elif once.sha256() != record.sha256:
+            yield None, "checksum differs from the manifest's"
+        if unreadable:
+            yield None, unreadable
+            return
+        if rows != record.rows:
+            yield None, f"{count(rows, 'row')}, the manifest says {record.rows}"
+        yield from found or texts
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.store, self.manifest)
 
 
 class _FileCheck(_File):
-    """The faults of a file."""
+    """The faults of a file, and what its rows were given."""
 
-    def __call__(self, given: Given) -> list[DatasetFault]:
-        return self.faults(given, None)
+    def __call__(self, given: Given) -> tuple[list[DatasetFault], GivenRows | None]:
+        return self.look(given, None)
 
 
 class _FileSum(_File):
-    """The faults of a file and its sums, in one reading."""
+    """The same and the file's sums, in one reading."""
 
-    def __call__(self, given: Given) -> tuple[list[DatasetFault], FileTally]:
+    def __call__(self, given: Given) -> tuple[list[DatasetFault], GivenRows | None, FileTally]:
         tally = FileTally(self.manifest.identity, given[0].start)
-        return self.faults(given, tally), tally
-
-
-def _shard_faults(once: ReadOnce, record: ShardRecord, item: ShardPlan, identity: Identity, vocabulary: Vocabulary | None,
-                  tally: FileTally | None) -> Iterator[RowFault]:
-    """Faults (row, what) of one shard; its texts are compared only if there is a vocabulary and all else so far is sound."""
-    found: list[RowFault] = []
-    texts: list[RowFault] = []
-    rows, unreadable = 0, ""
-    try:
-        for first, table in check_groups(once.file, item, identity, found):
-            rows += table.num_rows
-            if vocabulary is not None and not found:
-                texts += _text_faults(first, table, vocabulary, identity.teacher.end_id)
-            if tally is not None and not found:
-                tally.add(table)
-    except InputError as error:
-        unreadable = str(error).partition(": ")[2]
-    if once.size != record.bytes:
-        yield None, f"{count(once.size, 'byte')}, the manifest says {record.bytes}"
-    elif once.sha256() != record.sha256:
-        yield None, "checksum differs from the manifest's"
-    if unreadable:
-        yield None, unreadable
-        return
-    if rows != record.rows:
-        yield None, f"{count(rows, 'row')}, the manifest says {record.rows}"
-    yield from found or texts
+        return *self.look(given, tally), tally
 
 
 def _text_faults(first: int, table: pa.Table, vocabulary: Vocabulary, end_id: int | None) -> Iterator[RowFault]:
@@ -176,6 +186,21 @@ def _text_faults(first: int, table: pa.Table, vocabulary: Vocabulary, end_id: in
     for row in range(table.num_rows):
         if text_of(vocabulary, tokens[row], end_id) != texts[row]:
             yield first + row, "text is not the decoded tokens"
+
+
+def _prompt_faults(manifest: DatasetManifest, given: Sequence[GivenRows | None]) -> Iterator[DatasetFault]:
+    """Faults of the prompts of all files together, `given` in order; none is looked for where a file has been found faulty."""
+    prompts, total = manifest.identity.prompts, GivenRows.of(manifest.identity)
+    if prompts is None or total is None:
+        return
+    for item, rows in zip(plan(manifest.identity), given, strict=True):
+        if rows is None:
+            return
+        if not total.merge(rows):
+            yield DatasetFault(item.path, 0, OTHER)
+            return
+    if total.digest() != prompts.sha256:
+        yield DatasetFault("manifest.json", None, "identity.prompts.sha256 is not that of the fixed tokens in the rows")
 
 
 def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[DatasetFault]:

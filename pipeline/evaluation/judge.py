@@ -35,20 +35,15 @@ Ragged = Sequence[Sequence[int] | npt.NDArray[np.int64]] | npt.NDArray[np.int64]
 class Likelihood:
     """Negative log-likelihood of R texts: nats [R] and scored tokens [R] of each; some text has a token.
 
-    `window`: the positions of the judge; texts of more tokens were scored in windows. None: all were scored whole.
+    `in_windows`: how many texts were scored in windows: those of more tokens, given ones too, than the judge has positions.
     `features` [R, D] float32: the mean, over a text's scored positions, of the judge's last hidden states, from which it
     predicts the tokens there; zeros for a text without a token. None: not kept.
     """
 
     nats: npt.NDArray[np.float64]
     tokens: npt.NDArray[np.float64]
-    window: int | None = None
+    in_windows: int = 0
     features: npt.NDArray[np.float32] | None = None
-
-    @property
-    def in_windows(self) -> int:
-        """How many texts were scored in windows: that have more scored tokens than the judge has positions."""
-        return 0 if self.window is None else int((self.tokens > self.window).sum())
 
     @property
     def perplexity(self) -> float:
@@ -127,7 +122,7 @@ class Judge:
                 np.add.at(nats, batch_rows, found[0])
                 np.add.at(features, batch_rows, found[1])
         features /= np.maximum(scored, 1)[:, None]
-        return Likelihood(nats, scored, self.longest, features.astype(np.float32))
+        return Likelihood(nats, scored, sum(bool(scored[row]) for row in long), features.astype(np.float32))
 
     def _windows(self, tokens: Tensor, first: int) -> Iterator["_Window"]:
         """The windows that score a text [T], of at least no token, from token `first` on: one, if it has the positions."""

@@ -45,6 +45,7 @@ from tsdfm.pipeline.evaluation.sample_cache import (
     identity_of_texts,
     key_of,
     of_method,
+    replaced_since,
 )
 from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, Wanted, likelihood, sample_texts, summarise, why_unfit
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -82,6 +83,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
         subjects = [replace(each, prompts=beginnings(config, prompts, each.opened, progress)) for each in subjects]
         vocabularies = [subject.opened.vocabulary for subject in subjects]
         judges = [open_judge(name, device, vocabularies) for name in config.evaluator if config.sampling]
+        since = replaced_since(folder / RESULTS_FILE, [judge.fingerprint for judge in judges])
         cache = SampleCache(folder)
         bounds = Bounds.of(config, cache, subjects, progress) if config.bounds else None
         run = _Run(config, cache, judges, short_names([*config.model, *config.evaluator]), progress,
@@ -97,7 +99,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
             command=command, settings=config, versions=_versions(), method=METHOD,
             device=", ".join(sorted(devices)) or device_name(device),
             threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, likelihood=likelihood,
-            remarks=run.told([*reference, *naive, *rows]),
+            remarks=[*run.told([*reference, *naive, *rows]), *since],
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:

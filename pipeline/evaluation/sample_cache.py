@@ -14,7 +14,7 @@ is a hash of the identity. What is damaged is made anew. The folders can be read
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +26,10 @@ import pyarrow.parquet as pq
 from tsdfm.pipeline.evaluation.judge import Likelihood, Prefixes
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.schemas.base import WorkError, plain_json
+from tsdfm.schemas.base import InputError, WorkError, plain_json
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
-from tsdfm.schemas.regular import check_regular
+from tsdfm.schemas.former import replaced, told
+from tsdfm.schemas.regular import check_regular, read_regular
 
 METADATA = b"tsdfm"
 METHOD: Literal[2] = 2  # of `Results`; texts and scores of another are never taken for these
@@ -116,7 +117,10 @@ class SampleCache:
         found = self._find_features(identity) if features and table is not None else None
         if table is None or (features and found is None):
             return None
-        return Likelihood(table["nats"].to_numpy(), table["tokens"].to_numpy(), facts.get("window"), found)
+        tokens, window = table["tokens"].to_numpy(), facts.get("window")
+        # The first folders, whose texts were scored whole, noted the judge's positions instead.
+        before = 0 if window is None else int((tokens > window).sum())
+        return Likelihood(table["nats"].to_numpy(), tokens, facts.get("in_windows", before), found)
 
     def likelihood(self, identity: Identity, make: Callable[[], Likelihood], features: bool = False) -> Likelihood:
         """As `find_likelihood`, made if it is not there; features are kept only if they are asked for."""
@@ -124,7 +128,8 @@ class SampleCache:
         if found is not None:
             return found
         made, path = make(), self._path("scores", identity)
-        self._write(path, identity, pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES), {"window": made.window})
+        scores = pa.table({"nats": made.nats, "tokens": made.tokens}, SCORES)
+        self._write(path, identity, scores, {"in_windows": made.in_windows})
         if features and made.features is not None:
             table = pa.table({"feature": list(made.features)}, FEATURES)
             self._write(self._path("features", identity), identity, table, {})
@@ -187,6 +192,19 @@ def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float
     """Whether the folder of an evaluation has texts: model and prompts by fingerprint, step count, temperature."""
     identity = {**identity_of_texts(config, model, steps, temperature, prompts), **of_method(METHOD)}
     return config.out is not None and SampleCache(Path(config.out)).has_samples(identity)
+
+
+def replaced_since(results: Path, fingerprints: Sequence[str]) -> list[str]:
+    """A remark, where the figures of an earlier run are of an embedded judge that this version of the package has replaced.
+
+    `results`: its file, if there is one; `fingerprints`: of the judges of this run.
+    """
+    try:
+        old = plain_json(read_regular(results), str(results))
+    except (InputError, OSError):
+        return []
+    judges = replaced(old.get("judges") if isinstance(old, dict) else None, fingerprints)
+    return [f"the {results.name} that was here is of {told(judges)}; its figures don't compare with these"] if judges else []
 
 
 def _columns(identity: Identity) -> pa.Schema:

@@ -25,6 +25,7 @@ from tsdfm.pipeline.dataset.growth import (
     remove_growth,
     whole_files,
 )
+from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.dataset.manifest import (
     MANIFEST_FILE,
     Finished,
@@ -42,7 +43,9 @@ from tsdfm.pipeline.dataset.manifest import (
 )
 from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models, resized
+from tsdfm.pipeline.flow.prompts import FREE
 from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
+from tsdfm.pipeline.flow.texts.blocks import block_trajectories
 from tsdfm.pipeline.models.folder import EMBEDDED
 from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.storage.in_order import Mapper, in_order
@@ -53,6 +56,7 @@ from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.reports import GenerateReport
+from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.trajectory import arrow_schema
 
 NO_OUT = "out: no folder for the dataset; give --out OUT, or 'out' in the config"
@@ -220,15 +224,30 @@ def make_shard(models: Models, identity: Identity, store: Store, item: ShardPlan
 
 
 def rows_of(models: Models, identity: Identity, item: ShardPlan) -> pa.Table:
-    """The rows of one unit of work, rolled out: of every trajectory its arms, in the order of ids."""
-    logs, batch = [], identity.rollout.batch_size
+    """The rows of one unit of work, rolled out: of every trajectory its arms, in the order of ids.
+
+    Where a trajectory is a block of a text, so many texts are rolled out together as else trajectories.
+    """
+    logs, batch = list[JumpLog](), identity.rollout.batch_size * identity.per_text
     for start in range(item.start, item.stop, batch):
         ids = range(start, min(start + batch, item.stop))
-        begun = Begun(ids, None if models.given is None else models.given.fixed(ids))
-        by_arm = [roll_out_begun(models.teacher.network, models.compass, identity.rollout, identity.shaping, begun, arm)
-                  for arm in identity.arms]
+        by_arm = [_rolled_out(models, identity, ids, arm) for arm in identity.arms]
         logs += [log for pair in zip(*by_arm, strict=True) for log in pair]
     return shards.to_table(logs, models.teacher.vocabulary, arrow_schema(identity.grid), identity.teacher.end_id)
+
+
+def _rolled_out(models: Models, identity: Identity, ids: range, arm: Arm) -> list[JumpLog]:
+    """Trajectories of one arm that are rolled out together; of texts in blocks, those of whole texts."""
+    given, blocks = models.given, identity.blocks
+
+    def roll_out(begun: Begun) -> list[JumpLog]:
+        return roll_out_begun(models.teacher.network, models.compass, identity.rollout, identity.shaping, begun, arm)
+
+    if blocks is None:
+        return roll_out(Begun(ids, None if given is None else given.fixed(ids)))
+    first = ids[:: blocks.per_text]
+    fixed = torch.full((len(first), identity.grid.length), FREE) if given is None else given.fixed(first)
+    return block_trajectories(roll_out, [number // blocks.per_text for number in first], blocks, fixed)
 
 
 def _work(config: GenerateConfig, models: Models, identity: Identity, store: Store, check: Callable[[], None]) -> Work:

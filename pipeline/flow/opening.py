@@ -19,17 +19,20 @@ from tsdfm.pipeline.flow.compass import (
 )
 from tsdfm.pipeline.flow.prompts import Given, Prompt, prompts_in
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
+from tsdfm.pipeline.flow.texts.blocks import Extent
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.computing import compute_in, prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_denoiser, teacher_folder
+from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, Network, embedded, load, load_denoiser, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import is_transformers_folder
 from tsdfm.pipeline.storage.hub.models import located
 from tsdfm.pipeline.text.same_tokenizer import difference
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.former import FORMER_TOKENIZERS
 from tsdfm.schemas.generate import GenerateConfig
+from tsdfm.schemas.given import BlockFacts
 from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.terms import Dtype
@@ -39,12 +42,22 @@ TRAJECTORIES = 256  # of a dataset, where nothing says how many
 
 @dataclass(frozen=True)
 class Models:
-    """What makes trajectories: teacher, compass and prompts, opened, and what a manifest records of the compass."""
+    """What makes trajectories: teacher, compass and prompts, opened, what a manifest records of the compass, and blocks."""
 
     teacher: ModelFolder[Denoiser]
     compass: Compass | None
     compass_facts: CompassFacts | None
     given: Given | None = None  # the prompts of the trajectories; None: they are written whole
+    blocks: BlockFacts | None = None  # how texts lie in them, if they are longer than the teacher's
+
+    @property
+    def free(self) -> float | None:
+        """How many positions of a trajectory are not given, on average; None: all of each."""
+        blocks, length = self.blocks, self.teacher.network.config.length
+        if blocks is None:
+            return None if self.given is None else self.given.free
+        first = length if self.given is None else self.given.free
+        return (first + (blocks.per_text - 1) * (length - blocks.overlap)) / blocks.per_text
 
     def compass_in(self, dtype: Dtype) -> None:
         """Have the compass compute in a dtype (see `models.computing`)."""
@@ -79,13 +92,9 @@ def open_models(
         raise InputError(f"teacher {folder}: was trained on the {teacher.config.source} source, not {config.source}; "
                          "leave out --source or give another teacher")
     clocks_of(config.rollout, teacher.config)
-    length = config.rollout.length
-    if length is not None and length > teacher.config.length:
-        raise InputError(f"rollout.length: {length} is longer than the teacher's {teacher.config.length}; "
-                         "give a length up to that")
+    blocks, length = _blocks(config, opened)
     if config.rollout.top_k > teacher.config.vocab_size - (teacher.config.mask_id is not None):
         raise InputError(f"rollout.top_k: {config.rollout.top_k} is more than the teacher's vocabulary; lower it")
-    length = length or teacher.config.length
     given = None if prompts is None else _given(config, prompts, opened, length)
     if compass is not None:
         _check_custom(compass, opened, length)
@@ -96,7 +105,33 @@ def open_models(
     _check_level(config, models)
     prepare(teacher, config.rollout.dtype, config.rollout.compile)
     teacher.to(device)
-    return replace(models, given=given)
+    return replace(models, given=given, blocks=blocks)
+
+
+def _blocks(config: GenerateConfig, teacher: ModelFolder[Denoiser]) -> tuple[BlockFacts | None, int]:
+    """How texts of the length that is asked for lie in trajectories (None: each is one), and the tokens of a trajectory.
+
+    Raises InputError: no such blocks, of a teacher whose texts end, or numbers of trajectories that are not whole texts.
+    """
+    model = teacher.network.config
+    extent = Extent.of(model, teacher.vocabulary, length=config.rollout.length, until="length", overlap=config.overlap)
+    per_text = len(extent.starts)
+    if per_text == 1:
+        return None, extent.size
+    if model.end_id is not None:
+        raise InputError(f"rollout.length: {extent.length} is longer than the teacher's {model.length}, whose texts end, and "
+                         "only texts that don't are made in blocks; give a length up to that")
+    per_prompt = None if config.prompts is None else config.per_prompt
+    for name, number in (("trajectories", config.trajectories), ("per_prompt", per_prompt)):
+        if number is not None and number % per_text:
+            raise InputError(f"{name}: {number:,} are not whole texts: one of {extent.length:,} tokens is {per_text:,} "
+                             f"trajectories, blocks of {extent.size}; give {_up(number, per_text):,}, say")
+    return BlockFacts(per_text=per_text, overlap=extent.overlap), extent.size
+
+
+def _up(number: int, unit: int) -> int:
+    """The smallest multiple of a unit that is not below a number."""
+    return -(-number // unit) * unit
 
 
 def _given(config: GenerateConfig, prompts: list[Prompt], teacher: ModelFolder[Denoiser], length: int) -> Given:
@@ -168,7 +203,7 @@ def open_compass(
     other = difference(teacher.vocabulary.tokenizer, opened.vocabulary.tokenizer)
     if other is not None:
         raise InputError(f"compass {folder}: its tokenizer is not the teacher's ({teacher.path}): {other}; "
-                         "fit a compass with this teacher")
+                         f"fit a compass with this teacher{_or_a_former_one(teacher, opened)}")
     network = opened.network.to(device)
     if isinstance(network, Denoiser):
         raise InputError(f"compass {folder}: holds a denoiser; give a compass folder, or 'denoiser' for the teacher's own "
@@ -177,6 +212,14 @@ def open_compass(
     if isinstance(network, CausalLM):
         return CausalCompass(network, teacher.network.config.end_id), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
     return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
+
+
+def _or_a_former_one(teacher: ModelFolder[Denoiser], compass: ModelFolder[Network]) -> str:
+    """What else helps where one of two models is of the embedded ones of a former version, or was made with them."""
+    of_teacher, of_compass = (FORMER_TOKENIZERS.get(each.vocabulary.fingerprint) for each in (teacher, compass))
+    if of_teacher is not None:
+        return f", or give a copy of the embedded one of tsdfm-pipeline {of_teacher}, whose tokenizer the teacher has"
+    return "" if of_compass is None else f"; it has that of the embedded models of tsdfm-pipeline {of_compass}"
 
 
 def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserConfig, length: int) -> None:
@@ -200,20 +243,21 @@ def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserCo
 
 def identity_of(config: GenerateConfig, models: Models, device: torch.device) -> Identity:
     """All that the dataset's bytes depend on, with every default resolved."""
-    opened, given = models.teacher, models.given
-    teacher = opened.network.config
-    trajectories = config.trajectories or (TRAJECTORIES if given is None else given.trajectories)
+    opened, given, blocks = models.teacher, models.given, models.blocks
+    teacher, per_text = opened.network.config, 1 if blocks is None else blocks.per_text
+    length = min(config.rollout.length or teacher.length, teacher.length)
+    trajectories = config.trajectories or (_up(TRAJECTORIES, per_text) if given is None else given.trajectories)
     return Identity(
-        trajectories=trajectories, arm=config.arm, shard_size=config.shard_size,
+        trajectories=trajectories, arm=config.arm, shard_size=_up(config.shard_size, per_text),
         rollout=config.rollout.model_copy(update={
-            "length": config.rollout.length or teacher.length, "clocks": clocks_of(config.rollout, teacher)}),
+            "length": length, "clocks": clocks_of(config.rollout, teacher)}),
         shaping=config.shaping,
         teacher=TeacherFacts(
             fingerprint=opened.fingerprint, source=teacher.source, vocab_size=teacher.vocab_size,
             mask_id=teacher.mask_id, kappa_exponent=teacher.kappa_exponent, end_id=teacher.end_id),
         compass=models.compass_facts, tokenizer=opened.vocabulary.fingerprint,
         device="cuda" if device.type == "cuda" else "cpu", shards_per_file=config.shards_per_file,
-        prompts=None if given is None else given.facts(trajectories),
+        prompts=None if given is None else given.facts(trajectories), blocks=blocks,
     )
 
 

@@ -4,7 +4,6 @@ Each piece of a prompt becomes tokens by itself, in the Unicode form of all trai
 ends, and the model can't go on in the middle of one.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -16,10 +15,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tsdfm.pipeline.dataset.files.given import digest_of
 from tsdfm.pipeline.text.sources.formats import short_texts
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.manifest import PromptFacts
+from tsdfm.schemas.given import PromptFacts
 from tsdfm.schemas.prompts import BLANK
 from tsdfm.schemas.sample import SampleConfig
 
@@ -154,7 +154,4 @@ class Given:
     def facts(self, trajectories: int) -> PromptFacts:
         """What a manifest says of the prompts that so many trajectories are of."""
         used = self.of_trajectories(0, trajectories)
-        digest = hashlib.sha256()
-        for array in (used.offsets.astype("<i8"), used.positions.astype("<i4"), used.tokens.astype("<i4")):
-            digest.update(array.tobytes())
-        return PromptFacts(per_prompt=self.per_prompt, sha256=digest.hexdigest())
+        return PromptFacts(per_prompt=self.per_prompt, sha256=digest_of(used.offsets, used.positions, used.tokens))

@@ -110,7 +110,8 @@ class Reader:
         """What was read, for a student's training.json: pinned places, identities, rows and shares."""
         datasets = [
             DatasetFacts(path=redacted(source.path), uri=source.store.uri,
-                         identity=digest(source.manifest.identity), rows=stream.rows, share=share)
+                         identity=digest(source.manifest.identity), rows=stream.rows, share=share,
+                         prompts=source.manifest.identity.prompts, blocks=source.manifest.identity.blocks)
             for source, stream, share in zip(self.sources, self.streams, self.mix.shares.tolist(), strict=True)
         ]
         return DataFacts(datasets=datasets, arm=self.data.arm, seed=self.seed)

@@ -24,11 +24,11 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import check_no_code, is_transformers_folder
 from tsdfm.pipeline.models.weights import stored_shapes, undrawn
-from tsdfm.pipeline.storage.hub.models import located
+from tsdfm.pipeline.storage.hub.models import HUB, located
 from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
-from tsdfm.schemas.base import Frozen, InputError, WorkError, first_line, to_json
+from tsdfm.schemas.base import Frozen, InputError, WorkError, first_line, plain_json, to_json
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, own_config, parse_model_config
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.terms import Source
@@ -79,6 +79,21 @@ def teacher_folder(name: str, source: Source | None = None) -> Path:
     if colon and source not in (None, named):
         raise InputError(f"model {name}: is of the {named} source, not of the {source} source; leave out source, or name it")
     return embedded(f"teacher-{named or source or 'mask'}")
+
+
+def trained_on(name: str) -> str | None:
+    """The corpus that a model was trained on, by its training.json; None where that doesn't say so, or isn't on this machine.
+
+    `name`: 'embedded', 'embedded:uniform', or a folder.
+    """
+    try:
+        file = teacher_folder(name) / TRAINING_FILE if not name.startswith(HUB) else None
+        found = None if file is None else plain_json(read_regular(file), str(file))
+    except (InputError, OSError):
+        return None
+    for part in ("config", "corpus", "path"):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def state_folder(out: Path) -> Path:

@@ -97,8 +97,9 @@ def _columns(identity: Identity) -> str:
 
 def _how(manifest: DatasetManifest) -> str:
     identity = manifest.identity
-    teacher, shaping, rollout = identity.teacher, identity.shaping, identity.rollout
+    teacher, shaping, rollout, prompts = identity.teacher, identity.shaping, identity.rollout, identity.prompts
     compass = f"`{identity.compass.kind}`, fingerprint `{identity.compass.fingerprint[:16]}`" if identity.compass else "none"
+    blocks = identity.blocks
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     rows = {
         "teacher": f"{'embedded' if manifest.teacher == 'embedded' else 'fingerprint'} `{teacher.fingerprint[:16]}`, "
@@ -109,6 +110,11 @@ def _how(manifest: DatasetManifest) -> str:
         "rollout": f"{count(rollout.steps, 'step')}, `{rollout.solver}`, temperature {rollout.temperature:g}, "
                    f"seed {rollout.seed}",
         "arms": ", ".join(identity.arms) + (" (paired: same rings, same first candidate)" if identity.arm == "both" else ""),
+        **({} if prompts is None else {
+            "prompts": f"each given to {count(prompts.per_prompt, 'trajectory')}; tokens `{prompts.sha256[:16]}` (sha256)"}),
+        **({} if blocks is None else {
+            "blocks": f"{blocks.per_text} trajectories are one text; each goes on from the last {blocks.overlap} tokens of the "
+                      "one before, in its own arm"}),
         "identity": f"`{digest(identity)[:16]}` (sha256 of the configuration)",
         "made with": versions,
     }
@@ -122,6 +128,9 @@ def _energies(summary: DatasetSummary) -> str:
         pairs = summary.pairs
         text += (f"\nPaired, shaped minus blind: {pairs.mean_difference:+.4f} ± {pairs.standard_error:.4f} (standard error) "
                  f"nats/token over {count(pairs.pairs, 'pair')}; shaped is lower in {pairs.share_lower:.1%}.\n")
+    given = summary.arms[0].fixed
+    if given is not None:
+        text += f"\nThese figures are of whole texts, with what was given of them: {given.mean:.1f} tokens on average.\n"
     if any(arm.final_energy for arm in summary.arms):
         text += f"\n![Final energies by arm]({PLOT_FILE})\n"
     return text

@@ -71,7 +71,9 @@ def _measured(results: Results, fingerprint: str) -> list["EvalResult"]:
         figures = [("perplexity", f"perplexity under {name.rpartition('/')[2]}", row.judges[name].perplexity)
                    for name in results.judges]
         how = {"steps": row.steps, "temperature": row.temperature, "texts": row.samples}
-        texts = f"its own texts, {row.steps} steps, temperature {row.temperature:g}"
+        texts = f"its own {'texts' if row.given is None else 'continuations of prompts'}, {row.steps} steps, temperature " \
+                f"{row.temperature:g}"
+        how |= {} if row.given is None else {"prompt_tokens": round(row.given, 1)}
         found += [EvalResult(
             task_type="text-generation", dataset_type="generated", dataset_name=texts, dataset_args=how, metric_type=kind,
             metric_name=name, metric_value=round(value, 4),
@@ -123,6 +125,10 @@ def _results(results: Results, fingerprint: str) -> str:
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = [f"{results.settings.samples} texts a row; perplexity under each judge, with its 95 % bootstrap interval over "
              "texts."]
+    given = next((row.given for row in results.rows if row.given is not None), None)
+    if given is not None:
+        notes.append(f"All figures are of what stands after a prompt ({given:.1f} tokens on average), given that: its own "
+                     "tokens are read and not counted. Compare them with rows of the same prompts only.")
     if any(row.memorised is not None for row in results.rows):
         notes.append("*Memorised* is the share of a row's 8-grams that the corpus's training text has.")
     if results.naive:

@@ -1,7 +1,7 @@
 """What is changed of a text, and what is left out, counted.
 
 A user's text is trained on as it is given: only control characters and exact duplicates of whole documents go, and Unicode
-takes one form (NFC). All else is asked for: `Prose` has the rules of the built-in corpus.
+takes one form (NFC). All else is asked for: `Prose` has the rules of the corpus `python`.
 """
 
 import hashlib

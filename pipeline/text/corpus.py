@@ -13,13 +13,13 @@ import tokenizers
 import torch
 
 from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.pipeline.text.sources.built_in import python_distributions
+from tsdfm.pipeline.text.sources.python import python_distributions
 from tsdfm.pipeline.text.split import splits_of
 from tsdfm.pipeline.text.stored_text import Damaged, StoredText, kept_on_disk, stored_text
 from tsdfm.pipeline.text.token_file import Spread, Tokens, one_by_one, token_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.corpus import BUILT_IN, CorpusConfig
+from tsdfm.schemas.corpus import PYTHON, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.training_record import CorpusFacts
 
@@ -106,7 +106,7 @@ def _trained(text: StoredText, size: int, progress: Progress) -> Vocabulary:
 
 
 def _facts(config: CorpusConfig, text: StoredText, training_tokens: int, held_out_tokens: int) -> CorpusFacts:
-    known, python = text.facts, config.path == BUILT_IN
+    known, python = text.facts, config.path == PYTHON
     training_documents = sum(known.splits.get(each, 0) for each in splits_of(config.part))
     return CorpusFacts(
         documents=sum(known.splits.values()), training_documents=training_documents, training_tokens=training_tokens,

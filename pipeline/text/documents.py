@@ -1,4 +1,4 @@
-"""The documents of a corpus, wherever it lies: the built-in one, a file, a folder, or a dataset of the Hub.
+"""The documents of a corpus, wherever it lies: one that has a name, a file, a folder, or a dataset of the Hub.
 
 They come one after another, always in the same order, and none is kept here: what is remembered of a document is a digest.
 """
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tsdfm.pipeline.text.cleaning import LeftOut, clean, told
 from tsdfm.pipeline.text.sources.bible import SHA256, Bible
-from tsdfm.pipeline.text.sources.built_in import built_in_documents, built_in_stamp
 from tsdfm.pipeline.text.sources.folders import files_of
 from tsdfm.pipeline.text.sources.formats import LONGEST, file_texts
 from tsdfm.pipeline.text.sources.hub import HubText
+from tsdfm.pipeline.text.sources.python import python_documents, python_stamp
 from tsdfm.pipeline.text.split import Split, split_of
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.corpus import BIBLE, BUILT_IN, HUB, CorpusConfig
+from tsdfm.schemas.corpus import BIBLE, HUB, PYTHON, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.words import count
 
@@ -58,11 +58,11 @@ class Source:
 
 def find_source(config: CorpusConfig) -> Source:
     """Find a corpus. Raises InputError if there is none; WorkError if the Hub can't be reached."""
-    if config.path == BUILT_IN:
-        return Source([built_in_stamp()], None, LeftOut(), lambda reading: iter(built_in_documents(reading.progress)))
     if config.path == BIBLE:
         bible = Bible()
         return Source([SHA256], None, LeftOut(), lambda _: bible.documents(), bible.split_of)
+    if config.path == PYTHON:
+        return Source([python_stamp()], None, LeftOut(), lambda reading: iter(python_documents(reading.progress)))
     if config.path.startswith(HUB):
         found = HubText.find(config.path)
         stamp: list[object] = [found.repo, found.commit, found.config, found.split]
@@ -117,7 +117,7 @@ def _files(config: CorpusConfig, left_out: LeftOut) -> list[Path]:
     if path.is_file():
         return [path]
     found = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
-    raise InputError(f"corpus {path}: {found}; give a path, '{BUILT_IN}', '{BIBLE}' or '{HUB}NAME'")
+    raise InputError(f"corpus {path}: {found}; give a path, '{BIBLE}', '{PYTHON}' or '{HUB}NAME'")
 
 
 def _settled(files: list[Path]) -> list[list[object]]:

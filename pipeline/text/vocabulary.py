@@ -171,7 +171,7 @@ class Vocabulary:
                              "token, not of a word; leave it out (a gap is written ___)")
         found = self.tokenizer.encode(text, add_special_tokens=False)
         for number, (start, end) in zip(found.ids, found.offsets, strict=True):
-            if number in (self.mask_id, self._unknown):
+            if number in (self.mask_id, self.eos_id, self._unknown):
                 raise InputError(f"the model has no token for {text[start:end]!r:.40}, or none that stands in texts; write it "
                                  "otherwise")
         if text.strip() and not self.tokenizer.decode(found.ids).strip():

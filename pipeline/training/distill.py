@@ -30,7 +30,9 @@ from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.pipeline.training.student_trainer import Start, train
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch
 from tsdfm.schemas.base import InputError, parse_json
+from tsdfm.schemas.corpus import DEFAULT, PYTHON
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.former import replaced, told
 from tsdfm.schemas.manifest import DatasetManifest
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.regular import read_regular
@@ -115,9 +117,22 @@ def open_start(config: DistillConfig, mapper: Mapper = in_order) -> Start:
     """Open a config's datasets and the weights to start from. Raises InputError if they don't fit together."""
     if config.init is not None:
         config = config.model_copy(update={"init": pinned(config.init)})
+    config = _with_unread_corpus_as_ever(config)
     reader = open_reader(config, mapper)
     weights = open_init(config, reader.manifests[0])
     return Start(config, reader, weights, identity_of(config, reader, weights))
+
+
+def _with_unread_corpus_as_ever(config: DistillConfig) -> DistillConfig:
+    """Without real text the corpus isn't read, but stands in records: under the name that was the default when they began.
+
+    So a training that was cut, and the trials of a study, are found whatever the default has become since.
+    """
+    real = config.real
+    if real.weight or real.corpus.path != DEFAULT:
+        return config
+    corpus = real.corpus.model_copy(update={"path": PYTHON})
+    return config.model_copy(update={"real": real.model_copy(update={"corpus": corpus})})
 
 
 def open_reader(config: DistillConfig, mapper: Mapper = in_order) -> Reader:
@@ -143,6 +158,7 @@ def open_init(config: DistillConfig, manifest: DatasetManifest) -> ModelFolder[D
              ("end_id", mine.end_id, facts.end_id), ("tokenizer", opened.vocabulary.fingerprint, identity.tokenizer)]
     for name, found, wanted in pairs:
         if found != wanted:
+            _refuse_former(facts.fingerprint)
             raise InputError(f"--init {folder}: its {name} ({found!s:.16}) is not the dataset's ({wanted!s:.16}); "
                              "give the dataset's teacher, or a student of it")
     if config.init_blocks is not None and mine.masked_lm is not None:
@@ -164,8 +180,17 @@ def _teacher_of(manifest: DatasetManifest) -> ModelFolder[Denoiser]:
             opened = load_denoiser(teacher_folder(name, wanted.source))
             if opened.fingerprint == wanted.fingerprint:
                 return opened
+    _refuse_former(wanted.fingerprint)
     raise InputError(f"--init: the dataset's teacher ({named or 'unnamed'}, fingerprint {wanted.fingerprint[:12]}) is not on "
                      "this machine any more; give --init FOLDER with a copy of it")
+
+
+def _refuse_former(teacher: str) -> None:
+    """Raises InputError where a dataset's teacher, by fingerprint, shipped with a former version of this package."""
+    models = replaced(teacher)
+    if models:
+        raise InputError(f"--init: the dataset's teacher ({teacher[:12]}) is {told(models)}; distil with that version, give a "
+                         "copy of what lies there as --init FOLDER, or make the dataset anew")
 
 
 def identity_of(config: DistillConfig, reader: Reader, start: ModelFolder[Denoiser]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ Writes {config.length} tokens over a vocabulary of {config.vocab_size} ids ({con
 | dataset (identity, sha256) | trajectories | arm |
 |---|---|---|
 {datasets}
-
+{_given(record)}
 Started from the weights `{record.init[:16]}` (fingerprint, sha256).
 {_held_out(record)}
 ```sh
@@ -44,6 +44,21 @@ The whole config:
 ```json
 {json.dumps(settings.model_dump(mode="json"), indent=2, sort_keys=True)}
 ```
+"""
+
+
+def _given(record: StudentRecord) -> str:
+    """What it means that trajectories go on from prompts, or from the block of a text before them, where some do."""
+    datasets = record.data.datasets
+    given = [entry for entry in datasets if entry.prompts is not None or entry.blocks is not None]
+    if not given:
+        return ""
+    which = "These" if len(given) == len(datasets) else f"Those of {', '.join(f'`{entry.identity[:16]}`' for entry in given)}"
+    what = [*(["prompts"] if any(entry.prompts for entry in given) else []),
+            *(["the end of the block before (texts lie in blocks)"] if any(entry.blocks for entry in given) else [])]
+    return f"""
+{which} go on from {' or '.join(what)}: the student has learnt to write what follows them, *given* them, and was never asked for
+a word that was given. Losses on such trajectories, those of held-out ones too, are of continuations.
 """
 
 

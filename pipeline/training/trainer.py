@@ -24,6 +24,7 @@ from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.training.held_out.early_stop import EarlyStop
 from tsdfm.schemas.base import InputError, WorkError, differences, first_line, plain_json
+from tsdfm.schemas.former import told_if_replaced
 from tsdfm.schemas.optim import HELD_OUT_LOSS, OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.regular import read_regular
@@ -187,7 +188,7 @@ class Trainer:
         differing = differences(old, json.loads(json.dumps(self.identity)))
         if differing:
             raise InputError(f"{self.folder}: holds a run of another config; give another --out, remove the folder, "
-                             "or make these equal: " + "; ".join(differing))
+                             "or make these equal: " + "; ".join(differing) + told_if_replaced(old, self.identity))
         tensors, step = self._read(state_file)
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):

@@ -1,214 +1,138 @@
-"""From the results of `evaluate` to the claims' rows, verdicts, figure, and the section of the README beside this file."""
+"""The claims in words: the section of the README beside this file, and its figure."""
 
 import json
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
+from claims_verdicts import AXES, LONG, MARGIN, REDUCTION, SHARE, SPEED, TIE, Figures, judges_of, mean, pick
 
 README = Path(__file__).with_name("README.md")
 FIGURE = Path(__file__).with_name("results") / "claims.png"
 BEGIN, END = "<!-- claims: written by `make claims` -->", "<!-- end of claims -->"
-REDUCTION, ENTROPY_SHARE, SPEED = 0.32, 0.97, 100.0
-TIE = 0.05  # curves are of one training seed and without intervals: at equal entropy a smaller difference says nothing
 JUDGES = {
     "small": "a causal language model of 2 blocks, 64 wide, fitted for {judge_updates} updates on the half of the corpus that the "
              "compass never saw",
     "embedded": "the judge that ships with the package, 4 blocks, 192 wide, fitted on the same half",
     "SmolLM2": "short for SmolLM2-135M-Instruct in 4 bits (Q4_1), which shares neither weights nor vocabulary with anything here",
 }
-
-Figures = list[dict[str, Any]]
-
-
-def judge_name(evaluator: str) -> str:
-    """How a judge is called in the table."""
-    if evaluator == "embedded":
-        return "embedded"
-    return "SmolLM2" if evaluator.endswith(".gguf") else "small"
+ON = {"entropy_bits": "entropy", "distinct_2": "distinct-2"}
+ORDER = ("real", "teacher", "blind", "shaped", "more", "large", "online", "rounds")
 
 
-def judges_of(record: Mapping[str, Any]) -> list[str]:
-    """The judges of a row or verdict, by rising size."""
-    return sorted(record["judges"], key=["small", "embedded", "SmolLM2"].index)
-
-
-def collect(results: Mapping[str, Mapping[str, Any]], seeds: Sequence[int], sources: Sequence[str]) -> Figures:
-    """One flat list of rows: source, who ('real', 'teacher', 'shaped', 'blind'), seed, and what was measured."""
-    figures: Figures = []
-    for name, result in results.items():
-        source = next(s for s in sources if name.startswith(s))
-        for row in result["rows"]:
-            model = row["model"].rstrip("/").rpartition("/")[2]
-            who, seed = ("teacher", None) if model.startswith("embedded") else (model.split("-")[2], int(model.split("-")[3]))
-            figures.append({**_figures(row), "source": source, "who": who, "seed": seed})
-        figures += [{**_figures(row), "source": source, "who": "real", "seed": None} for row in result["reference"]]
-    return figures
-
-
-def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
-    kept = ("steps", "temperature", "samples", "nfe", "entropy_bits", "entropy_standard_error", "distinct_2", "distinct_4",
-            "self_bleu")
-    return {**{name: row[name] for name in kept}, "judges": {judge_name(j): v for j, v in row["judges"].items()}}
-
-
-def pick(figures: Figures, **wanted: object) -> Figures:
-    """The rows whose fields have these values."""
-    return [row for row in figures if all(row[name] == value for name, value in wanted.items())]
-
-
-def conclude(figures: Figures, speeds: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Each target, by source and judge: what was measured, and whether it is met."""
-    return {source: {**_claims(figures, source), "speed": {**speeds[source], "met": speeds[source]["every_step_ratio"] >= SPEED}}
-            for source in speeds}
-
-
-def _claims(figures: Figures, source: str) -> dict[str, Any]:
-    real = pick(figures, source=source, who="real")[0]
-    floor = ENTROPY_SHARE * real["entropy_bits"]
-    teacher = pick(figures, source=source, who="teacher", temperature=1.0)
-    long = max(teacher, key=lambda row: row["steps"])
-    arms = {arm: pick(figures, source=source, who=arm, steps=8, temperature=1.0) for arm in ("shaped", "blind")}
-    entropy = min(row["entropy_bits"] for row in arms["shaped"])
-    found: dict[str, Any] = {"entropy_floor": floor, "student_entropy": entropy, "entropy_met": entropy >= floor, "judges": {}}
-    for judge in real["judges"]:
-        shaped, blind = ([row["judges"][judge] for row in arms[arm]] for arm in ("shaped", "blind"))
-        mean = math.exp(sum(math.log(each["perplexity"]) for each in shaped) / len(shaped))
-        worst = max(each["perplexity"] for each in shaped)
-        reduction = 1 - mean / long["judges"][judge]["perplexity"]
-        apart = max(each["high"] for each in shaped) < min(each["low"] for each in blind)
-        found["judges"][judge] = {
-            "student": mean, "student_worst_seed": worst, "teacher_long": long["judges"][judge]["perplexity"],
-            "reduction": reduction, "reduction_met": reduction >= REDUCTION, "apart_from_blind": apart,
-            "frontier": _frontier(figures, source, judge, floor, real["entropy_bits"]),
-        }
-    return found
-
-
-def _frontier(figures: Figures, source: str, judge: str, floor: float, real: float) -> dict[str, Any]:
-    """Perplexity of every curve at 97 % and 100 % of real text's entropy, and in the middle of the range that all curves share.
-
-    None: the curve doesn't reach there.
-    """
-    names = sorted({f"{row['who']}-{row['steps']}" for row in pick(figures, source=source) if row["who"] != "real"})
-    curves = {name: points for name in names if len(points := points_of(figures, source, name, judge)) > 1}
-    shared = (max(min(points)[0] for points in curves.values()) + min(max(points)[0] for points in curves.values())) / 2
-    return {place: {"entropy": entropy, **{name: perplexity_at_entropy(points, entropy) for name, points in curves.items()}}
-            for place, entropy in (("at_97", floor), ("at_100", real), ("shared", shared))}
-
-
-def points_of(figures: Figures, source: str, curve: str, judge: str) -> list[tuple[float, float]]:
-    """(entropy, perplexity) of one curve over temperatures, by rising temperature; the first training seed only."""
-    who, _, steps = curve.partition("-")
-    rows = [row for row in pick(figures, source=source, who=who, steps=int(steps)) if row["seed"] in (None, 0)]
-    return [(row["entropy_bits"], row["judges"][judge]["perplexity"]) for row in sorted(rows, key=lambda r: r["temperature"])]
-
-
-def draw(figures: Figures, file: Path) -> None:
-    """Perplexity against entropy over sampling temperatures: a row per source, a column per judge."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    sources = sorted({row["source"] for row in figures})
-    judges = judges_of(figures[0])
-    styles = {"teacher": ("#555555", "o"), "shaped": ("#0072b2", "s"), "blind": ("#d55e00", "^")}
-    lines = {8: "-", 64: "--", 1024: ":"}
-    canvas, axes = plt.subplots(len(sources), len(judges), figsize=(4.4 * len(judges), 3.6 * len(sources)), squeeze=False)
-    for source, across in zip(sources, axes, strict=True):
-        real = pick(figures, source=source, who="real")[0]
-        for judge, axis in zip(judges, across, strict=True):
-            for who, (colour, marker) in styles.items():
-                for steps, line in lines.items():
-                    rows = pick(figures, source=source, who=who, steps=steps)
-                    points = points_of(figures, source, f"{who}-{steps}", judge) if rows else []
-                    if len(points) > 1:
-                        name = f"{who}, {steps} steps" if who == "teacher" else f"student from {who}, {steps} steps"
-                        axis.plot(*zip(*points, strict=True), line, color=colour, marker=marker, markersize=4, label=name)
-            axis.plot(real["entropy_bits"], real["judges"][judge]["perplexity"], "*", color="black", markersize=11, label="real text")
-            axis.set(yscale="log", title=f"{source} source, judge: {judge}", xlabel="unigram entropy (bits)", ylabel="perplexity")
-            axis.axvline(ENTROPY_SHARE * real["entropy_bits"], color="#bbbbbb", linewidth=0.8)
-    axes[0][0].legend(fontsize=7)
-    canvas.tight_layout()
-    canvas.savefig(file, dpi=110)
-    plt.close(canvas)
+def names(settings: Mapping[str, Any]) -> dict[str, str]:
+    """How each subject is called."""
+    return {"real": "real held-out text", "teacher": "teacher", "blind": "student, blind", "shaped": "**student, shaped**",
+            "more": f"student, blind, {settings['more']} times the trajectories and updates",
+            "large": "student, blind, about 5 times the parameters", "online": "student, online scheme, as many core-seconds",
+            "rounds": "student, rounds that halve the steps"}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The section of the README: question, criteria, answer, judges, rows, verdicts, figure."""
-    figures, settings = result["rows"], result["settings"]
-    judges = judges_of(figures[0])
-    header = ["source", "model", "steps", *(f"{judge} ppl" for judge in judges), "entropy", "distinct-2", "self-BLEU", "NFE"]
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    for source in sorted({row["source"] for row in figures}):
-        for who in ("real", "teacher", "blind", "shaped"):
-            steps = sorted({row["steps"] for row in pick(figures, source=source, who=who)}, key=lambda n: n or 0)
-            for n in steps:
-                rows = [r for r in pick(figures, source=source, who=who, steps=n) if r["temperature"] in (None, 1.0)]
-                lines.append("| " + " | ".join(_cells(source, who, n, rows, judges)) + " |")
-    answers = "\n".join(_answer(figures, source, found) for source, found in result["conclusion"].items())
-    readers = "\n".join(f"- *{name}*: {JUDGES[name].format_map(settings)}." for name in judges)
-    verdicts = "\n".join(line for source, found in result["conclusion"].items() for line in _verdicts(source, found))
+    """The section of the README: question, criteria, answer, tables, judges, verdicts, figure."""
+    figures, settings, conclusion = result["rows"], result["settings"], result["conclusion"]
+    readers = "\n".join(f"- *{name}*: {JUDGES[name].format_map(settings)}." for name in judges_of(figures))
+    seeds = len(settings["seeds"])
     return f"""{BEGIN}
-**What was asked.** Is a student that writes in 8 steps, distilled from shaped trajectories, better than its own teacher in 1,024
-steps? And is it better, or only duller? Dull, repetitive text has a low perplexity, too, so entropy counts as much. Three criteria:
+**What was asked.** Is a student that writes in {settings['steps']} steps, distilled from shaped trajectories, better than its own teacher in
+{max(settings['teacher_steps']):,} steps? And is it better, or only duller? Dull, repetitive text has a low perplexity, too, so diversity counts as much, by two
+measures: entropy and distinct-2. *Clocks* say which positions are written together: *independent* ones by chance, *spaced* ones (mask
+source) and *even* ones (uniform source) evenly over the text, which is a matter of the sampler, and of no training.
 
-- **(i)** At temperature 1 the perplexity of the 8-step student (geometric mean over training seeds) is at least {REDUCTION * 100:.0f} % below its own
-  teacher's at 1,024 steps, under every judge; its entropy (the least of all seeds) is at least {ENTROPY_SHARE * 100:.0f} % of real text's; and its 95 %
-  intervals lie below those of a student from blind trajectories, under every judge.
-- **(ii)** At equal entropy, student and teacher each sampled at the temperature that gives it, and at no less than {ENTROPY_SHARE * 100:.0f} % of real
-  text's: the student is below its teacher in the same 8 steps. (The further hope: below its teacher in 1,024.) A margin was not
-  fixed beforehand; as these curves are of one training seed and have no intervals, less than {TIE * 100:.0f} % is called a tie, and
-  met means below by more than that under every judge.
-- **(iii)** A step of the student costs what its teacher's costs, so that 8 steps are at least {SPEED:.0f} times faster than 1,024 by wall
+- **(i)** At temperature 1 the perplexity of the student (geometric mean over training seeds) is at least {REDUCTION * 100:.0f} % below its own teacher's
+  at {max(settings['teacher_steps']):,} steps, under every judge, and its entropy (the least of all seeds) is at least {SHARE * 100:.0f} % of real text's.
+- **(ii)** At equal entropy and at equal distinct-2, each sampled at the temperature that gives it, and at no less than {SHARE * 100:.0f} % of real
+  text's: the student is at least {MARGIN * 100:.0f} % below its teacher at {max(settings['teacher_steps']):,} steps (independent clocks) *and* below that teacher in as few steps with
+  the same clocks, under every judge, with every training seed. Within {TIE * 100:.0f} % both ways is called a tie.
+- **(iii)** A step of the student costs what its teacher's costs, so that {settings['steps']} steps are at least {SPEED:.0f} times faster than {max(settings['teacher_steps']):,} by wall
   clock, every step computed. (Our own sampler skips steps without a jump, which is exact and helps the teacher; given beside it.)
 
 **The answer.**
 
-{answers}
+{chr(10).join(_answer(found) for found in conclusion)}
+
+**At equal diversity.** Perplexity where a curve over temperatures passes {SHARE * 100:.0f} % of real text's entropy / of its distinct-2; where there are
+several training seeds the geometric mean. `-`: the curve does not reach there.
+
+{_lines(_equal(conclusion, settings, judges_of(figures)))}
 
 **Judges**, by rising size; none had a part in making the texts:
 
 {readers}
 
-In the table entropies are means over training seeds. {settings['samples']} texts per row at temperature 1; {settings['trajectories']} trajectories a source and arm (N = {settings['rollout_steps']},
-K = {settings['candidates']}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}. Perplexity with its 95 % bootstrap
-interval over texts, or, where there are {len(settings['seeds'])} training seeds, their geometric mean with least and greatest.
+**At temperature 1.** {settings['samples']} texts per row; {settings['trajectories']:,} trajectories a source, clocks and arm ({settings['steps']} steps, temperature
+{settings['temperature']:g}, K = {settings['candidates']}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}, {seeds} training seed{'s' if seeds > 1 else ''}. Perplexity with its 95 % bootstrap
+interval over texts, or, where there are several training seeds, their geometric mean with least and greatest; *memorised*: share of 8-grams
+that stand in the training text; MAUVE under the largest judge, with its interval, or least and greatest.
 
-{chr(10).join(lines)}
+{_lines(_rows(figures, settings))}
 
-The lines (ii) give the perplexity of the student from shaped / from blind trajectories at 8 steps / the teacher at 8 / at 1,024
-steps; `-` where a curve does not reach that entropy.
+{chr(10).join(line for found in conclusion for line in _said(found))}
 
-{verdicts}
-
-![Perplexity against entropy over sampling temperatures](results/{FIGURE.name})
+![Perplexity against entropy and distinct-2 over sampling temperatures](results/{FIGURE.name})
 {END}"""
 
 
-def _ratios(found: Mapping[str, Any], teacher: str) -> list[float]:
-    """Perplexity of the 8-step student over a teacher's, wherever both curves reach, at no less than the floor of entropy."""
-    places = [place for judge in found["judges"].values() for place in judge["frontier"].values()
-              if place["entropy"] >= found["entropy_floor"]]
-    return [place["shaped-8"] / place[teacher] for place in places if place.get("shaped-8") and place.get(teacher)]
+def _lines(table: Sequence[Sequence[str]]) -> str:
+    header, *rows = table
+    return "\n".join(["| " + " | ".join(header) + " |", "|" + "---|" * len(header), *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def _at_equal_entropy(ratios: Sequence[float]) -> str:
-    """(ii): 'met', 'a tie' or 'not met'."""
-    if not ratios:
-        return "not measured"
-    if max(ratios) < 1 - TIE:
-        return "met"
-    return "a tie" if min(ratios) >= 1 - TIE and max(ratios) <= 1 + TIE else "not met"
+def _equal(conclusion: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], judges: Sequence[str]) -> list[list[str]]:
+    table = [["source", "model", "clocks", "steps", *judges]]
+    called = names(settings)
+    for found in conclusion:
+        own, few = found["clocks"], str(found["steps"])
+        shown = {LONG: ("teacher", "independent", f"{found['longest']:,}"), "teacher": ("teacher", own, few),
+                 "teacher, independent clocks": ("teacher", "independent", few)}
+        for name, by_judge in found["perplexities"].items():
+            cells = [" / ".join(_number(by_judge[judge][axis]["floor"]) for axis in AXES) for judge in judges]
+            table.append([found["source"], *shown.get(name, (called.get(name, name), own, few)), *cells])
+    return table
 
 
-def _beside(ratios: Sequence[float]) -> str:
+def _number(values: Sequence[float | None]) -> str:
+    """The geometric mean of what several seeds reached."""
+    there = [value for value in values if value is not None]
+    return f"{mean(there):.1f}" if there and len(there) == len(values) else "-"
+
+
+def _rows(figures: Figures, settings: Mapping[str, Any]) -> list[list[str]]:
+    judges, called = judges_of(figures), names(settings)
+    table = [["source", "model", "clocks", "steps", *(f"{judge} ppl" for judge in judges), "entropy", "distinct-2", "self-BLEU",
+              "memorised", "MAUVE", "NFE"]]
+    keys = sorted({(row["source"], ORDER.index(row["who"]), row["clocks"] or "", row["steps"] or 0) for row in figures})
+    for source, who, clocks, steps in keys:
+        rows = [row for row in pick(figures, source=source, who=ORDER[who], clocks=clocks or None, steps=steps or None)
+                if row["temperature"] in (None, 1.0)]
+        if rows:
+            table.append([source, called[ORDER[who]], clocks, f"{steps:,}" if steps else "", *_cells(rows, judges)])
+    return table
+
+
+def _cells(rows: Figures, judges: Sequence[str]) -> list[str]:
+    def average(name: str, digits: int) -> str:
+        values = [row[name] for row in rows if row[name] is not None]
+        return f"{sum(values) / len(values):.{digits}f}" if values else ""
+
+    mauve = [row["judges"][judges[-1]].get("mauve") for row in rows]
+    cells = [_interval([row["judges"][judge] for row in rows], "perplexity", 1) for judge in judges]
+    return [*cells, average("entropy_bits", 3), average("distinct_2", 3), average("self_bleu", 3), average("memorised", 4),
+            "" if None in mauve else _interval(mauve, "value", 2), average("nfe", 1)]
+
+
+def _interval(found: Sequence[Any], name: str, digits: int) -> str:
+    values = [each[name] for each in found]
+    if len(found) == 1:
+        return f"{values[0]:.{digits}f} ({found[0]['low']:.{digits}f}-{found[0]['high']:.{digits}f})"
+    return f"{mean(values):.{digits}f} [{min(values):.{digits}f}-{max(values):.{digits}f}]"
+
+
+def beside(ratios: Iterable[Mapping[str, Any]]) -> str:
     """What ratios of perplexities say: '24 to 35 % below', '4 % below to 4 % above', 'at 1.6 to 2.1 times the perplexity of'."""
-    least, most = min(ratios), max(ratios)
+    values = [each["ratio"] for each in ratios]
+    least, most = min(values), max(values)
     if least > 1.5:
         return f"at {least:.1f} to {most:.1f} times the perplexity of"
     if most < 1:
@@ -218,81 +142,98 @@ def _beside(ratios: Sequence[float]) -> str:
     return f"{100 * (1 - least):.0f} % below to {100 * (most - 1):.0f} % above"
 
 
-def _first_met(found: Mapping[str, Any]) -> bool:
-    return found["entropy_met"] and all(j["reduction_met"] and j["apart_from_blind"] for j in found["judges"].values())
-
-
 def _met(yes: bool) -> str:
     return "met" if yes else "not met"
 
 
-def _lowered(found: Mapping[str, Any]) -> str:
-    return ", ".join(f"{100 * found['judges'][name]['reduction']:.0f} % ({name})" for name in judges_of(found))
+def second(found: Mapping[str, Any]) -> str:
+    """(ii) as a whole."""
+    parts = [found["second"]["long"], found["second"]["same"]]
+    if "not measured" in parts:
+        return "not measured"
+    return _met(parts == ["met", "met"] and all(each["not_worse"] for each in found["mauve"].values()))
 
 
-def _answer(figures: Figures, source: str, found: Mapping[str, Any]) -> str:
-    """One source in plain words: first what a sceptic asks, equal entropy."""
-    teacher = max(pick(figures, source=source, who="teacher", temperature=1.0), key=lambda row: row["steps"])
-    students = pick(figures, source=source, who="shaped", steps=8, temperature=1.0)
-    entropy = sum(row["entropy_bits"] for row in students) / len(students)
-    same, long, blind = (_ratios(found, curve) for curve in ("teacher-8", "teacher-1024", "blind-8"))
-    second, third = _at_equal_entropy(same), _met(found["speed"]["met"])
-    said = [f"- **{source} source: at equal entropy (ii) {second}, at temperature 1 (i) {_met(_first_met(found))}, speed (iii) {third}.**"]
-    if same:
-        better = {"met": "better than", "a tie": "only level with"}.get(second, "no better than")
-        said.append(f"Would a cooler teacher do as well? At equal entropy the student in 8 steps is {better} its teacher in 8: {_beside(same)}.")
-    if long:
-        said.append(f"It is {_beside(long)} that teacher in 1,024 steps: the further hope is {_at_equal_entropy(long)}.")
-    if blind:
-        said.append(f"It is {_beside(blind)} a student from blind trajectories cooled likewise.")
-    if any(judge["frontier"]["at_100"].get("shaped-8") is None for judge in found["judges"].values()):
-        said.append("At no temperature tried does it reach the entropy of real text.")
-    said.append(
-        f"At temperature 1 it is below its teacher in 1,024 steps by {_lowered(found)}, where {REDUCTION * 100:.0f} % was asked under each; but it "
-        f"is duller there, with {entropy:.3f} bits of entropy ({found['student_entropy']:.3f} with the dullest training seed) against "
-        f"{teacher['entropy_bits']:.3f}.")
+def _answer(found: Mapping[str, Any]) -> str:
+    """The students of one source and clocks in plain words: first what a sceptic asks."""
+    few, long, ratios = found["steps"], found["longest"], found["ratios"]
+    said = [f"- **{found['source']} source, {found['clocks']} clocks: at equal diversity (ii) {second(found)}, at temperature 1 (i) "
+            f"{_met(found['first']['met'])}, speed (iii) {_met(found['speed']['met'])}.**"]
+    if ratios["teacher"]:
+        said.append(f"Is it the student, or only its clocks and a cooler temperature? At equal diversity the shaped student is {beside(ratios['teacher'])} "
+                    f"its own teacher in {few} steps with the same clocks ({found['second']['same']}).")
+    else:
+        said.append(f"At no less than {SHARE * 100:.0f} % of real text's diversity the curves of the student and of its teacher in {few} steps don't meet.")
+    if ratios[LONG]:
+        said.append(f"It is {beside(ratios[LONG])} that teacher in {long:,} steps ({found['second']['long']}).")
+    if ratios["blind"]:
+        apart = {None: "one training seed", True: "seeds apart", False: "seeds overlap"}[found["second"]["apart"]]
+        said.append(f"It is {beside(ratios['blind'])} the blind student of as many trajectories and updates ({apart}).")
+    first = found["first"]
+    said.append(f"At temperature 1 it is {_by_judge(first)} that teacher in {long:,} steps, where {REDUCTION * 100:.0f} % below was asked under each; "
+                f"with {first['entropy']:.3f} bits of entropy against the teacher's {first['teacher_entropy']:.3f}.")
     return " ".join(said)
 
 
-def _cells(source: str, who: str, steps: int | None, rows: Figures, judges: Sequence[str]) -> list[str]:
-    def mean(name: str) -> float:
-        return float(sum(row[name] for row in rows) / len(rows))
+def _by_judge(first: Mapping[str, Any]) -> str:
+    below = {name: 100 * each["reduction"] for name, each in first["judges"].items()}
+    return ", ".join(f"{abs(value):.0f} % {'below' if value >= 0 else 'above'} ({name})" for name, value in below.items())
 
-    name = {"real": "real held-out text", "teacher": "teacher"}.get(who, f"student from {who}")
-    cells = [source, f"**{name}**" if who == "shaped" and steps == 8 else name, str(steps or "")]
-    for judge in judges:
-        each = [row["judges"][judge] for row in rows]
-        if len(each) == 1:
-            cells.append(f"{each[0]['perplexity']:.1f} ({each[0]['low']:.1f}-{each[0]['high']:.1f})")
+
+def _said(found: Mapping[str, Any]) -> list[str]:
+    """The verdicts with their numbers."""
+    head, first, speed = f"{found['source']}, {found['clocks']} clocks", found["first"], found["speed"]
+    lines = [f"- **{head}, (i) {_met(first['met'])}**: {_by_judge(first)} the teacher, against the {REDUCTION * 100:.0f} % asked; entropy {first['entropy']:.3f} "
+             f"bits (the least of all training seeds), asked {first['floor']:.3f}."]
+    titles = {LONG: f"the teacher in {found['longest']:,} steps", "teacher": f"the teacher in {found['steps']} steps, same clocks",
+              "teacher, independent clocks": f"the teacher in {found['steps']} steps, independent clocks", "blind": "the blind student",
+              "more": "the blind student of more trajectories and updates", "large": "the larger blind student",
+              "online": "the student of the online scheme", "rounds": "the student of rounds"}
+    for name, ratios in found["ratios"].items():
+        if ratios:
+            by_axis = "; ".join(f"at equal {ON[axis]} {beside(each)}" for axis in AXES if (each := [r for r in ratios if r["axis"] == axis]))
+            lines.append(f"- {head}, (ii), beside {titles[name]}: {by_axis}.")
         else:
-            values = [e["perplexity"] for e in each]
-            middle = math.exp(sum(map(math.log, values)) / len(values))
-            cells.append(f"{middle:.1f} [{min(values):.1f}-{max(values):.1f}]")
-    nfe = "" if rows[0]["nfe"] is None else f"{mean('nfe'):.1f}"
-    return [*cells, f"{mean('entropy_bits'):.3f}", f"{mean('distinct_2'):.3f}", f"{mean('self_bleu'):.3f}", nfe]
-
-
-def _verdicts(source: str, found: Mapping[str, Any]) -> list[str]:
-    judges = {name: found["judges"][name] for name in judges_of(found)}
-    apart = all(j["apart_from_blind"] for j in judges.values())
-    worst = ", ".join(f"{100 * (1 - j['student_worst_seed'] / j['teacher_long']):.1f} % ({name})" for name, j in judges.items())
-    lines = [
-        f"- **{source}, (i) {_met(_first_met(found))}**: the 8-step student is below its teacher at 1,024 steps by {_lowered(found)}, against the "
-        f"{REDUCTION * 100:.0f} % asked (its worst training seed by {worst}); its "
-        f"entropy {found['student_entropy']:.3f} bits (the least of all training seeds) against a floor of {found['entropy_floor']:.3f}; shaped and blind intervals "
-        f"{'are apart' if apart else 'overlap'} under {'every judge' if apart else 'some judge'}."]
-    for place, where in (("at_97", "97 % of real text's entropy"), ("at_100", "100 % of it"), ("shared", "what all curves reach")):
-        said = []
-        for name, judge in judges.items():
-            curve = judge["frontier"][place]
-            values = [curve.get(which) for which in ("shaped-8", "blind-8", "teacher-8", "teacher-1024")]
-            said.append(f"{name}: " + " / ".join("-" if v is None else f"{v:.0f}" for v in values))
-        bits = next(iter(judges.values()))["frontier"][place]["entropy"]
-        lines.append(f"- {source}, (ii) at {bits:.3f} bits ({where}), each at the temperature that gives that entropy: {'; '.join(said)}.")
-    speed = found["speed"]
-    lines.append(f"- {source}, (iii) {_met(speed['met'])}: 8 steps are {speed['every_step_ratio']:.0f} times faster than 1,024 "
-                 f"where every step is computed, {speed['skipping_ratio']:.1f} times with our sampler, which skips steps without a jump.")
+            lines.append(f"- {head}, (ii), beside {titles[name]}: the curves don't meet at {SHARE * 100:.0f} % of real text's diversity or more.")
+    for judge, each in found["mauve"].items():
+        lines.append(f"- {head}, MAUVE under {judge} where entropy is nearest {SHARE * 100:.0f} % of real text's: student {each['student']['value']:.2f} "
+                     f"({each['student']['low']:.2f}-{each['student']['high']:.2f}), teacher in {found['longest']:,} steps {each['teacher']['value']:.2f}: "
+                     f"{'not worse' if each['not_worse'] else 'worse'}.")
+    lines.append(f"- {head}, (iii) {_met(speed['met'])}: {speed['every_step_ratio']:.0f} times faster where every step is computed, "
+                 f"{speed['skipping_ratio']:.1f} times with our sampler, which skips steps without a jump.")
     return lines
+
+
+def draw(figures: Figures, file: Path) -> None:
+    """Perplexity against entropy, and against distinct-2, over sampling temperatures: two rows per source, a column per judge."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    sources, judges = sorted({row["source"] for row in figures}), judges_of(figures)
+    colours = {"teacher": "#555555", "shaped": "#0072B2", "blind": "#D55E00", "more": "#E69F00", "large": "#009E73", "online": "#CC79A7",
+               "rounds": "#56B4E9"}
+    panels = [(source, axis) for source in sources for axis in AXES]
+    canvas, axes = plt.subplots(len(panels), len(judges), figsize=(4.6 * len(judges), 3.6 * len(panels)), squeeze=False)
+    for (source, axis), across in zip(panels, axes, strict=True):
+        own = pick(figures, source=source)
+        real = pick(own, who="real")[0]
+        for judge, panel in zip(judges, across, strict=True):
+            for who, clocks, steps, seed in sorted({(r["who"], r["clocks"], r["steps"], r["seed"]) for r in own if r["who"] in colours}, key=str):
+                rows = sorted(pick(own, who=who, clocks=clocks, steps=steps, seed=seed), key=lambda row: row[axis])
+                if len(rows) > 1 and seed in (None, 0):
+                    panel.plot([row[axis] for row in rows], [row["judges"][judge]["perplexity"] for row in rows], color=colours[who],
+                               linestyle={8: "-", 64: "--"}.get(steps, ":"), marker="o" if clocks == "independent" else "s",
+                               markersize=4, label=f"{who}, {steps:,} steps, {clocks}")
+            panel.plot(real[axis], real["judges"][judge]["perplexity"], "*", color="black", markersize=11, label="real text")
+            panel.axvline(SHARE * real[axis], color="#BBBBBB", linewidth=0.8)
+            panel.set(yscale="log", title=f"{source} source, judge: {judge}", xlabel=ON[axis] + (" (bits)" if axis == AXES[0] else ""),
+                      ylabel="perplexity")
+    axes[0][0].legend(fontsize=6)
+    canvas.tight_layout()
+    canvas.savefig(file, dpi=90)
+    plt.close(canvas)
 
 
 def publish(text: str, figure: Path, result: Mapping[str, Any]) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from tests.fuzz.child import serve
 
-CASES = {"shards": 1300, "manifests": 1000, "tokenizers of datasets": 350, "cards": 100, "unfinished datasets": 150, "models": 800, "tokenizers": 400,
-         "training states": 350, "corpora": 500, "configs": 800, "foreign checkpoints": 350, "evaluations": 250}
+CASES = {"shards": 1050, "manifests": 800, "tokenizers of datasets": 280, "cards": 80, "unfinished datasets": 120, "models": 650, "tokenizers": 320,
+         "training states": 280, "corpora": 400, "configs": 650, "foreign checkpoints": 280, "evaluations": 200}
 FEW = 6  # of each in the default suite
 SHOWN = 10
 

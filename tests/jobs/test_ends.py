@@ -9,19 +9,22 @@ import torch
 import yaml
 
 from tests.support import SHAPE, assert_refused, denoiser_config, make_dataset, present, scatter_weights, vocabulary
+from tsdfm.pipeline import batches, open_dataset, replay
 from tsdfm.pipeline.dataset.manifest import read_shard
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import SampleCache
 from tsdfm.pipeline.evaluation.samples import measure, of_tokens
+from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_denoiser, save
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.pipeline.text.metrics import distinct_n, unigram_entropy
+from tsdfm.pipeline.text.metrics import distinct_n, self_bleu, unigram_entropy
 from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Results
+from tsdfm.schemas.model import CausalConfig
 
 LENGTH = 16
 
@@ -50,6 +53,28 @@ def teacher(tmp_path_factory, corpus):
     made = present(pretrain(config, Path(root / "state"), lambda *_: False))
     save(root / "teacher", made.network, made.vocabulary, made.record)
     return root / "teacher"
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory, teacher):
+    """A causal model of the teacher's vocabulary, with random weights: a compass and a judge; `nats`: of a text's tokens [n]."""
+    words = load_denoiser(teacher).vocabulary
+    network = CausalLM(CausalConfig(**SHAPE, vocab_size=words.size - 1, length=LENGTH))
+    scatter_weights(network, 5)
+    folder = tmp_path_factory.mktemp("reader") / "reader"
+    save(folder, network, words, None)
+
+    @torch.no_grad()
+    def nats(tokens):
+        ids = torch.as_tensor(tokens)[None]
+        return -network(ids).double().log_softmax(-1).gather(-1, ids[..., None])[0, :, 0].numpy()
+    return folder, nats
+
+
+def cut_of(tokens, end, given):
+    """The tokens of a text up to its end, that included, which counts behind what was given."""
+    tokens = list(tokens)
+    return tokens[: tokens.index(end, given) + 1] if end in tokens[given:] else tokens
 
 
 def report_of(cli, *arguments):
@@ -211,6 +236,127 @@ def test_from_a_teacher_to_a_student(cli, teacher, corpus, tmp_path, tiny_models
         distill(DistillConfig.model_validate(config), tmp_path / "no")
 
 
+PROMPTS = ["the fox", "a dog sleeps. it", "they"]
+
+
+@pytest.fixture
+def prompted(tmp_path, teacher):
+    """A file of prompts, and the tokens of each."""
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    return tmp_path / "prompts.txt", load_denoiser(teacher).vocabulary.encode(PROMPTS)
+
+
+def test_trajectories_of_prompts_end_behind_them(cli, teacher, tmp_path, tiny_models, reader, prompted):
+    """They are sound, their energies are of what was written, and nothing behind an end, or given, is asked for."""
+    (file, prompts), (compass, nats) = prompted, reader
+    out = str(tmp_path / "out")
+    manifest = make_dataset(out, tiny_models, teacher=str(teacher), compass=str(compass), prompts=str(file), per_prompt=8, trajectories=None,
+                            rollout={"steps": 16, "batch_size": 8, "clocks": "spaced"})
+    assert verify(open_store(out))[1] == []
+    opened, dataset = load_denoiser(teacher), open_dataset(out)
+    end, sizes = opened.vocabulary.eos_id, set()
+    for arm in ("shaped", "blind"):
+        for row in dataset.rows(arm):
+            given = prompts[row.trajectory_id // 8]
+            tokens = list(row.tokens)
+            assert tokens[: len(given)] == given
+            cut = cut_of(tokens, end, len(given))
+            ended = cut[-1] == end
+            assert row.text == opened.vocabulary.decode(cut[:-1] if ended else cut)
+            assert row.final_energy == pytest.approx(nats(cut).mean(), abs=2e-3)
+            assert list(replay(row, 0.0))[: len(given)] == given
+            sizes.add((len(cut) - len(given), ended))
+    assert len(sizes) > 4
+    assert {ended for _, ended in sizes} == {True, False}
+    assert manifest.identity.teacher.end_id == end
+    for batch in [batches(out, "event", updates=4, batch_size=16).reader.batch(update) for update in range(4)]:
+        for state, target in zip(batch.x_t.tolist(), batch.target.tolist(), strict=True):
+            [given] = [each for each in prompts if state[: len(each)] == each]
+            asked = [place for place, token in enumerate(target) if token >= 0]
+            assert min(asked, default=LENGTH) >= len(given)
+            stands = state.index(end, len(given)) if end in state[len(given):] else LENGTH
+            assert max(asked, default=0) <= stands
+    shown = cli("inspect", out, "--trajectory", 0).stdout
+    assert "the fox" in shown.replace("\x1b[4m", "").replace("\x1b[24m", "")
+
+
+def test_texts_to_prompts_end_and_their_lengths_are_told(cli, teacher, prompted):
+    """Tokens of a text count what was given and its end; the shortest that ends is the prompt and its end."""
+    file, prompts = prompted
+    report, done = report_of(cli, "sample", "--model", teacher, "--prompts", file, "-n", 10, "--steps", 16, "--clocks", "spaced")
+    raw, _ = report_of(cli, "sample", "--model", teacher, "--prompts", file, "-n", 10, "--steps", 16, "--clocks", "spaced", "--until", "length")
+    assert f"{sum(report['ended'])} of 30 texts ended" in done.stderr
+    assert 0 < sum(report["ended"]) < 30
+    for number, (text, whole, size, ended) in enumerate(zip(report["texts"], raw["texts"], report["tokens"], report["ended"], strict=True)):
+        prompt = PROMPTS[number // 10]
+        assert text.startswith(prompt)
+        assert whole.startswith(text + "\n") if ended else whole == text
+        assert size > len(prompts[number // 10])
+        assert ended or size == LENGTH
+        assert report["prompted"][number] == {"prompt": prompt, "written": [text.removeprefix(prompt)]}
+
+
+def assert_continuations(row, texts, given, end, judges):
+    """All figures of a row are of what stands behind `given` [R] tokens of each text, up to its end; judges: name -> nats of a text."""
+    cut = [cut_of(text, end, size) for text, size in zip(texts, given, strict=True)]
+    rest = [text[size:] for text, size in zip(cut, given, strict=True)]
+    assert row.given == pytest.approx(np.mean(given))
+    assert row.mean_length == pytest.approx(np.mean([len(each) for each in rest]))
+    assert row.ended == pytest.approx(np.mean([each[-1] == end for each in rest]))
+    assert row.entropy_bits == pytest.approx(np.mean([float(unigram_entropy(each)) for each in rest]))
+    assert (row.distinct_2, row.distinct_4) == (distinct_n(rest, 2), distinct_n(rest, 4))
+    assert row.self_bleu == self_bleu([np.array(each) for each in rest])
+    for name, nats in judges.items():
+        found = sum(nats(text)[size:].sum() for text, size in zip(cut, given, strict=True))
+        assert row.judges[name].tokens == sum(map(len, rest))
+        assert row.judges[name].perplexity == pytest.approx(math.exp(found / sum(map(len, rest))), rel=1e-4)
+
+
+def texts_of(folder, steps):
+    """The tokens of the texts that an evaluation keeps of a model in so many steps; None: of real text."""
+    import pyarrow.parquet as pq
+
+    tables = [pq.read_table(path) for path in (folder / "samples").iterdir()]
+    [found] = [table for table in tables if json.loads(table.schema.metadata[b"tsdfm"])["identity"].get("steps") == steps]
+    return found["tokens"].to_pylist()
+
+
+def test_figures_after_the_prompts_of_a_file_stop_at_ends(cli, teacher, tmp_path, tiny_models, reader, prompted):
+    """Under a judge of the model's tokens, and under one that reads text."""
+    (file, prompts), (judge, nats) = prompted, reader
+    report, _ = report_of(cli, "evaluate", "--model", teacher, "--steps", 16, "--evaluator", judge, "--evaluator", tiny_models.ar, "-n", 20,
+                          "--prompts", file, "--out", tmp_path / "out", "--threads", 1, "--clocks", "spaced")
+    [row] = Results.model_validate(report).rows
+    texts, end = texts_of(tmp_path / "out", 16), load_denoiser(teacher).vocabulary.eos_id
+    given = [prompts[number % 3] for number in range(20)]
+    assert [text[: len(each)] for text, each in zip(texts, given, strict=True)] == given
+    assert_continuations(row, texts, list(map(len, given)), end, {str(judge): nats})
+    assert 0 < present(row.ended) < 1
+    other = open_judge(str(tiny_models.ar), torch.device("cpu"))
+    shown = [load_denoiser(teacher).vocabulary.decode([token for token in cut_of(text, end, 1) if token != end]) for text in texts]
+    assert row.judges[str(tiny_models.ar)].tokens <= sum(map(len, other.encode(shown))) - sum(
+        len(each) for each in other.encode([PROMPTS[number % 3] for number in range(20)])) + 20
+
+
+@pytest.mark.parametrize("until", [None, "length"])
+def test_held_out_documents_that_go_on_are_the_prompts(cli, teacher, tmp_path, corpus, reader, until):
+    """Only documents longer than the beginning have one to give: no prompt holds an end, whatever is measured behind it."""
+    judge, nats = reader
+    report, _ = report_of(cli, "evaluate", "--model", teacher, "--steps", 16, "--evaluator", judge, "-n", 20, "--prompt-tokens", 7, "--corpus",
+                          corpus, "--out", tmp_path / "out", "--threads", 1, *([] if until is None else ["--until", until]))
+    results, end = Results.model_validate(report), load_denoiser(teacher).vocabulary.eos_id
+    [real], [row] = results.reference, results.rows
+    theirs, texts = texts_of(tmp_path / "out", None), texts_of(tmp_path / "out", 16)
+    assert 4 <= len(theirs) < 20
+    assert not any(end in text[:7] for text in theirs)
+    assert [text[:7] for text in texts] == [theirs[number % len(theirs)][:7] for number in range(20)]
+    if until is None:
+        assert_continuations(real, theirs, [7] * len(theirs), end, {str(judge): nats})
+        assert_continuations(row, texts, [7] * 20, end, {str(judge): nats})
+    else:
+        assert (row.mean_length, row.ended) == (None, None)
+
+
 def test_bad_inputs(cli, tiny_models, corpus, tmp_path, teacher):
     sample = ["sample", "--model", tiny_models.mask, "--steps", 2]
     assert_refused(cli(*sample, "--length", 20, "--overlap", 16), "overlap: 16 tokens leave nothing to write", "16")
@@ -243,4 +389,6 @@ def test_bad_inputs(cli, tiny_models, corpus, tmp_path, teacher):
 def test_tokens_are_not_chosen_one_by_one_where_texts_end(cli, teacher, tmp_path):
     assert_refused(cli("generate", "--teacher", teacher, "--compass", "denoiser", "--level", "token", "--out", tmp_path / "out"),
                    "shaping.level: 'token' is for texts that don't end", "give --level sequence")
+    assert_refused(cli("generate", "--teacher", teacher, "--compass", "denoiser", "--length", 40, "--out", tmp_path / "out"),
+                   "rollout.length: 40 is longer than the teacher's 16, whose texts end")
     assert not (tmp_path / "out").exists()

@@ -28,7 +28,7 @@ CONFIG_FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown solver": ({"rollout": {"solver": "heun"}}, ["rollout.solver", "euler"]),
     "shaped without compass": ({"compass": "none"}, ["needs a compass", "blind"]),
     "rollout is a list": ({"rollout": [1]}, ["rollout"]),
-    "length beyond the teacher's": ({"rollout": {"length": 4096}}, ["4096", "longer than the teacher's"]),
+    "length beyond the teacher's": ({"rollout": {"length": 4096}, "overlap": 4096}, ["overlap: 4096", "leave nothing to write"]),
     "top-k beyond the vocabulary": ({"rollout": {"top_k": 1000}}, ["top_k", "vocabulary"]),
     "missing teacher": ({"teacher": "/nowhere/teacher"}, ["/nowhere/teacher", "no such model folder"]),
     "missing compass": ({"compass": "/nowhere/compass"}, ["/nowhere/compass", "no such model folder"]),

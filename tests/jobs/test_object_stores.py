@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.loopback_s3 import KEY, SECRET
-from tests.support import assert_refused, make_dataset, present, tiny_config, tree, write_corpus
+from tests.support import assert_refused, make_dataset, present, ray_here, tiny_config, tree, write_corpus
 from tsdfm.pipeline.storage import object_store
 from tsdfm.pipeline.storage.locks import LOCK_FILE
 from tsdfm.pipeline.storage.open_store import open_store
@@ -112,7 +112,14 @@ def test_a_run_on_ray_that_was_killed_goes_on_there_and_ends_in_the_same_bytes(s
     assert len(store.names("data")) == sum(path.startswith("data/") for path in local)
 
 
+@pytest.fixture
+def ray(s3):
+    with ray_here(2):  # whose workers know where the bucket is
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 def test_students_are_made_from_there(s3, data, cli, tmp_path, tiny_models):
     s3.faults.every = 30
     settings = ["--init", tiny_models.mask, "--budgets", "1,8", "--updates", 4, "--batch-size", 4]

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tests.loopback_hub import TOKEN, environment
-from tests.support import assert_refused, make_dataset
+from tests.support import assert_refused, make_dataset, ray_here
 
 
 @pytest.fixture
@@ -83,7 +83,14 @@ def test_there_is_no_flag_for_a_token(cli):
     assert not re.search(r"--\S*token", cli("publish", "--help").stdout)
 
 
+@pytest.fixture
+def ray(hub):
+    with ray_here(1):  # whose workers know where the Hub is
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path, tiny_models):
     uri = json.loads(cli("publish", out, "--repo", "team/runs", "--json").stdout)["uri"]
     settings = ["--init", tiny_models.mask, "--updates", "4", "--batch-size", "4", "--budgets", "1,4"]

@@ -86,7 +86,7 @@ def test_every_input_that_is_a_pipe_is_refused(cli, tmp_path, tiny_models):
 OPENING = re.compile(r"\.read_bytes\(|\.read_text\(|(?<!def )(?<![\w.])open\(|\.open\((\"|')r|from_file\(")
 # Their own sources, files of the package, of /proc and of /sys; texts are looked at where they are opened.
 TRUSTED = {"jobs/cli.py", "jobs/shell/page.py", "jobs/shell/cluster.py", "jobs/crew/signs.py", "jobs/plan/plan.py", "jobs/plan/rates.py", "pipeline/publishing/bundle.py",
-           "pipeline/text/stored_text.py", "pipeline/dataset/player.py", "pipeline/text/sources/built_in.py",
+           "pipeline/text/stored_text.py", "pipeline/dataset/player.py", "pipeline/text/sources/python.py",
            "pipeline/storage/hub/store.py"}
 
 

@@ -91,9 +91,11 @@ def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: 
 def _after_prompts(config: EvaluateConfig, texts: Samples, opened: ModelFolder[Denoiser]) -> Samples:
     """Real texts, of which the first tokens are what models are given, if they are given any; those that go on after them.
 
-    Raises InputError: fewer than two do.
+    Of documents that is so whether or not texts are measured to their ends: a prompt holds none.
+
+    Raises InputError: fewer than FEWEST do.
     """
-    given, end_id = config.prompt_tokens, texts.end_id
+    given, end_id = config.prompt_tokens, opened.network.config.end_id if texts.end_id is None else texts.end_id
     if given is None:
         return texts
     if end_id is not None:

@@ -20,7 +20,8 @@ from tsdfm.schemas.evaluate import Frontier, FrontierCurve, FrontierPoint, Judge
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">"]
 PANELS_A_ROW = 2
-PANEL, LEGEND = 5.0, 2.6  # inches across that a panel needs, and an entry of the legend
+PANEL = 5.0  # inches across that a panel needs
+ENTRY, LETTER = 0.35, 0.09  # inches across of an entry of the legend: its marker, and each letter
 ALL_LABELLED = 3  # up to so many curves every point has its temperature, else the ends of each curve
 
 
@@ -53,16 +54,22 @@ def frontier_of(results: Results) -> Frontier:
         curves = []
         for model, steps in order:
             rows = groups[model, steps]
-            points = [_point(row, judge) for row in rows]
             real = references.get((rows[0].vocabulary, rows[0].length, rows[0].texts))
-            at = None if real is None else perplexity_at_entropy(
-                [(point.entropy_bits, point.perplexity) for point in points], real.entropy_bits)
-            curves.append(FrontierCurve(model=model, steps=steps, points=points, at_reference_entropy=at))
-        judges[judge] = JudgeFrontier(curves=curves, reference=[_point(row, judge) for row in results.reference])
+            curves.append(curve_of(model, rows, judge, real))
+        judges[judge] = JudgeFrontier(curves=curves, reference=[point_of(row, judge) for row in results.reference])
     return Frontier(judges=judges)
 
 
-def _point(row: Row, judge: str) -> FrontierPoint:
+def curve_of(name: str, rows: Sequence[Row], judge: str, real: Row | None) -> FrontierCurve:
+    """The curve of one or more rows of a model in one number of steps; `real`: real text, if it was measured."""
+    points = [point_of(row, judge) for row in sorted(rows, key=lambda row: row.temperature or 0.0)]
+    at = None if real is None else perplexity_at_entropy(
+        [(point.entropy_bits, point.perplexity) for point in points], real.entropy_bits)
+    return FrontierCurve(model=name, steps=rows[0].steps, points=points, at_reference_entropy=at)
+
+
+def point_of(row: Row, judge: str) -> FrontierPoint:
+    """One row under a judge."""
     found = row.judges[judge]
     return FrontierPoint(temperature=row.temperature, entropy_bits=row.entropy_bits, perplexity=found.perplexity,
                          low=found.low, high=found.high)
@@ -88,8 +95,9 @@ def frontier_figure(frontier: Frontier, width: float) -> Figure:
     for panel in panels[len(judges):]:
         panel.set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
+    entry = ENTRY + LETTER * max(map(len, labels), default=0)
     figure.legend(handles, labels, loc="outside lower center", frameon=False,
-                  ncols=max(1, min(int(width / LEGEND), len(labels))))
+                  ncols=max(1, min(int(width / entry), len(labels))))
     return figure
 
 

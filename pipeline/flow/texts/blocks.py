@@ -10,7 +10,7 @@ cut off.
 Given tokens beyond the first block, of a long prompt or of a text with gaps, stand fixed in every block that holds them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tsdfm.pipeline.dataset.jump_log import JumpLog
 from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.prompts import FREE
 from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
@@ -26,6 +27,7 @@ from tsdfm.pipeline.text.ends.written import behind_given, is_written
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.given import BlockFacts
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.terms import Until
 
@@ -130,3 +132,23 @@ def roll_out_blocks(
         return Rolled(found, np.full(len(ids), extent.length), np.zeros(len(ids), bool), passes)
     ended = ((found == end_id) & counts)[:, 1:].any(-1)
     return Rolled(found, is_written(found, end_id, counts).sum(-1), ended, passes)
+
+
+def block_trajectories(
+    roll_out: Callable[[Begun], list[JumpLog]], texts: Sequence[int], blocks: BlockFacts, first: Tensor
+) -> list[JumpLog]:
+    """The blocks of some texts as trajectories, each with the noise of its own number: one after another, text by text.
+
+    Args:
+        roll_out: rolls out trajectories of L tokens together, in one arm.
+        texts: T numbers; text i is trajectories i * per_text and those after it.
+        blocks: how many there are, and how they overlap.
+        first: [T, L] int64, the tokens that first blocks are given, FREE elsewhere.
+    """
+    fixed, found = first, list[list[JumpLog]]()
+    for number in range(blocks.per_text):
+        found.append(roll_out(Begun([text * blocks.per_text + number for text in texts], fixed)))
+        fixed = torch.full_like(first, FREE)
+        ends = np.stack([log.tokens[-blocks.overlap :] for log in found[-1]]).astype(np.int64)
+        fixed[:, : blocks.overlap] = torch.from_numpy(ends)
+    return [log for text in zip(*found, strict=True) for log in text]

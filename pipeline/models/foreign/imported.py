@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.schemas.import_teacher import ImportConfig
 from tsdfm.schemas.training_record import ImportRecord
 
 
@@ -15,3 +16,10 @@ class Imported:
     vocabulary: Vocabulary
     record: ImportRecord
     assumed: list[str]
+
+
+def end_of(config: ImportConfig, vocabulary: Vocabulary, assumed: list[str]) -> int | None:
+    """The token at which a model's texts end, if they are padded with it; what the config leaves open is `assumed`."""
+    if config.texts is None:
+        assumed.append("texts are packed: what follows an end is another document (else --texts padded)")
+    return vocabulary.eos_id if config.texts == "padded" else None

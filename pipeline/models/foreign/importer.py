@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import CONFIG_FILE
-from tsdfm.pipeline.models.foreign.imported import Imported
+from tsdfm.pipeline.models.foreign.imported import Imported, end_of
 from tsdfm.pipeline.models.foreign.layouts import layouts_of, shape_of, to_denoiser, without_padding, without_time
 from tsdfm.pipeline.models.foreign.masked_lm import import_masked_lm, is_masked_lm
 from tsdfm.pipeline.models.foreign.places import Place, find
@@ -109,12 +109,13 @@ def _converted(found: _Found) -> tuple[Denoiser, Vocabulary, list[str]]:
         found.assumed.append(f"texts of {LENGTH} tokens (else --length)")
     if layout == "fs-dfm" and "kappa_exponent" not in config.model_fields_set:
         found.assumed.append("the schedule kappa_t = t (else --kappa-exponent)")
-    student = "dt_embedding.mlp.0.weight" in found.weights
+    student, end_id = "dt_embedding.mlp.0.weight" in found.weights, end_of(config, vocabulary, found.assumed)
     try:
         made = DenoiserConfig(
             **shape.model_dump(), vocab_size=needed, length=config.length or told.length or LENGTH, cond_dim=cond_dim,
             source=source, mask_id=vocabulary.mask_id if source == "mask" else None, kappa_exponent=config.kappa_exponent,
             step_size=student, conditioning="fused" if student else "sigma" if timed and layout != "fs-dfm" else "t",
+            end_id=end_id,
         )
     except ValidationError as error:
         raise explain(error, where) from None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import CONFIG_FILE
-from tsdfm.pipeline.models.foreign.imported import Imported
+from tsdfm.pipeline.models.foreign.imported import Imported, end_of
 from tsdfm.pipeline.models.foreign.places import Place
 from tsdfm.pipeline.models.masked import without_head
 from tsdfm.pipeline.models.transformers import check_files, check_no_code, check_whole, library, open_options, quiet
@@ -108,7 +108,7 @@ def import_masked_lm(config: ImportConfig, place: Place) -> Imported:
         assumed.append(f"texts of {_length(model, config, words)} tokens (else --length)")
     if "kappa_exponent" not in config.model_fields_set:
         assumed.append("the schedule kappa_t = t; the model is not told the time (else --kappa-exponent)")
-    network = _network(what, model, config, words)
+    network = _network(what, model, config, words, end_of(config, vocabulary, assumed))
     record = ImportRecord(imported=Origin(
         layout="masked-lm", weights="", sha256=sha256_file(place.file), others=[], config=config, commit=place.commit))
     return Imported(network.eval().requires_grad_(False), vocabulary, record, assumed)
@@ -208,7 +208,7 @@ def _positions(model: Any) -> int | None:
 
 
 @torch.no_grad()
-def _network(what: str, model: Any, config: ImportConfig, words: _Words) -> Denoiser:
+def _network(what: str, model: Any, config: ImportConfig, words: _Words, end_id: int | None) -> Denoiser:
     """The denoiser with the model's weights, whose logits have been compared. Raises InputError."""
     length, positions, size = _length(model, config, words), _positions(model), words.vocabulary.size
     if positions is not None and length + len(words.before) + len(words.after) > positions:
@@ -222,7 +222,8 @@ def _network(what: str, model: Any, config: ImportConfig, words: _Words) -> Deno
         made = DenoiserConfig(
             hidden_size=head.in_features, n_blocks=getattr(model.config, "num_hidden_layers", 1), n_heads=_heads(model, head),
             vocab_size=size, length=length, mask_id=words.vocabulary.mask_id, kappa_exponent=config.kappa_exponent,
-            conditioning="none", masked_lm={"config": _plain(model, size), "before": words.before, "after": words.after})
+            conditioning="none", end_id=end_id,
+            masked_lm={"config": _plain(model, size), "before": words.before, "after": words.after})
     except ValidationError as error:
         raise explain(error, what) from None
     with undrawn():

@@ -1,1 +1,1 @@
-"""Where documents come from: the built-in corpus, files of every format, folders, and datasets of the Hub."""
+"""Where documents come from: the corpora that have a name, files of every format, folders, and datasets of the Hub."""

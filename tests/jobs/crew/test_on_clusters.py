@@ -15,7 +15,10 @@ from tests.jobs.distill.test_run import step_of
 from tests.jobs.generate.test_clusters import cluster
 from tests.jobs.generate.test_run import running, wait_for
 from tests.support import make_dataset, present, write_corpus
+from tsdfm.pipeline.training.data_parallel import Place
+from tsdfm.pipeline.training.distill import train_at
 from tsdfm.schemas.base import parse_json
+from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Results
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -91,11 +94,16 @@ def training(folder, data, workers: int) -> list[object]:
 
 
 def undisturbed(folder, data, workers: int) -> dict[str, torch.Tensor]:
-    """The weights that come out where nothing is lost."""
-    with running(*training(folder, data, workers), "--out", folder / "undisturbed") as process:
-        _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 0, stderr
-    return load_file(folder / "undisturbed" / "model.safetensors")
+    """The weights that come out where nothing is lost; of one process: without Ray, in this one."""
+    command, out = training(folder, data, workers), folder / "undisturbed"
+    if workers == 1:
+        config = DistillConfig.model_validate(yaml.safe_load((folder / "student.yaml").read_text()))
+        assert train_at(Place(0, 1, torch.device("cpu")), config, out, lambda *_: None)
+    else:
+        with running(*command, "--out", out) as process:
+            _, stderr = process.communicate(timeout=200)
+        assert process.returncode == 0, stderr
+    return load_file(out / "model.safetensors")
 
 
 def assert_same(out, reference: dict[str, torch.Tensor]) -> None:
@@ -121,8 +129,10 @@ def test_a_training_that_loses_a_node_goes_on_where_there_is_room(workers, tmp_p
     with cluster(0) as nodes:
         others = [nodes.add_node(num_cpus=1) for _ in range(workers + 1)]
         with running(*training(tmp_path, tmp_path / "data", workers), "--out", out, "--address", nodes.address) as process:
+            wait_for(lambda: step_of(out) >= 10 or process.poll() is not None)
+            lost = node_of_a_training_process(others)  # to look for it takes a while, in which the training goes on
             wait_for(lambda: step_of(out) >= 40 or process.poll() is not None)
-            nodes.remove_node(node_of_a_training_process(others), allow_graceful=False)
+            nodes.remove_node(lost, allow_graceful=False)
             assert step_of(out) < UPDATES
             _, stderr = process.communicate(timeout=250)
     assert process.returncode == 0, stderr

@@ -4,17 +4,18 @@ import json
 import shlex
 import shutil
 import time
+from dataclasses import replace
 from typing import Any
 
 import click
 import pytest
 import torch
 
-from tests.support import make_dataset, present
+from tests.support import make_dataset, present, ray_here
 from tsdfm.jobs.cli import cli as group
-from tsdfm.jobs.demo import run as module
+from tsdfm.jobs.demo import plan as module
+from tsdfm.jobs.demo import students as students_of
 from tsdfm.pipeline.training.data_parallel import Place
-from tsdfm.pipeline.training.distill import train_at
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.demo import DemoConfig
 from tsdfm.schemas.distill import DistillConfig
@@ -42,7 +43,7 @@ def test_the_commands_are_the_stages(stages, monkeypatch, tmp_path):
         else:
             present(group.get_command(click.Context(group), command)).make_context(command, list(arguments))
     assert found["generate"] == [stages.data]
-    assert found["distill"] == [(stages.out / f"student-{arm}", config) for arm, config in stages.students.items()]
+    assert found["distill"] == [(stages.student(arm), config) for arm, config in stages.students.items()]
     assert found["evaluate"] == list(stages.evaluations.values())
 
 
@@ -58,29 +59,44 @@ def test_a_remote_folder_is_refused():
         module.plan(DemoConfig(out="memory://demo"))
 
 
+def test_what_is_compared_differs_in_one_thing(stages):
+    """The teacher in many and in few steps, on independent and on spaced clocks; students on the clocks of their data."""
+    rollout = stages.data.rollout
+    assert (rollout.clocks, rollout.steps, rollout.temperature) == ("spaced", 8, 0.8)
+    assert list(stages.students["shaped"].budgets) == [rollout.steps]
+    found = {name: (each.clocks, each.steps, len(each.model)) for name, each in stages.evaluations.items()}
+    assert found == {"teacher-slow": ("independent", (1024,), 1), "teacher": ("independent", (8,), 1), "spaced": ("spaced", (8,), 3)}
+    assert {(each.samples, each.seed, tuple(each.evaluator), each.threads) for each in stages.evaluations.values()} == {(16, 1, ("embedded",), 1)}
+    for each in stages.evaluations.values():  # the own temperatures of all are among them
+        assert {rollout.temperature, 1.0} <= set(each.swept)
+
+
 @pytest.fixture
-def distilled(monkeypatch):
-    """The configs that the demo has trained: in this process, without Ray."""
+def trained(monkeypatch):
+    """The folders of the trainings that the demo has run: in this process, without Ray."""
     made = []
 
-    def distill(config, out):
-        train_at(Place(0, 1, torch.device("cpu")), config, out, lambda step, scalars: None)
-        made.append(config)
+    def train_all(trainings, loop):
+        for each in trainings:
+            loop(Place(0, 1, torch.device("cpu")), each.config, each.out, lambda step, scalars: None)
+            made.append(each.out)
 
-    monkeypatch.setattr(module, "distill", distill)
+    monkeypatch.setattr(students_of, "train_all", train_all)
     return made
 
 
-def test_only_the_very_student_is_kept(tmp_path, tiny_models, distilled):
-    folder, state = tmp_path / "student", tmp_path / "student.training"
+def test_only_the_very_student_is_kept(tmp_path, tiny_models, stages, trained):
+    folder, state = tmp_path / "student-blind", tmp_path / "student-blind.training"
     header = state / "training_state.json"
 
     def outcome(data="data", updates=3):
-        distilled.clear()
-        config = DistillConfig(data={"paths": [str(tmp_path / data)]}, optim={"steps": updates, "batch_size": 4}, init=str(tiny_models.mask))
-        said = module._distil(config, folder)
-        assert said == ("made" if distilled else "kept")
-        assert module._is_state_of(state, module._wanted(config)) == state.exists()
+        trained.clear()
+        config = DistillConfig(data={"paths": [str(tmp_path / data)], "held_out": 0.25}, patience=2, alike=True, init=str(tiny_models.mask),
+                               optim={"steps": updates, "batch_size": 4, "log_every": 2})
+        mine = replace(stages, out=tmp_path, students={"blind": config})
+        said = students_of.distil(mine)["blind"]
+        assert trained == ([folder] if said == "made" else [])
+        assert [step for step, _ in students_of.curves_of(mine).get("blind", [])][:1] == ([2] if state.exists() else [])
         return said
 
     make_dataset(tmp_path / "data", tiny_models)
@@ -101,8 +117,15 @@ def test_only_the_very_student_is_kept(tmp_path, tiny_models, distilled):
     assert outcome("other", updates=4) == "kept"
 
 
+@pytest.fixture
+def ray():
+    with ray_here(2):
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray")
 def test_a_small_demo_and_its_rerun(cli, tmp_path):
     out = tmp_path / "out"
     first = cli("demo", "--out", out, *SMALL)
@@ -114,10 +137,11 @@ def test_a_small_demo_and_its_rerun(cli, tmp_path):
     assert report["students"] == {"blind": "made", "shaped": "made"}
     assert report["headline"][0] in first.stderr
     measured = {(row["role"], row["steps"], row["temperature"]) for row in report["rows"]}
-    assert {("real", None, None), ("teacher", 8, 1.0), ("teacher", 64, 1.0), ("shaped", 8, 0.7), ("blind", 16, 1.0)} <= measured
+    assert {("real", None, None), ("teacher", 8, 0.8), ("teacher", 1024, 1.0), ("spaced", 8, 0.8), ("rollouts", 8, 0.8), ("shaped", 8, 0.7),
+            ("blind", 8, 1.1)} <= measured
     assert page.count("<svg ") == 2 * 2  # of 4 updates no curve is drawn
-    assert page.count("<article") == 4 * 4
-    for heading in ("Is it only temperature?", "What shaping did", "Training", "Texts side by side", "Commands"):
+    assert page.count("<article") == 4 * 6
+    for heading in ("Would a lower temperature do?", "All figures", "A text forming", "What the compass chose", "Training", "Texts side by side", "Commands"):
         assert f"<h2>{heading}" in page, heading
 
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*")

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.support import Outcome, TinyModels, assert_refused, make_dataset, present, tree
+from tests.chaos.warm import Job, command, warm
+from tests.support import Outcome, TinyModels, assert_refused, make_dataset, present, ray_here, tree
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.training.data_parallel import Place
@@ -234,11 +235,15 @@ def finish(*arguments: object, cwd: Path | None = None) -> tuple[dict, str]:
     return json.loads(stdout), stderr
 
 
-def outcome_of(*arguments: object) -> Outcome:
-    """The command in a process of its own: after a fault, Ray leaves a thread that spins for as long as the process lives."""
-    with running(*arguments) as process:
-        stdout, stderr = process.communicate(timeout=280)
-    return Outcome(process.returncode, stdout, stderr)
+@pytest.fixture(scope="module")
+def outcome_of() -> Iterator[Callable[..., Outcome]]:
+    """Runs the command on a cluster of this process, in a child: after a fault, Ray leaves a thread that spins as long as the process lives."""
+    with ray_here(2) as address, warm("tsdfm.jobs.cli", "tsdfm.jobs.start", "tsdfm.jobs.distill.run") as mother:
+        def run(*arguments: object) -> Outcome:
+            end = mother.run(Job(command, (*map(str, arguments), "--address", address), patience=280))
+            return Outcome(end.code, end.stdout, end.stderr)
+
+        yield run
 
 
 @pytest.mark.slow
@@ -271,16 +276,16 @@ def test_a_student_by_relative_paths_is_that_of_one_process_and_opens_everywhere
 @pytest.mark.slow
 def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, data, reference):
     out = tmp_path / "student"
-    command = ("distill", config_file(tmp_path, data["mask"]), "--out", out)
-    with running(*command) as process:
-        wait_for(lambda: step_of(out) >= 40, process)
+    line = ("distill", config_file(tmp_path, data["mask"]), "--out", out)
+    with running(*line) as process:
+        wait_for(lambda: trainers_of(process.pid), process)
         family = _family(process.pid)
-        assert trainers_of(process.pid)
+        wait_for(lambda: step_of(out) >= 40, process)
         process.kill()
         process.wait()
     try:
         assert not out.exists()
-        finish(*command)  # at once: what the kill left running lets the folder go by itself
+        finish(*line)  # at once: what the kill left running lets the folder go by itself
     finally:
         end(family)
     assert_is(out, reference)
@@ -290,22 +295,26 @@ def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, data, reference):
 def test_a_killed_training_process_is_replaced_and_nothing_shows(tmp_path, data, reference):
     out = tmp_path / "student"
     with running("distill", config_file(tmp_path, data["mask"]), "--out", out) as process:
+        wait_for(lambda: trainers_of(process.pid), process)
+        victim = trainers_of(process.pid)[0]  # to look for it takes a while, in which the training goes on
         wait_for(lambda: step_of(out) >= 40, process)
-        trainers_of(process.pid)[0].kill()
+        victim.kill()
         _, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     assert_is(out, reference)
 
 
 @pytest.mark.slow
-def test_two_workers_agree_with_one(tmp_path, data, reference):
+def test_two_workers_agree_with_one(tmp_path, data, outcome_of):
     """Few updates, for Adam makes float errors grow; against one process with as many."""
     config = settings(data["mask"], workers=2)
     config["optim"] |= {"steps": 10}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     out = tmp_path / "student"
-    report, _ = finish("distill", file, "--out", out)
+    outcome = outcome_of("distill", file, "--out", out, "--json")
+    assert outcome.code == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
     alone = DistillConfig.model_validate(config | {"workers": 1})
     lines = []
     student = train_student(open_start(alone), tmp_path / "alone", Place(0, 1, torch.device("cpu")),
@@ -335,7 +344,7 @@ def test_one_interrupt_saves_and_says_how_to_resume(tmp_path, data, reference):
 
 
 @pytest.mark.slow
-def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_path, data, tiny_models):
+def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_path, data, tiny_models, outcome_of):
     out, copy = tmp_path / "student", tmp_path / "teacher"
     shutil.copytree(tiny_models.mask, copy)
     config = settings(data["mask"], init=str(copy))
@@ -359,7 +368,7 @@ def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_shard_that_is_gone_is_one_line_whichever_process_misses_it(workers, tmp_path, data):
+def test_a_shard_that_is_gone_is_one_line_whichever_process_misses_it(workers, tmp_path, data, outcome_of):
     """Batches of four: in update 2 the first half alone holds the last shard of the epoch; nobody may wait for the other."""
     folder = tmp_path / "data"
     shutil.copytree(data["mask"], folder)
@@ -395,7 +404,7 @@ def brief(tmp_path: Path, data: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_under_way_is_refused_with_its_process_named(tmp_path, data):
+def test_a_run_that_is_under_way_is_refused_with_its_process_named(tmp_path, data, outcome_of):
     out = tmp_path / "student"
     with open_store(str(state_of(out))).owned():
         assert_refused(outcome_of("distill", brief(tmp_path, data["mask"]), "--out", out), "another run is writing there", f"process {os.getpid()}")
@@ -403,7 +412,7 @@ def test_a_run_that_is_under_way_is_refused_with_its_process_named(tmp_path, dat
 
 
 @pytest.mark.slow
-def test_text_that_is_not_there_is_one_line(tmp_path, data):
+def test_text_that_is_not_there_is_one_line(tmp_path, data, outcome_of):
     out = tmp_path / "student"
     outcome = outcome_of("distill", brief(tmp_path, data["mask"]), "--out", out, "--real-weight", 1, "--corpus", "/nowhere.txt")
     assert_refused(outcome, "/nowhere.txt", "no such file")
@@ -411,7 +420,7 @@ def test_text_that_is_not_there_is_one_line(tmp_path, data):
 
 
 @pytest.mark.slow
-def test_the_run_of_another_config_is_refused_by_field(tmp_path, data):
+def test_the_run_of_another_config_is_refused_by_field(tmp_path, data, outcome_of):
     file, out = brief(tmp_path, data["mask"]), tmp_path / "student"
     assert outcome_of("distill", file, "--out", out).code == 0
     before = tree(out)

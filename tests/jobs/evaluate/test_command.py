@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.support import LENGTH, assert_refused, present, vocabulary
+from tests.support import LENGTH, assert_refused, present, vocabulary, with_other_weights
 from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
 from tsdfm.pipeline.evaluation.cells import make_cell
@@ -30,6 +31,7 @@ from tsdfm.pipeline.text.corpus import held_out_stream
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
+from tsdfm.schemas.former import FORMER, FormerModel
 
 WORDS = ["the quick brown fox jumps over the lazy dog and back", "energy compass keeps the most coherent jump of all",
          "masks fall in turn while the lazy fox keeps quick"]
@@ -296,6 +298,23 @@ def test_only_what_is_new_is_made(cli, arguments, counts, tiny_models, tmp_path)
     assert counts["corpora"] == 1
 
 
+def test_figures_of_an_embedded_judge_that_was_replaced_are_not_compared_in_silence(cli, corpus, tiny_models, tmp_path, monkeypatch):
+    judge, out = shutil.copytree(tiny_models.ar, tmp_path / "judge"), tmp_path / "out"
+    arguments = ["evaluate", "--model", tiny_models.mask, "--steps", "1", "--evaluator", judge, "-n", 6, "--corpus", corpus, "--out", out]
+    run(cli, arguments)
+    monkeypatch.setitem(FORMER, load(judge).fingerprint, FormerModel("judge of the tests", "0.0.9", "there/judge"))
+    report, _ = run(cli, arguments)
+    assert not any("0.0.9" in remark for remark in report["remarks"])  # it is the same
+    shutil.rmtree(judge)
+    with_other_weights(tiny_models.ar, judge)
+    report, outcome = run(cli, arguments)
+    remark = report["remarks"][-1]
+    assert remark.startswith("the results.json that was here is of the embedded judge of the tests of tsdfm-pipeline 0.0.9")
+    assert remark in outcome.stderr
+    report, _ = run(cli, arguments)
+    assert not any("0.0.9" in remark for remark in report["remarks"])
+
+
 def test_an_interrupted_run_goes_on(cli, arguments, counts, monkeypatch):
     calls = []
 
@@ -423,7 +442,14 @@ def test_a_judge_that_cannot_read_the_language_is_remarked_on(cli, arguments, ch
     assert remark in " ".join(outcome.stderr.split())
 
 
-def test_a_judge_that_can_read_the_language_is_not(cli, arguments, corpus):
+PLAIN = ["This is the way in which it was made.", "The work of the first part was not at an end.", "There is no other name for it.",
+         "All of them were sent to the same place, and they came back."]
+
+
+def test_a_judge_that_can_read_the_language_is_not(cli, arguments, tmp_path):
+    """Plain words, which a model of any English knows."""
+    corpus = tmp_path / "plain.txt"
+    corpus.write_text("\n\n".join(" ".join(PLAIN[i // 4 ** place % 4] for place in range(6)) for i in range(4096)))
     report, outcome = run(cli, arguments, "--evaluator", "embedded", "--corpus", corpus)
     (remark,) = report["remarks"]
     assert remark.startswith("judge ar does not read real held-out text")  # whose weights are random

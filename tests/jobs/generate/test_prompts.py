@@ -104,6 +104,22 @@ def test_words_that_the_teacher_does_not_have(refused, tmp_path):
     refused("b.txt", b"  x\n", "b.txt: prompt 1: ", teacher=teacher)
 
 
+def test_no_spelling_of_a_prompt_is_an_end(refused, tmp_path):
+    """A tokenizer that folds letters turns another word than its end token into that."""
+    from tokenizers import normalizers
+
+    entries = {name: number for number, name in enumerate(["[UNK]", "end", "[MASK]", "the", "fox"])}
+    tokenizer = Tokenizer(models.WordLevel(entries, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece()
+    words = Vocabulary.of(tokenizer, "words", "end")
+    network = Denoiser(denoiser_config("mask", words).model_copy(update={"end_id": words.eos_id}))
+    scatter_weights(network, 1)
+    save(tmp_path / "words", network, words, None)
+    for text in ("the END", "the end", "End fox"):
+        refused("a.txt", f"the\n{text}\n".encode(), "a.txt: prompt 2: the model has no token for", teacher=tmp_path / "words")
+
+
 def test_a_teacher_whose_tokens_decode_to_nothing(refused, tmp_path):
     from tokenizers import Regex
 

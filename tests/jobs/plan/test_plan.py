@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import assert_refused, make_dataset, tree, write_corpus
+from tests.support import assert_refused, make_dataset, ray_here, tree, write_corpus
 from tsdfm.jobs.plan.plan import Measurement
 from tsdfm.jobs.plan.rollouts import measure
 from tsdfm.jobs.plan.training import WARM, told
@@ -68,6 +68,16 @@ def test_prompts_leave_less_to_do(generating, tiny_models, tmp_path, cli, source
     manifest = make_dataset(tmp_path / "out", tiny_models, **config, **({"compass": "none", "arm": "blind"} if source == "uniform" else {}))
     assert found.makes["trajectories"] == 9
     assert found.work["jumps"] == pytest.approx(manifest.totals.events, rel=1e-9 if source == "mask" else 0.15)
+    assert found.makes["bytes"] == pytest.approx(manifest.totals.bytes, rel=0.25)
+
+
+def test_blocks_of_long_texts_leave_less_to_do(generating, tiny_models, tmp_path, cli):
+    """All but the first of a text begin with tokens of the one before, also where it is measured."""
+    long = {"rollout": {"steps": 8, "batch_size": 4, "length": 40}, "overlap": 6, "trajectories": 12}
+    found = planned(cli(*generating, "--length", 40, "--overlap", 6, "--trajectories", 12, "--out", tmp_path / "out", "--plan", "--json"))
+    manifest = make_dataset(tmp_path / "out", tiny_models, **long)
+    assert (found.makes["trajectories"], found.makes["shards"]) == (12, len(manifest.shards))
+    assert found.work["jumps"] == pytest.approx(manifest.totals.events)
     assert found.makes["bytes"] == pytest.approx(manifest.totals.bytes, rel=0.25)
 
 
@@ -186,7 +196,21 @@ def test_evaluate_counts_what_it_does(tiny_models, tmp_path, cli):
     assert_refused(cli(*asked, "--plan", "--evaluator", tmp_path / "none"), "none")
 
 
+def test_evaluate_after_prompts_is_planned_by_fewer_texts_than_asked_for(tiny_models, tmp_path, cli):
+    (tmp_path / "p.txt").write_text("the quick\nmasks\n")
+    found = planned(cli("evaluate", "--model", tiny_models.mask, "--evaluator", tiny_models.ar, "--prompts", tmp_path / "p.txt", "-n", 20,
+                        "--steps", 4, "--batch-size", 3, "--plan", "--json"))
+    assert (found.makes["rows"], found.work["texts to judge"]) == (1, 20)
+
+
+@pytest.fixture
+def ray():
+    with ray_here(3):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray")
 def test_on_ray(tiny_models, tmp_path, cli):
     """The real measurements: of shards in Ray's workers, of a student in a process group, of a sweep's trials."""
     out, file = tmp_path / "out", tmp_path / "rates.json"

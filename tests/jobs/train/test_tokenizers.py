@@ -9,6 +9,7 @@ from tests.support import assert_refused, make_dataset, write_corpus
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.text.split import split_of
 
 WORDS = [*(f"{a}{b}" for a in ("number", "the", "sees", "follows", "greets", "leaves", "and", "sleeps", "until", "day") for b in ("",)),
          "fox", "dog", "bird", "cat", "horse", ":", ",", ".", *"0123456789", *(f"##{digit}" for digit in range(10))]
@@ -81,8 +82,38 @@ def test_a_command_says_which_corpus_it_takes_and_what_it_left_out(cli, tmp_path
     assert "200 documents; left out: 1 duplicate document, 1 null text" in outcome.stderr
     record = json.loads((tmp_path / "teacher" / "training.json").read_text())
     assert record["corpus"]["left_out"] == {"duplicate documents": 1, "null texts": 1}
-    monkeypatch.setattr("tsdfm.pipeline.text.documents.built_in_stamp", lambda: "of the sentences")
-    monkeypatch.setattr("tsdfm.pipeline.text.documents.built_in_documents", lambda progress: [f"A sentence of {i} words." for i in range(300)])
-    outcome = cli("pretrain", "--vocab-size", 270, "--out", tmp_path / "other", *SMALL)
+    monkeypatch.setattr("tsdfm.pipeline.text.documents.python_stamp", lambda: "of the sentences")
+    monkeypatch.setattr("tsdfm.pipeline.text.documents.python_documents", lambda progress: [f"A sentence of {i} words." for i in range(300)])
+    outcome = cli("pretrain", "--corpus", "python", "--vocab-size", 270, "--out", tmp_path / "other", *SMALL)
     assert outcome.code == 0, outcome.stderr
-    assert outcome.stderr.startswith("corpus: the built-in one, English prose")
+    assert outcome.stderr.startswith("corpus: python, English prose")
+
+
+class Verses:
+    """A short book in place of the Bible."""
+
+    split_of = staticmethod(split_of)
+
+    def documents(self):
+        return iter([f"Verse {i} of a few words." for i in range(300)])
+
+
+def test_without_a_corpus_it_is_the_one_that_is_the_same_everywhere_and_models_of_another_are_named(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("tsdfm.pipeline.text.documents.Bible", Verses)
+    monkeypatch.setattr("tsdfm.pipeline.text.documents.SHA256", "of the verses")
+    texts = write_corpus(tmp_path / "texts.txt", 300)
+    outcome = cli("pretrain", "--corpus", texts, "--vocab-size", 270, "--out", tmp_path / "other", *SMALL)
+    assert outcome.code == 0, outcome.stderr
+    outcome = cli("pretrain", "--vocab-size", 270, "--out", tmp_path / "teacher", *SMALL)
+    assert outcome.stderr.startswith("corpus: bible, the Bible in Basic English")
+    assert json.loads((tmp_path / "teacher" / "training.json").read_text())["config"]["corpus"]["path"] == "bible"
+    told = f"corpus: {tmp_path / 'other'} was trained on another, {texts}; --corpus {texts} takes that\n"
+    outcome = cli("fit-compass", "--teacher", tmp_path / "other", "--out", tmp_path / "compass", *SMALL[2:])
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr.startswith("corpus: bible, the Bible")
+    assert told in outcome.stderr
+    evaluate = ["evaluate", "--evaluator", tmp_path / "compass", "--steps", 2, "-n", 2]
+    for model, corpus, named in (("other", "bible", True), ("other", texts, False), ("teacher", "bible", False)):
+        outcome = cli(*evaluate, "--model", tmp_path / model, "--corpus", corpus)
+        assert outcome.code == 0, outcome.stderr
+        assert (told in outcome.stderr) == ("was trained on another" in outcome.stderr) == named

@@ -1,18 +1,22 @@
 """A finished dataset grows: the bytes are those of a larger one made at once, nothing is lost whenever it is cut, and the past is told."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.support import make_dataset, tiny_config, tree
+from tests.support import make_dataset, tiny_config, tree, with_other_weights
 from tsdfm.pipeline.dataset import growth
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.dataset.verify import verify
-from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
+from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset, standing
+from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import LocalStore, Store
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.former import FORMER, FormerModel
 from tsdfm.schemas.generate import GenerateConfig
 
 CPU = torch.device("cpu")
@@ -186,3 +190,42 @@ def test_a_dataset_on_an_object_store_grows_alike(tmp_path, tiny_models):
     assert {path: store.read(path) for path in files(tmp_path)} == {path: (tmp_path / path).read_bytes() for path in files(tmp_path)}
     assert set(store.names()) - {".growing", ".receipts"} == {"README.md", "data", "manifest.json", "tokenizer.json"}  # a folder's name may stay
     assert store.names(".growing/data") == []
+
+
+# ------------------------------------------------------------------ of models that were replaced since
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tiny_models):
+    """A finished dataset, and models of the same names whose weights are others."""
+    root = tmp_path_factory.mktemp("made")
+    make_dataset(root / "out", tiny_models)
+    now = {name: with_other_weights(getattr(tiny_models, name), root / name) for name in ("mask", "ar")}
+    return root / "out", replace(tiny_models, **now)
+
+
+@pytest.mark.parametrize("former", [["mask"], ["ar"], ["mask", "ar"], []], ids=lambda names: "+".join(names) or "nobody's")
+@pytest.mark.parametrize("state", ["finished", "growing", "unfinished"])
+def test_of_embedded_models_of_a_former_version_it_says_which(tmp_path, tiny_models, made, monkeypatch, state, former):
+    """Those that are unknown are told by fingerprint, as ever. Nothing is changed, and a plan says the same."""
+    out = tmp_path / "out"
+    shutil.copytree(made[0], out)
+    if state == "unfinished":
+        identity = json.loads((out / "manifest.json").read_text())["identity"]
+        (out / ".run.json").write_text(json.dumps(identity))
+        (out / "manifest.json").unlink()
+    for name in former:
+        monkeypatch.setitem(FORMER, load(getattr(tiny_models, name)).fingerprint, FormerModel(f"model {name}", "0.0.9", f"there/{name}"))
+    before = tree(out)
+    config = GenerateConfig.model_validate(tiny_config(out, made[1]) | {"trajectories": 20 if state == "growing" else 10})
+    said = []
+    for run in (lambda: generate_dataset(config, maker=InThisProcess(CPU)), lambda: standing(config, CPU)):
+        with pytest.raises(InputError) as caught:
+            run()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    names = " and ".join(f"model {name}" for name in former)
+    wanted = f"was made with the embedded {names} of tsdfm-pipeline 0.0.9" if former else "another config"
+    assert wanted in said[0]
+    assert ("--teacher, --compass" if former else "teacher.fingerprint (there ") in said[0]
+    assert ("trajectories (there 10, here 20)" in said[0]) == (state == "growing")
+    assert {path: sha for path, sha in tree(out).items() if path in before} == before

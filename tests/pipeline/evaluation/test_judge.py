@@ -113,6 +113,7 @@ def test_what_is_given_is_read_and_not_scored(tiny_models, judge, width):
     expected = [strided(network, row, width, begin) if row else 0.0 for row, begin in zip(sequences, first, strict=True)]
     np.testing.assert_allclose(found.nats, expected, rtol=1e-5, atol=1e-12)
     assert found.tokens.tolist() == [len(row) - begin for row, begin in zip(sequences, first, strict=True)]
+    assert found.in_windows == sum(len(row) > max(width, begin) for row, begin in zip(sequences, first, strict=True))
     whole = replace(judge, longest=width).score_tokens(sequences)
     assert (found.nats[[1]] == whole.nats[[1]]).all()
     with pytest.raises(InputError, match="none of the 2 texts has a token"):

@@ -59,10 +59,10 @@ def test_another_identity_is_made(tmp_path, change):
 
 
 def test_scores_come_back(tmp_path):
-    scores = Likelihood(np.array([1.25, 2.5]), np.array([3.0, 0.0]))
+    scores = Likelihood(np.array([1.25, 2.5]), np.array([3.0, 0.0]), 1)
     SampleCache(tmp_path).likelihood({"samples": "a", "judge": "b"}, lambda: scores)
     found = SampleCache(tmp_path).likelihood({"samples": "a", "judge": "b"}, never)
-    assert (found.nats.tolist(), found.tokens.tolist()) == ([1.25, 2.5], [3.0, 0.0])
+    assert (found.nats.tolist(), found.tokens.tolist(), found.in_windows) == ([1.25, 2.5], [3.0, 0.0], 1)
     made = []
     SampleCache(tmp_path).likelihood({"samples": "a", "judge": "c"}, lambda: made.append(1) or scores)
     assert made

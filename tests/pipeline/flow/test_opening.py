@@ -15,6 +15,7 @@ from tsdfm.pipeline.models.folder import load, save
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.former import FORMER_TOKENIZERS
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.model import CausalConfig, NceConfig
 
@@ -192,6 +193,16 @@ def test_a_compass_without_a_tokenizer(tmp_path, tiny_models, transformers):
     folder = llama(transformers, tmp_path)
     (folder / "tokenizer.json").unlink()
     refused(tiny_models, folder, "no tokenizer.json there")
+
+
+@pytest.mark.parametrize(("former", "words"), [
+    ("foreign", "or give a copy of the embedded one of tsdfm-pipeline 0.0.9, whose tokenizer the teacher has"),
+    ("ar", "it has that of the embedded models of tsdfm-pipeline 0.0.9")])
+def test_a_compass_and_a_teacher_of_different_versions_are_told_apart(tiny_models, monkeypatch, former, words):
+    """A student of a former embedded teacher and today's compass, say, or the other way round."""
+    refused(tiny_models, tiny_models.ar, "fit a compass with this teacher", teacher=str(tiny_models.foreign))
+    monkeypatch.setitem(FORMER_TOKENIZERS, load(getattr(tiny_models, former)).vocabulary.fingerprint, "0.0.9")
+    refused(tiny_models, tiny_models.ar, "fit a compass with this teacher", words, teacher=str(tiny_models.foreign))
 
 
 # ------------------------------------------------------------------ the wrong kind of folder, from the command line

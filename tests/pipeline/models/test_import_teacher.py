@@ -295,10 +295,23 @@ def test_duo_is_told_how_much_of_the_text_is_written(bring, rows, exponent):
 
 def test_what_is_assumed_is_told(bring):
     assert [each.partition(" (")[0] for each in bring(random_weights("fs-dfm", IDS)).assumed] == [
-        "texts of 1024 tokens", "the schedule kappa_t = t"]
-    assert bring(random_weights("fs-dfm", IDS), length=16, kappa_exponent=1.0).assumed == []
+        "texts of 1024 tokens", "the schedule kappa_t = t", "texts are packed: what follows an end is another document"]
+    assert bring(random_weights("fs-dfm", IDS), length=16, kappa_exponent=1.0, texts="packed").assumed == []
     assert "not told its noise level" in bring(random_weights("mdlm", IDS + 1), layout="sdtt", length=16).assumed[0]
-    assert bring(random_weights("mdlm", IDS + 1), layout="sdtt", length=16, time_conditioning=False).assumed == []
+    assert bring(random_weights("mdlm", IDS + 1), layout="sdtt", length=16, time_conditioning=False, texts="packed").assumed == []
+
+
+@pytest.mark.parametrize(("layout", "rows"), [("fs-dfm", IDS), ("fs-dfm", IDS + 1), ("mdlm", IDS + 1), ("duo", IDS)])
+def test_a_checkpoint_of_padded_texts_writes_texts_that_end(bring, layout, rows):
+    """Nothing in a checkpoint says how its texts lay; its record keeps what was said, and the weights are the same."""
+    options = {} if layout == "fs-dfm" else {"layout": layout}
+    weights = random_weights("fs-dfm" if layout == "fs-dfm" else "mdlm", rows)
+    packed, padded = bring(weights, **options), bring(weights, texts="padded", **options)
+    assert (packed.network.config.end_id, padded.network.config.end_id) == (None, padded.vocabulary.eos_id)
+    assert padded.network.config.texts == padded.record.imported.config.texts == "padded"
+    assert [any("texts are packed" in each for each in made.assumed) for made in (packed, padded)] == [True, False]
+    assert "texts" not in packed.record.model_dump(mode="json")["imported"]["config"]
+    torch.testing.assert_close(padded.network(TOKENS, T), packed.network(TOKENS, T), rtol=0, atol=0)
 
 
 class Settings:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.foreign import bert_like, masked_lm
-from tests.support import make_dataset
+from tests.support import make_dataset, present
 from tsdfm.pipeline.models import folder as checkpoint
 from tsdfm.pipeline.models.computing import compute_in
 from tsdfm.pipeline.models.foreign.importer import import_teacher
@@ -52,6 +52,22 @@ def test_it_gives_the_logits_of_the_library_at_every_time(tmp_path, kind, length
     assert all(part in said for part in ("[CLS] TEXT [SEP]", "7 of 64 rows", f"{length} tokens"))
 
 
+def test_a_model_of_padded_texts_ends_them_at_the_token_that_is_named(tmp_path, cli):
+    """[SEP] unless --eos says otherwise; what was said is printed, and texts of the teacher end there."""
+    masked_lm(tmp_path / "source", "Bert")
+    for eos in (None, "[PAD]"):
+        done = cli("import-teacher", tmp_path / "source", "--length", 12, "--texts", "padded", "--out", tmp_path / "teacher",
+                   *([] if eos is None else ["--eos", eos]))
+        assert done.code == 0, done.stderr
+        assert "padded texts" in done.stderr
+        opened = checkpoint.load_denoiser(tmp_path / "teacher")
+        assert opened.network.config.end_id == opened.vocabulary.tokenizer.token_to_id(eos or "[SEP]")
+    done = cli("sample", "--model", tmp_path / "teacher", "--steps", 12, "-n", 30, "--json")
+    report = json.loads(done.stdout)
+    assert len(report["ended"]) == 30
+    assert all(ended == (size < 12) or size == 12 for ended, size in zip(report["ended"], report["tokens"], strict=True))
+
+
 def test_a_student_begins_as_its_teacher_and_learns_its_step(tmp_path):
     masked_lm(tmp_path, "Bert")
     teacher = bring(tmp_path).network
@@ -93,8 +109,8 @@ def test_from_import_to_evaluation(tmp_path, kind, cli, tiny_models):
     assert (learnt.step_size, learnt.conditioning, learnt.length) == (True, "none", 12)
     with pytest.raises(InputError, match="init_blocks"):
         distill(config.model_copy(update={"init_blocks": 1}), tmp_path / "smaller")
-    with pytest.raises(InputError, match="longer than the teacher's 12"):
-        make_dataset(tmp_path / "longer", tiny_models, **made | {"rollout": {"steps": 4, "length": 13}})
+    longer = make_dataset(tmp_path / "longer", tiny_models, **made | {"rollout": {"steps": 4, "length": 13}})
+    assert present(longer.identity.blocks).per_text == 2  # written in blocks
 
 
 def changed(folder, **facts):

@@ -95,6 +95,15 @@ def test_the_card_is_for_readers(hub, out):
     assert str(out) not in text
 
 
+def test_the_card_of_continuations_says_what_was_given(hub, tmp_path, tiny_models):
+    (tmp_path / "p.txt").write_text("the quick\nmasks\n")
+    manifest = make_dataset(tmp_path / "given", tiny_models, prompts=str(tmp_path / "p.txt"), per_prompt=3, trajectories=None)
+    publish(tmp_path / "given")
+    card = hub.repos[KEY].files["README.md"].decode()
+    assert f"| prompts | each given to 3 trajectories; tokens `{present(manifest.identity.prompts).sha256[:16]}` (sha256) |" in card
+    assert "These figures are of whole texts, with what was given of them: " in card
+
+
 def test_a_published_dataset_is_sound_and_trains_like_the_folder(hub, out):
     receipt = publish(out)
     assert verify(open_store(receipt.uri), lambda *_: None)[1] == []

@@ -177,6 +177,22 @@ def test_the_card_says_what_fools_the_measures_and_what_is_copied(hub, student, 
     assert "/home/me" not in text
 
 
+def test_figures_after_prompts_are_said_to_be_that(hub, student, evaluation):
+    """In the table's notes and in the head; without prompts the card says nothing of them."""
+    from huggingface_hub import ModelCard
+
+    publish(student, evaluation=str(evaluation))
+    assert "prompt (" not in hub.repos[KEY].files["README.md"].decode()
+    results = Results.model_validate_json((evaluation / "results.json").read_text())
+    rows = [row.model_copy(update={"given": 5.25, "prompts": "a" * 64}) for row in results.rows]
+    (evaluation / "results.json").write_text(results.model_copy(update={"rows": rows}).model_dump_json())
+    publish(student, evaluation=str(evaluation))
+    text = hub.repos[KEY].files["README.md"].decode()
+    assert "All figures are of what stands after a prompt (5.2 tokens on average), given that" in text
+    told = ModelCard(text).data["eval_results"]
+    assert {(each.dataset_name.split(",")[0], each.dataset_args["prompt_tokens"]) for each in told} == {("its own continuations of prompts", 5.2)}
+
+
 def test_a_student_of_a_published_dataset_names_it(hub, student):
     facts = json.loads((student / "training.json").read_text())
     facts["data"]["datasets"][0]["uri"] = f"hf://datasets/team/runs@{'1' * 40}"

@@ -10,6 +10,6 @@ MORE_MB = 50  # than a corpus of 10 MB
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_large_corpus_takes_the_memory_of_a_small_one(tmp_path):
-    found = compared(120_000_000, tmp_path)
+    found = compared(80_000_000, tmp_path)
     assert found["large"]["peak_rss_mb"] < found["small"]["peak_rss_mb"] + MORE_MB
     assert found["large, kept"]["peak_rss_mb"] < found["small"]["peak_rss_mb"] + MORE_MB

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.multiprocessing.spawn import spawn
 
-from tests.support import TinyModels, make_dataset, make_models, write_corpus
+from tests.support import TinyModels, make_dataset, make_models, with_other_weights, write_corpus
+from tsdfm.pipeline.dataset.manifest import digest
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import load, load_denoiser, save
 from tsdfm.pipeline.models.student import student_of
@@ -28,6 +29,7 @@ from tsdfm.pipeline.training.student_trainer import train_student
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE, Trainer
 from tsdfm.schemas.base import InputError, WorkError, parse_json
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.former import FORMER, FormerModel
 from tsdfm.schemas.training_record import StudentRecord
 
 CPU = torch.device("cpu")
@@ -139,12 +141,30 @@ def test_real_text_pulls_the_student_towards_real_text(data, corpus, tmp_path, t
     assert scores[1.0] < 0.9 * scores[0.0]
 
 
+def test_a_student_of_continuations_says_so(data, tmp_path, tiny_models):
+    """Record and card name the datasets that were made with prompts; of others nothing is said."""
+    (tmp_path / "p.txt").write_text("the quick\nmasks\n")
+    manifest = make_dataset(tmp_path / "given", tiny_models, prompts=str(tmp_path / "p.txt"), per_prompt=3, trajectories=None)
+    make_dataset(tmp_path / "whole", tiny_models)
+    cards = {}
+    for paths in (["given"], ["whole"], ["whole", "given"]):
+        start = open_start(DistillConfig.model_validate({"data": {"paths": [str(tmp_path / path) for path in paths]}}))
+        record = record_of(start)
+        assert [entry.prompts for entry in record.data.datasets] == [manifest.identity.prompts if path == "given" else None for path in paths]
+        cards[len(paths), paths[0]] = " ".join(student_card(start.weights.network.config, record).split())
+        assert ('"prompts"' in record.model_dump_json()) == ("given" in paths)
+    assert "These go on from prompts" in cards[1, "given"]
+    assert "of continuations" in cards[1, "given"]
+    assert "go on from prompts" not in cards[1, "whole"]
+    assert f"Those of `{digest(manifest.identity)[:16]}` go on from prompts" in cards[2, "whole"]
+
+
 def test_facts_and_card_say_what_the_student_was_made_of(data, tmp_path, tiny_models):
     config = small(data["mask"], optim={"steps": 1})
     start = open_start(config)
     student = train(config, tmp_path / "state")
     record = record_of(start)
-    assert record.config == config
+    assert record.config == small(data["mask"], optim={"steps": 1}, real={"corpus": {"path": "python"}})  # which was not read
     identity = record.data.datasets[0].identity
     save(tmp_path / "student", student, start.weights.vocabulary, record, card=student_card(student.config, record))
     assert parse_json(StudentRecord, (tmp_path / "student" / "training.json").read_bytes(), "training.json") == record
@@ -329,6 +349,34 @@ def test_the_manifests_teacher_is_found_and_must_still_be_it(mortal):
     models.mask.mkdir()  # and now none: what is wanted is told all the same
     with pytest.raises(InputError, match="--init FOLDER"):
         open_init(config, manifest)
+
+
+@pytest.mark.parametrize("init", [None, "embedded", "the teacher of the folder"])
+def test_a_teacher_of_a_former_version_is_told_with_that_version_and_a_copy_of_it_will_do(mortal, monkeypatch, tmp_path, init):
+    models, out = mortal
+    copy = shutil.copytree(models.mask, tmp_path / "copy")
+    monkeypatch.setitem(FORMER, load(copy).fingerprint, FormerModel("teacher of the tests", "0.0.9", "there/teacher"))
+    name = {"the teacher of the folder": str(models.foreign)}.get(str(init), init)
+    manifest = open_reader(small(out)).manifests[0]
+    assert open_init(small(out), manifest).path == models.mask  # it is found: then no version matters
+    shutil.rmtree(models.mask)
+    with_other_weights(copy, models.mask)
+    with pytest.raises(InputError) as caught:
+        open_init(small(out, init=name), manifest)
+    for words in ("the embedded teacher of the tests of tsdfm-pipeline 0.0.9 (there/teacher there)", "distil with that version", "--init FOLDER"):
+        assert words in str(caught.value)
+    assert open_init(small(out, init=str(copy)), manifest).path == copy
+
+
+def test_without_real_text_records_name_the_corpus_as_they_always_did(data, corpus):
+    """Nothing of it is read, and trainings that were cut before the default changed are gone on with."""
+    named = small(data["mask"], real={"corpus": {"path": "python"}})
+    assert small(data["mask"]).real.corpus.path == "bible"
+    assert open_start(small(data["mask"])).identity == open_start(named).identity
+    assert open_start(small(data["mask"])).config == open_start(named).config
+    for path in ("bible", "python", str(corpus)):
+        real = {"weight": 0.5, "corpus": {"path": path}}
+        assert open_start(small(data["mask"], real=real)).identity["real"]["corpus"]["path"] == path
 
 
 def test_a_dataset_of_the_embedded_teacher_needs_no_folder(tmp_path, tiny_models):

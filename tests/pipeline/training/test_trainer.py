@@ -20,6 +20,7 @@ from tsdfm.pipeline.training.text_trainer import TokenWindows
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE, Trainer, Watch, generator_of, learning_rate, whole
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.corpus import CorpusConfig
+from tsdfm.schemas.former import FORMER, FormerModel
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.train import PretrainConfig
 
@@ -170,6 +171,19 @@ def test_one_changed_bit_of_a_checkpoint_is_refused(tmp_path):
     (tmp_path / STATE_FILE).write_bytes(data)
     with pytest.raises(InputError, match="damaged"):
         train(tmp_path)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_on_an_embedded_model_of_a_former_version_says_so(tmp_path, known, monkeypatch):
+    old, new = (dict[str, Any](optim={"steps": 17}, made_for=digit * 64) for digit in "ab")
+    train(tmp_path, identity=old)
+    if known:
+        monkeypatch.setitem(FORMER, "a" * 64, FormerModel("teacher of the tests", "0.0.9", "there/teacher"))
+    with pytest.raises(InputError) as caught:
+        Trainer(model_of(), OPTIM, tmp_path, new).resume()
+    assert "made_for (there aaa" in str(caught.value)
+    assert str(caught.value).endswith("; what is there was made with the embedded teacher of the tests of tsdfm-pipeline 0.0.9 "
+                                      "(there/teacher there), which this version has replaced") == known
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):

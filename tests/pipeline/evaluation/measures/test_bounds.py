@@ -181,9 +181,9 @@ def test_batches_move_nothing_and_seeds_do(toys):
 def test_of_the_embedded_teachers_it_is_what_pretraining_measures(source):
     """On the same texts: pretraining's figure is the mean over t below 0.999, without the last step of the uniform source."""
     opened = load_denoiser(embedded(f"teacher-{source}"))
-    documents = ["Return the absolute value of a number. The argument may be an integer or a floating point number.",
-                 "This module provides access to the configuration files, and raises an error when one of them cannot be read.",
-                 "If the optional argument is given, the list is sorted in reverse order before it is written to the file."] * 10
+    documents = ["This is the way in which the work was done, and it was done in the right order. There was no other way.",
+                 "They are not the same, and the first of them has no name. It was made before the others were made.",
+                 "If the end is not in the place where it was, then the way to it is not open, and all of them have to go back."] * 10
     stream = torch.from_numpy(opened.vocabulary.stream(documents)).long()
     texts = stream[: len(stream) // 64 * 64].view(-1, 64)
     loss = GeneralizedKL(opened.network)  # whose mean `pretrain` prints, and keeps as held_out_negative_elbo

