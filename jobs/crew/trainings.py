@@ -42,7 +42,7 @@ class Training:
 def train_all(trainings: Sequence[Training], loop: Loop) -> None:
     """Run `loop` for every training, on the Ray cluster that this process is connected to.
 
-    Raises InputError or WorkError of the first that fails, or Interrupted. The last checkpoints are kept.
+    Raises WorkError, which names the node, of the first that fails, or Interrupted. The last checkpoints are kept.
     """
     if not trainings:
         return

@@ -10,7 +10,7 @@ from tsdfm.jobs.crew.trainings import Training, _far, train_all
 from tsdfm.jobs.shell.cluster import cluster
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.distill import DistillConfig
 
 
@@ -34,7 +34,7 @@ def test_trainings_side_by_side_end_in_the_bits_of_each_alone(tmp_path, tiny_mod
         train_all([], train_at)
         train_all([Training(f"student {index}", each, tmp_path / f"together-{index}") for index, each in enumerate(configs)], train_at)
         lost = config_of(tmp_path / "lost", tiny_models.mask, 0)
-        with pytest.raises(InputError, match="lost"):
+        with pytest.raises(WorkError, match="lost: no dataset there"):
             train_all([Training("student", lost, tmp_path / "none")], train_at)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

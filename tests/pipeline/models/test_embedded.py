@@ -29,7 +29,7 @@ FINGERPRINTS = {  # datasets and students made with these models name them; whoe
     "teacher-mask": "65054e1f6b9d952b4ef30caa7ede09ac8d0307f489e91360d017e06d408ea127",
     "teacher-uniform": "5257c51ad551d49c88ca2a22c3413036d7fe9684522cdd41c109d51d46bb033a",
     "compass": "98104cdfbdf366cb74c48b54b6713e4046238ece67b0e24901865fceb391a414",
-    "judge": "JUDGE",
+    "judge": "5bfeb218682a4c9de0acd19e1223d2fcfcad718653808fb86ee6ac8add78cc0b",
 }
 
 
