@@ -134,7 +134,7 @@ def test_every_record_says_which_corpus_it_is_of():
             yield from corpora(each)
 
     found = [each for file in sorted(FIXTURES.parent.rglob("*.json")) for each in corpora(json.loads(file.read_text()))]
-    assert [each["path"] for each in found] == ["python"] * 4
+    assert [each["path"] for each in found] == ["python", "python", "corpus.txt", "python", "python"]
 
 
 def test_an_evaluation_is_read_as_it_was_written(old):
