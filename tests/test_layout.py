@@ -14,7 +14,7 @@ LAYERS = ["schemas", "kernels", "pipeline", "jobs"]
 # Each room of pipeline/ may import those of the groups before its own.
 ROOMS = [{"storage"}, {"text"}, {"models", "dataset"}, {"flow", "loader"}, {"training", "evaluation"}, {"publishing"}]
 ORDERS = {"pipeline": ROOMS, "jobs": [{"shell"}, {"crew"}, {"plan"}, {"generate", "train", "inspect", "evaluate", "distill"}, {"ablate", "demo"}]}
-RAY = {"jobs/shell/cluster.py", "jobs/crew/census.py", "jobs/crew/tasks.py", "jobs/crew/working.py", "jobs/crew/training_group.py", "jobs/crew/trainings.py", "jobs/generate/measure.py",
+RAY = {"jobs/shell/cluster.py", "jobs/crew/census.py", "jobs/crew/tasks.py", "jobs/crew/working.py", "jobs/crew/training/group.py", "jobs/crew/training/side_by_side.py", "jobs/generate/measure.py",
        "jobs/generate/metrics.py", "jobs/ablate/run.py", "jobs/train/spread.py", "jobs/crew/mapper.py"}
 MODULES_PER_ROOM, LINES_PER_MODULE = 10, 330
 MODULES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from tsdfm.jobs.crew.trainings import Training, train_all
+from tsdfm.jobs.crew.training.side_by_side import Training, train_all
 from tsdfm.jobs.demo.plan import Plan
 from tsdfm.jobs.distill.run import with_anchored_paths
 from tsdfm.jobs.shell.console import say

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tsdfm.jobs.crew.reading import readers_at
-from tsdfm.jobs.crew.training_group import Group
+from tsdfm.jobs.crew.training.group import Group
 from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker

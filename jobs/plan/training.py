@@ -110,7 +110,7 @@ class TrainingJob:
                 show.waiting(0, UPDATES, "a training of few updates")
                 self.timed_here(scratch)
             return
-        from tsdfm.jobs.crew.training_group import Group
+        from tsdfm.jobs.crew.training.group import Group
 
         Group("measuring", partial(timed, loop=self.loop), self.config, scratch / "model").run(lambda scalars: "")
 

@@ -61,7 +61,7 @@ def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 
 
 def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
-    from tsdfm.jobs.crew.training_group import Group
+    from tsdfm.jobs.crew.training.group import Group
     from tsdfm.jobs.train.spread import on_ray
 
     anchored_config = with_anchored_paths(config)

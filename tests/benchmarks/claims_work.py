@@ -46,7 +46,7 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
     extras: tuple[Who, ...] = ("more", "large", "online", "rounds")
     more: int = 6  # times the trajectories and updates, blind
-    large_shape: dict[str, int] = field(default_factory=lambda: {"hidden_size": 448, "n_blocks": 5, "n_heads": 7})
+    large_shape: dict[str, int] = field(default_factory=lambda: {"hidden_size": 512, "n_blocks": 5, "n_heads": 8})
     large_updates: int = 1000  # of the large student's teacher
     rounds: tuple[int, ...] = (64, 32, 16)  # steps that each round halves
     samples: int = 256

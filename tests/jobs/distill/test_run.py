@@ -442,7 +442,7 @@ def test_every_process_reads_the_commit_that_the_driver_found(tmp_path, data, mo
         seen.append(group.config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tsdfm.jobs.crew.training_group.Group.run", stop)
+    monkeypatch.setattr("tsdfm.jobs.crew.training.group.Group.run", stop)
     config = DistillConfig.model_validate({"data": {"paths": ["hf://datasets/team/runs@main", str(data["mask"])]}})
     with pytest.raises(KeyboardInterrupt):
         module.distill(config, tmp_path / "student")

@@ -78,7 +78,7 @@ def test_ranges_and_defaults_are_told():
     told = {flag.path: flag.option().help or "" for flag in flags_of(GenerateConfig)}
     assert told["shaping.candidates"].endswith("[1..127; default: 8]")
     assert told["rollout.temperature"].endswith("[above 0, at most 10; default: 1.0]")
-    assert told["rollout.length"].endswith("[1..65536; default: as many as the model was trained on]")
+    assert told["rollout.length"].endswith("[1..65536; default: as many as that]")
     told = {flag.path: flag.option().help or "" for flag in flags_of(DistillConfig)}
     assert told["optim.steps"].endswith("[at least 1; default: 2000]")  # a student's, not any optimiser's
     assert told["optim.lr"].endswith("[above 0; default: 0.0005]")

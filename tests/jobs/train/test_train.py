@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from tests.support import make_dataset, present
-from tsdfm.jobs.crew.desk import Desk
+from tsdfm.jobs.crew.training.desk import Desk
 from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support import make_dataset
-from tsdfm.jobs.crew.trainings import Training, _far, train_all
+from tsdfm.jobs.crew.training.side_by_side import Training, _far, train_all
 from tsdfm.jobs.shell.cluster import cluster
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at

@@ -1,6 +1,6 @@
 """Several trainings at the same time, each in a process of its own, as many as there is room for.
 
-Where `training_group` divides the batches of one training among processes, here every training is whole, and stays so: it
+Where `group` divides the batches of one training among processes, here every training is whole, and stays so: it
 takes the updates that it takes alone.
 """
 
@@ -17,9 +17,9 @@ from ray.exceptions import RayError
 
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import Told, collect
-from tsdfm.jobs.crew.desk import Desk
 from tsdfm.jobs.crew.tasks import Call, Need, Tasks
-from tsdfm.jobs.crew.training_group import Loop, TrainingConfig, Wish
+from tsdfm.jobs.crew.training.desk import Desk
+from tsdfm.jobs.crew.training.group import Loop, TrainingConfig, Wish
 from tsdfm.jobs.shell.cluster import gpus_at
 from tsdfm.jobs.shell.console import say
 from tsdfm.pipeline.training.data_parallel import Place

@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tsdfm.jobs.crew.census import Census, census
-from tsdfm.jobs.crew.desk import Desk, News
+from tsdfm.jobs.crew.training.desk import Desk, News
 from tsdfm.jobs.shell.cluster import cluster, gpus_at
 from tsdfm.jobs.shell.console import say, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
