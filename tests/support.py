@@ -134,7 +134,7 @@ def ray_here(cpus: int) -> Iterator[str]:
     """
     import ray
 
-    found = ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+    found = ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     try:
         yield str(found.address_info["address"])
     finally:

@@ -24,7 +24,7 @@ def ray():
 @pytest.fixture
 def nodes(ray):
     if not ray.is_initialized():  # it takes seconds, so it is left running for the tests that follow
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_prometheus_finds_what_was_made(tiny_models, tmp_path):
     from tsdfm.jobs.generate.run import generate
 
     port, wanted = free_port(), {"trajectories": 20, "tokens": 20 * 16, "shards": 3}
-    ray.init(num_cpus=1, include_dashboard=False, _metrics_export_port=port, _system_config={"metrics_report_interval_ms": 500})
+    ray.init(address="local", num_cpus=1, include_dashboard=False, _metrics_export_port=port, _system_config={"metrics_report_interval_ms": 500})
     try:
         generate(GenerateConfig.model_validate(tiny_config(tmp_path / "out", tiny_models) | {"workers": 1}))
         found, deadline = dict[str, float](), time.monotonic() + 60

@@ -294,7 +294,7 @@ from tsdfm.jobs.generate.run import generate
 from tsdfm.jobs.shell.options import build
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.generate import GenerateConfig
-ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False)
 marked = ray.put("still here")
 report = generate(build(GenerateConfig, Path(sys.argv[1]), {}))
 assert (report.made, ray.is_initialized(), ray.get(marked)) == (report.shards, True, "still here")
