@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 from measure import say
@@ -51,17 +52,18 @@ class Settings:
     rounds: tuple[int, ...] = (64, 32, 16)  # steps that each round halves
     samples: int = 256
     teacher_steps: tuple[int, ...] = (8, 64, 1024)
+    long_spread: bool = True  # the teacher's most steps with spread clocks, too
     student_steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0)
     temperatures_long: tuple[float, ...] = (0.6, 0.7, 0.8, 1.0)  # of 1,024 steps, which cost most
-    temperatures_student: tuple[float, ...] = (0.8, 0.9, 1.0, 1.1)
+    temperatures_student: tuple[float, ...] = (0.9, 1.0, 1.15, 1.3)  # they have learnt from cooled texts
     judge_updates: int = 800
     smollm2: bool = True
 
 
-QUICK = Settings(both_clocks=False, trajectories=512, updates=120, seeds=(0,), extras=(), samples=64, teacher_steps=(8, 1024),
+QUICK = Settings(both_clocks=False, long_spread=False, trajectories=512, updates=120, seeds=(0,), extras=(), samples=64, teacher_steps=(8, 1024),
                  student_steps=(8,), temperatures=(0.7, 0.8, 1.0), temperatures_long=(0.7, 0.8, 1.0),
-                 temperatures_student=(0.8, 0.9, 1.0), judge_updates=100, smollm2=False)
+                 temperatures_student=(1.0, 1.15, 1.3), judge_updates=100, smollm2=False)
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,18 @@ class Evaluation:
 
 
 class Runner:
-    """Runs commands, as many at once as there are cores, one thread each; their outputs are their memory.
+    """Runs commands, as many at once as there are cores, one thread each.
 
-    `seconds.json` keeps how long each took by the wall clock, over all its attempts.
+    `seconds.json` keeps how long each took by the wall clock, over all its attempts; `done.json` the results of those that
+    ended, which are not run again while their output is there.
     """
 
     def __init__(self, work: Path) -> None:
         self.work, self.commands = work, list[str]()
-        self._times = work / "seconds.json"
+        self._times, self._done = work / "seconds.json", work / "done.json"
         self.seconds: dict[str, float] = json.loads(self._times.read_text()) if self._times.exists() else {}
+        self.done: dict[str, dict[str, Any]] = json.loads(self._done.read_text()) if self._done.exists() else {}
+        self._lock = Lock()
 
     def run(self, *arguments: object) -> dict[str, Any]:
         """One command of the package with --json; its result. Raises RuntimeError with its last line if it fails."""
@@ -108,14 +113,20 @@ class Runner:
 
     def _result(self, shown: str, words: Sequence[str]) -> dict[str, Any]:
         self.commands.append(shown)
+        if shown in self.done and Path(words[words.index("--out") + 1]).exists():
+            return self.done[shown]
         say(shown)
         began = time.monotonic()
         done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        self.seconds[shown] = round(self.seconds.get(shown, 0.0) + time.monotonic() - began, 1)
-        self._times.write_text(json.dumps(self.seconds, indent=1) + "\n")
+        with self._lock:
+            self.seconds[shown] = round(self.seconds.get(shown, 0.0) + time.monotonic() - began, 1)
+            self._times.write_text(json.dumps(self.seconds, indent=1) + "\n")
         if done.returncode:
             raise RuntimeError(f"{shown}: exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
         result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        with self._lock:
+            self.done[shown] = result
+            self._done.write_text(json.dumps(self.done) + "\n")
         return result
 
     def together(self, tasks: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -219,7 +230,8 @@ class Work:
                 teacher = (Subject("teacher", source, clocks, f"embedded:{source}"),)
                 few = tuple(n for n in settings.teacher_steps if n < long)
                 found.append(Evaluation(f"{source}-{clocks}-teacher", teacher, few, settings.temperatures))
-                found.append(Evaluation(f"{source}-{clocks}-teacher-long", teacher, (long,), settings.temperatures_long))
+                if clocks == "independent" or settings.long_spread:
+                    found.append(Evaluation(f"{source}-{clocks}-teacher-long", teacher, (long,), settings.temperatures_long))
             for clocks in self.clocks(source):
                 students = tuple(Subject(arm, source, clocks, str(self.folder / f"student-{source}-{clocks}-{arm}-{seed}"), seed)
                                  for arm in ("shaped", "blind") for seed in settings.seeds)
