@@ -167,7 +167,7 @@ def _answer(found: Mapping[str, Any]) -> str:
     if ratios[LONG]:
         said.append(f"It is {beside(ratios[LONG])} that teacher in {long:,} steps ({found['second']['long']}).")
     if ratios["blind"]:
-        apart = {None: "one training seed", True: "seeds apart", False: "seeds overlap"}[found["second"]["apart"]]
+        apart = {None: "seeds not compared", True: "seeds apart", False: "seeds overlap"}[found["second"]["apart"]]
         said.append(f"It is {beside(ratios['blind'])} the blind student of as many trajectories and updates ({apart}).")
     first = found["first"]
     said.append(f"At temperature 1 it is {_by_judge(first)} that teacher in {long:,} steps, where {REDUCTION * 100:.0f} % below was asked under each; "
