@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from claims_verdicts import AXES, LONG, MARGIN, REDUCTION, SHARE, SPEED, TIE, Figures, judges_of, mean, pick
+from claims_verdicts import AXES, LONG, MARGIN, REDUCTION, SHARE, SPEED, TIE, Figures, by_size, judges_of, mean, pick
 
 README = Path(__file__).with_name("README.md")
 FIGURE = Path(__file__).with_name("results") / "claims.png"
@@ -18,6 +18,7 @@ JUDGES = {
     "SmolLM2": "short for SmolLM2-135M-Instruct in 4 bits (Q4_1), which shares neither weights nor vocabulary with anything here",
 }
 ON = {"entropy_bits": "entropy", "distinct_2": "distinct-2"}
+CURVES = (LONG, "teacher, independent clocks", "teacher", "blind", "shaped", "more", "large", "online", "rounds")
 ORDER = ("real", "teacher", "blind", "shaped", "more", "large", "online", "rounds")
 
 
@@ -86,7 +87,8 @@ def _equal(conclusion: Sequence[Mapping[str, Any]], settings: Mapping[str, Any],
         own, few = found["clocks"], str(found["steps"])
         shown = {LONG: ("teacher", "independent", f"{found['longest']:,}"), "teacher": ("teacher", own, few),
                  "teacher, independent clocks": ("teacher", "independent", few)}
-        for name, by_judge in found["perplexities"].items():
+        for name in sorted(found["perplexities"], key=CURVES.index):
+            by_judge = found["perplexities"][name]
             cells = [" / ".join(_number(by_judge[judge][axis]["floor"]) for axis in AXES) for judge in judges]
             table.append([found["source"], *shown.get(name, (called.get(name, name), own, few)), *cells])
     return table
@@ -176,7 +178,7 @@ def _answer(found: Mapping[str, Any]) -> str:
 
 
 def _by_judge(first: Mapping[str, Any]) -> str:
-    below = {name: 100 * each["reduction"] for name, each in first["judges"].items()}
+    below = {name: 100 * first["judges"][name]["reduction"] for name in by_size(first["judges"])}
     return ", ".join(f"{abs(value):.0f} % {'below' if value >= 0 else 'above'} ({name})" for name, value in below.items())
 
 
@@ -189,13 +191,15 @@ def _said(found: Mapping[str, Any]) -> list[str]:
               "teacher, independent clocks": f"the teacher in {found['steps']} steps, independent clocks", "blind": "the blind student",
               "more": "the blind student of more trajectories and updates", "large": "the larger blind student",
               "online": "the student of the online scheme", "rounds": "the student of rounds"}
-    for name, ratios in found["ratios"].items():
+    for name in sorted(found["ratios"], key=CURVES.index):
+        ratios = found["ratios"][name]
         if ratios:
             by_axis = "; ".join(f"at equal {ON[axis]} {beside(each)}" for axis in AXES if (each := [r for r in ratios if r["axis"] == axis]))
             lines.append(f"- {head}, (ii), beside {titles[name]}: {by_axis}.")
         else:
             lines.append(f"- {head}, (ii), beside {titles[name]}: the curves don't meet at {SHARE * 100:.0f} % of real text's diversity or more.")
-    for judge, each in found["mauve"].items():
+    for judge in by_size(found["mauve"]):
+        each = found["mauve"][judge]
         lines.append(f"- {head}, MAUVE under {judge} where entropy is nearest {SHARE * 100:.0f} % of real text's: student {each['student']['value']:.2f} "
                      f"({each['student']['low']:.2f}-{each['student']['high']:.2f}), teacher in {found['longest']:,} steps {each['teacher']['value']:.2f}: "
                      f"{'not worse' if each['not_worse'] else 'worse'}.")

@@ -1,7 +1,7 @@
 """From the results of `evaluate` to the claims' rows, curves and verdicts: arithmetic alone, no words."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from claims_work import SPREAD, Evaluation, Settings
@@ -26,7 +26,12 @@ def judge_name(evaluator: str) -> str:
 
 def judges_of(figures: Figures) -> list[str]:
     """The judges, by rising size."""
-    return sorted(figures[0]["judges"], key=["small", "embedded", "SmolLM2"].index)
+    return by_size(figures[0]["judges"])
+
+
+def by_size(judges: Iterable[str]) -> list[str]:
+    """Names of judges, by rising size."""
+    return sorted(judges, key=["small", "embedded", "SmolLM2"].index)
 
 
 def collect(evaluations: Sequence[Evaluation], results: Mapping[str, Mapping[str, Any]]) -> Figures:
@@ -100,7 +105,7 @@ def _verdicts(figures: Figures, source: str, clocks: str, steps: int, speed: Map
     curves = {**others, "shaped": students, "blind": pick(own, who="blind", clocks=clocks, steps=steps)}
     for name, rows in curves.items():
         found["perplexities"][name] = {judge: {axis: _by_place(rows, axis, found["places"][axis], judge) for axis in AXES}
-                                       for judge in real["judges"]}
+                                       for judge in by_size(real["judges"])}
     found["mauve"] = _mauve(students, others[LONG], found["places"]["entropy_bits"]["floor"])
     found["second"] = {"long": level(found["ratios"][LONG]), "same": level(found["ratios"]["teacher"]),
                        "blind": level(found["ratios"]["blind"]), "apart": _apart(students, blind, real, found["places"])}
@@ -113,7 +118,7 @@ def _first(real: Mapping[str, Any], students: Figures, long: Figures) -> dict[st
     plain, teacher = pick(students, temperature=1.0), pick(long, temperature=1.0)[0]
     floor, entropy = SHARE * real["entropy_bits"], min(row["entropy_bits"] for row in plain)
     judges = {}
-    for judge in real["judges"]:
+    for judge in by_size(real["judges"]):
         each, base = [row["judges"][judge]["perplexity"] for row in plain], teacher["judges"][judge]["perplexity"]
         judges[judge] = {"student": mean(each), "worst": max(each), "teacher": base, "reduction": 1 - mean(each) / base}
     return {"judges": judges, "entropy": entropy, "floor": floor, "teacher_entropy": teacher["entropy_bits"],
@@ -133,7 +138,7 @@ def _ratios(students: Figures, others: Mapping[int, Figures], real: Mapping[str,
         mine = pick(students, seed=seed)
         for axis in AXES:
             for place, where in places[axis].items():
-                for judge in real["judges"]:
+                for judge in by_size(real["judges"]):
                     pair = read(mine, axis, where, judge), read(rows, axis, where, judge)
                     if where >= places[axis]["floor"] and pair[0] is not None and pair[1] is not None:
                         yield {"seed": seed, "axis": axis, "place": place, "judge": judge, "ratio": pair[0] / pair[1]}
@@ -160,7 +165,7 @@ def _apart(students: Figures, blind: Mapping[int, Figures], real: Mapping[str, A
     found = []
     for axis in AXES:
         for where in places[axis].values():
-            for judge in real["judges"]:
+            for judge in by_size(real["judges"]):
                 mine = [read(pick(students, seed=seed), axis, where, judge) for seed in blind]
                 theirs = [read(rows, axis, where, judge) for rows in blind.values()]
                 if where >= places[axis]["floor"] and all(mine) and all(theirs):
@@ -173,7 +178,7 @@ def _mauve(students: Figures, long: Figures, floor: float) -> dict[str, Any]:
     ends = [min(rows, key=lambda row: abs(row["entropy_bits"] - floor))
             for rows in (pick(students, seed=students[0]["seed"]), long)]
     found = {}
-    for judge in ends[0]["judges"]:
+    for judge in by_size(ends[0]["judges"]):
         pair = [row["judges"][judge].get("mauve") for row in ends]
         if None not in pair:
             found[judge] = {"student": pair[0], "teacher": pair[1], "not_worse": pair[0]["high"] >= pair[1]["value"]}
