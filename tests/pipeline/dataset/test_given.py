@@ -1,18 +1,14 @@
 """What rows were given is checked against the manifest: changed, with every checksum made right again, it is found."""
 
-import hashlib
-import json
 
-import pyarrow as pa
 import pytest
 
+from tests.forging import forge
 from tests.support import assert_refused, make_dataset
-from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.files.given import OTHER
-from tsdfm.pipeline.dataset.manifest import digest, read_manifest, read_shard, read_vocabulary
+from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard
 from tsdfm.pipeline.dataset.verify import verify, verify_and_summarise
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.schemas.manifest import Identity
 
 TEXTS = ["the quick", "masks fall in turn", " lazy dog", "energy"]
 DIGEST = "identity.prompts.sha256 is not that of the fixed tokens in the rows"
@@ -34,27 +30,6 @@ def faults_of(out):
     faults = verify(str(out))[1]
     assert verify_and_summarise(open_store(str(out)))[1] == faults
     return [(each.path.rpartition("/")[2][:11], each.row, each.what) for each in faults]
-
-
-def forge(out, change=lambda row: None, **prompts):
-    """Change rows, and fields of what the manifest says of prompts; identities, checksums and sizes agree again."""
-    store = open_store(str(out))
-    manifest = read_manifest(store)
-    vocabulary = read_vocabulary(store, manifest)
-    data = json.loads((out / "manifest.json").read_text())
-    data["identity"]["prompts"].update(prompts)
-    owner = digest(Identity.model_validate(data["identity"]))
-    for record, noted in zip(manifest.shards, data["shards"], strict=True):
-        table = read_shard(store, record)
-        rows = table.to_pylist()
-        for row in rows:
-            change(row)
-            row["text"] = vocabulary.decode(row["tokens"])
-        content = shards.encode(pa.Table.from_pylist(rows, schema=table.schema.remove_metadata()), owner)
-        (out / record.path).write_bytes(content)
-        noted.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    data["totals"]["bytes"] = sum(noted["bytes"] for noted in data["shards"])
-    (out / "manifest.json").write_text(json.dumps(data))
 
 
 def other_token(wanted):

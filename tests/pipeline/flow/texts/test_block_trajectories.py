@@ -1,21 +1,19 @@
 """Datasets of texts longer than their teacher's: each trajectory is a block, given the last tokens of the block before it."""
 
-import hashlib
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
+from tests.forging import forge
 from tests.support import LENGTH, assert_refused, make_dataset, present, tiny_config, tree
 from tsdfm.jobs.generate import worker
 from tsdfm.jobs.generate.worker import Order
 from tsdfm.pipeline import batches, open_dataset, verify
-from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.card import read_front_matter
 from tsdfm.pipeline.dataset.files.blocks import FIRST, OTHER
-from tsdfm.pipeline.dataset.manifest import claim, digest, plan, read_manifest, read_shard, read_vocabulary
+from tsdfm.pipeline.dataset.manifest import claim, plan, read_manifest, read_shard
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.opening import open_models
 from tsdfm.pipeline.flow.prompts import FREE
@@ -150,24 +148,6 @@ def test_a_text_may_go_on_from_a_prompt(tmp_path, tiny_models, teacher):
 
 def retoken(row):
     row["source_tokens"][0] = row["tokens"][0] = row["tokens"][0] + 1
-
-
-def forge(out, change):
-    """Change rows; checksums and sizes agree again."""
-    store = open_store(str(out))
-    manifest, data = read_manifest(store), json.loads((out / "manifest.json").read_text())
-    vocabulary = read_vocabulary(store, manifest)
-    for record, noted in zip(manifest.shards, data["shards"], strict=True):
-        table = read_shard(store, record)
-        rows = table.to_pylist()
-        for row in rows:
-            change(row)
-            row["text"] = vocabulary.decode(row["tokens"])
-        content = shards.encode(pa.Table.from_pylist(rows, schema=table.schema.remove_metadata()), digest(manifest.identity))
-        (out / record.path).write_bytes(content)
-        noted.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    data["totals"]["bytes"] = sum(noted["bytes"] for noted in data["shards"])
-    (out / "manifest.json").write_text(json.dumps(data))
 
 
 def test_a_block_that_does_not_go_on_from_the_last_is_found(tmp_path, tiny_models, teacher):
