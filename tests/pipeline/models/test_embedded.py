@@ -19,6 +19,7 @@ from tsdfm.pipeline.text.metrics import unigram_entropy
 from tsdfm.schemas.base import Frozen, parse
 from tsdfm.schemas.former import FORMER
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
+from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.train import CompassConfig, PretrainConfig
 
 NAMES = ["teacher-mask", "teacher-uniform", "compass", "judge"]
@@ -80,14 +81,17 @@ def test_the_judge_scores_a_text_as_its_own_softmax_does():
 
 
 @pytest.mark.slow
-def test_shaping_halves_the_judges_perplexity_and_keeps_entropy():
+def test_shaping_halves_the_judges_perplexity_and_a_cooler_teacher_as_dull_is_above_it():
     models = open_models(GenerateConfig(out="unused"), torch.device("cpu"))
     judge = open_judge("embedded", torch.device("cpu"))
-    rollout = RolloutConfig(steps=32)
+    settings: dict[str, tuple[Arm, float]] = {"shaped": ("shaped", 1.0), "blind": ("blind", 1.0), "cooled": ("blind", 0.7)}
     tokens = {
-        arm: np.stack([log.tokens for log in roll_out(models.teacher.network, models.compass, rollout, ShapingConfig(), range(24), arm)])
-        for arm in ("shaped", "blind")
+        name: np.stack([log.tokens for log in roll_out(
+            models.teacher.network, models.compass, RolloutConfig(steps=32, temperature=temperature), ShapingConfig(), range(48), arm)])
+        for name, (arm, temperature) in settings.items()
     }
-    perplexity = {arm: judge.score_tokens(t.astype(np.int64)).perplexity for arm, t in tokens.items()}
+    perplexity = {name: judge.score_tokens(t.astype(np.int64)).perplexity for name, t in tokens.items()}
+    entropy = {name: unigram_entropy(t).mean() for name, t in tokens.items()}
     assert perplexity["shaped"] < perplexity["blind"] / 2
-    assert unigram_entropy(tokens["shaped"]).mean() > 5.0
+    assert entropy["shaped"] > entropy["cooled"] - 0.05
+    assert perplexity["shaped"] < 0.95 * perplexity["cooled"]
