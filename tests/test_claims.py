@@ -77,8 +77,8 @@ def measured(modules):
 
 
 SPEED = {"mask": {"every_step_ratio": 120.0, "skipping_ratio": 7.0}}
-SETTINGS = {"steps": 8, "samples": 9, "trajectories": 5, "candidates": 8, "objective": "event", "updates": 7, "batch_size": 2, "seeds": [0, 1, 2],
-            "judge_updates": 3, "temperature": 0.8, "teacher_steps": [8, 1024], "more": 6}
+SETTINGS = {"steps": 8, "samples": 9, "trajectories": 5, "candidates": 8, "tau": 0.25, "objective": "event", "updates": 7, "batch_size": 2, "seeds": [0, 1, 2],
+            "judge_updates": 3, "temperature": 0.9, "teacher_steps": [8, 1024], "more": 6}
 
 
 def concluded(modules, figures, speed=SPEED):

@@ -16,9 +16,9 @@ from tsdfm.schemas.terms import Arm
 TEACHER = "embedded:mask"
 ARMS: tuple[Arm, ...] = ("blind", "shaped")
 STEPS, SLOW_STEPS = 8, 1024  # that are allowed; that the teacher may take in comparison
-TEMPERATURE, CANDIDATES = 0.8, 8  # of the trajectories
+TEMPERATURE, CANDIDATES, TAU = 0.9, 8, 0.25  # of the trajectories
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of the evaluation
-SLOW_TEMPERATURES = (0.6, 0.7, 0.8, 1.0)  # ... of the teacher in many steps, which costs most
+SLOW_TEMPERATURES = (0.7, 0.8, TEMPERATURE, 1.0)  # ... of the teacher in many steps, which costs most
 LEARNING_RATE, HELD_OUT, PATIENCE = 2e-4, 0.05, 5  # of the students; of trajectories; in log lines
 SEED = 1  # of the evaluated texts: seed 0 is the trajectories', whose noise the students saw in training
 SHARD = 64  # trajectories in one, unless there are too few for four shards
@@ -52,7 +52,7 @@ def plan(config: DemoConfig) -> Plan:
     data = GenerateConfig(
         out=str(folder / "data"), trajectories=trajectories, arm="both", shard_size=min(SHARD, -(-trajectories // 4)),
         rollout=RolloutConfig(steps=STEPS, temperature=TEMPERATURE, clocks="spaced"),
-        shaping=ShapingConfig(candidates=CANDIDATES))
+        shaping=ShapingConfig(candidates=CANDIDATES, tau=TAU))
     students = {arm: DistillConfig(
         data=DataConfig(paths=[str(folder / "data")], arm=arm, held_out=HELD_OUT), budgets={STEPS: 1}, alike=True,
         patience=PATIENCE, optim=DistillOptim(steps=config.updates, lr=LEARNING_RATE)) for arm in ARMS}
@@ -76,8 +76,8 @@ def commands(plan: Plan) -> list[str]:
     rollout, shaping = plan.data.rollout, plan.data.shaping
     lines: list[list[object]] = [
         ["generate", "--clocks", rollout.clocks, "--steps", rollout.steps, "--temperature", rollout.temperature, "--candidates",
-         shaping.candidates, "--arm", plan.data.arm, "--trajectories", plan.data.trajectories, "--shard-size",
-         plan.data.shard_size, "--out", plan.data.out],
+         shaping.candidates, "--tau", shaping.tau, "--arm", plan.data.arm, "--trajectories", plan.data.trajectories,
+         "--shard-size", plan.data.shard_size, "--out", plan.data.out],
         ["verify", plan.data.out],
         ["inspect", plan.data.out, "--html", plan.out / "trajectories.html"]]
     for arm, config in plan.students.items():

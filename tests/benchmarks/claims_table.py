@@ -63,7 +63,7 @@ several training seeds the geometric mean. `-`: the curve does not reach there.
 {readers}
 
 **At temperature 1.** {settings['samples']} texts per row; {settings['trajectories']:,} trajectories a source, clocks and arm ({settings['steps']} steps, temperature
-{settings['temperature']:g}, K = {settings['candidates']}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}, {seeds} training seed{'s' if seeds > 1 else ''}. Perplexity with its 95 % bootstrap
+{settings['temperature']:g}, K = {settings['candidates']}, tau = {settings['tau']:g}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}, {seeds} training seed{'s' if seeds > 1 else ''}. Perplexity with its 95 % bootstrap
 interval over texts, or, where there are several training seeds, their geometric mean with least and greatest; *memorised*: share of 8-grams
 that stand in the training text; MAUVE under the largest judge, with its interval, or least and greatest.
 

@@ -2,8 +2,8 @@
 
 **The share.** At a jump K candidates c_k were drawn from the proposal p_0, the teacher at the temperature of the rollout, and
 the compass would weigh them by w = softmax(-beta E). A student that has taken over all of the selection prefers them likewise,
-beyond how likely they were drawn: softmax_k(log q(c_k) - log p_0(c_k)) = w. With the divergence KL = sum_k w_k log(w_k /
-softmax_k(...)),
+beyond how likely they were drawn: softmax_k(log q(c_k) - log p_0(c_k)) = w. A whole candidate c_k is all tokens that were
+chosen together, and its log-probability the sum of theirs. With the divergence KL = sum_k w_k log(w_k / softmax_k(...)),
 
     share = 1 - sum KL / sum (log K - H(w)),
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.loader.windows import Batch
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.training.objectives import StudentLoss, candidate_logprobs, listwise, possible
+from tsdfm.pipeline.training.objectives import StudentLoss, candidate_logprobs, listwise, of_choices, possible
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.optim import HELD_OUT_LOSS
 from tsdfm.schemas.training_record import HeldOutFacts
@@ -80,9 +80,8 @@ class HeldOut:
         missed, all_there_is = 0.0, 0.0
         for part, proposal in zip(_parts(choices, student), self.proposal, strict=True):
             scored = _scored(part)
-            assert part.weights is not None
-            weights = part.weights[scored]
-            missed += float(listwise(candidate_logprobs(student, part, scored) - proposal, weights).double().sum())
+            ratios, weights, _ = of_choices(part, scored, candidate_logprobs(student, part, scored) - proposal)
+            missed += float(listwise(ratios, weights).double().sum())
             all_there_is += float(possible(weights).double().sum())
         return 1 - missed / all_there_is if all_there_is else 0.0
 
