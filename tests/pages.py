@@ -40,6 +40,7 @@ def row(model: str, steps: int | None, temperature: float | None, perplexity: fl
         model=model, fingerprint=model, vocabulary="v", steps=steps, temperature=temperature, samples=37, length=16,
         nfe=None if steps is None else steps - 0.25, seconds=None if real else 2.0, tokens_per_second=None if real else 1234.0,
         entropy_bits=entropy, entropy_standard_error=0.0125, distinct_2=0.4321, distinct_4=0.9, self_bleu=0.1234, memorised=0.0172,
+        in_trajectories=0.0275,
         judges={"embedded": Perplexity(perplexity=perplexity, low=perplexity - half, high=perplexity + half, tokens=999)})
 
 

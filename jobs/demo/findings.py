@@ -228,8 +228,10 @@ def _of_copying(story: Story) -> str:
     mine, real = story.row("shaped", story.steps), story.row("real")
     if mine is None or real is None or mine.memorised is None or real.memorised is None:
         return ""
+    learnt = "" if mine.in_trajectories is None else (
+        f" In the trajectories {share(mine.in_trajectories)} stand, and {share(real.in_trajectories)} of real held-out text's.")
     return (f"Is it copied? Of its runs of 8 tokens {share(mine.memorised)} stand in the text that the models were trained on; "
-            f"of real held-out text's {share(real.memorised)}.")
+            f"of real held-out text's {share(real.memorised)}.{learnt}")
 
 
 def caveats(story: Story) -> list[str]:
