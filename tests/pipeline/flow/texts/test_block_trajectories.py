@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tsdfm.pipeline import batches, open_dataset, verify
 from tsdfm.pipeline.dataset.card import read_front_matter
 from tsdfm.pipeline.dataset.files.blocks import ANEW, FIRST, OTHER
 from tsdfm.pipeline.dataset.manifest import claim, plan, read_manifest, read_shard
+from tsdfm.pipeline.dataset.opened import Row
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.opening import open_models
 from tsdfm.pipeline.flow.prompts import FREE
@@ -213,7 +215,7 @@ def ending(source, tiny_models, tmp_path_factory):
 
 def begins(out, end_id):
     """Of every row of a dataset whether the text before it, in its arm, has ended behind what was given of it, and the row."""
-    before = {}
+    before: dict[str, bool] = {}
     for row in open_dataset(str(out)).rows():
         yield before.get(row.arm), row
         given = present(row.fixed_positions).tolist()
@@ -225,7 +227,7 @@ def test_the_block_behind_an_end_begins_another_text(tmp_path, tiny_models, endi
     settings, end_id = ending
     long(tmp_path / "out", tiny_models, **settings)
     assert verify(str(tmp_path / "out"))[1] == []
-    last, seen = {}, set()
+    last, seen = dict[str, Row](), set[tuple[bool, bool]]()
     for ended, row in begins(tmp_path / "out", end_id):
         anew = row.trajectory_id % BLOCKS == 0 or ended
         assert present(row.fixed_positions).tolist() == ([] if anew else list(range(OVERLAP)))
@@ -269,6 +271,10 @@ def test_another_text_of_a_prompt_begins_with_it_too(tmp_path, tiny_models, endi
     assert anew
 
 
+def of_trajectory(number, change, row):
+    return change(row) if row["trajectory_id"] == number else None
+
+
 def test_verify_asks_of_each_block_whether_the_text_was_over(tmp_path, tiny_models, ending):
     """One that should begin another text and is given something, and one that should go on and goes on from something else."""
     settings, end_id = ending
@@ -277,7 +283,7 @@ def test_verify_asks_of_each_block_whether_the_text_was_over(tmp_path, tiny_mode
     for change, is_over, what in ((give_first, True, ANEW), (retoken, False, OTHER)):
         number = next(number for number, ended in later if ended == is_over)
         shutil.copytree(tmp_path / "out", tmp_path / what[:9])
-        forge(tmp_path / what[:9], lambda row, change=change, number=number: change(row) if row["trajectory_id"] == number else None)
+        forge(tmp_path / what[:9], partial(of_trajectory, number, change))
         assert (number % 8, what) in [(each.row, each.what) for each in verify(str(tmp_path / what[:9]))[1]]
 
 
