@@ -67,7 +67,8 @@ def plan(config: DemoConfig) -> Plan:
         SLOW: part(SLOW, SLOW_TEMPERATURES, model=(TEACHER,), steps=(SLOW_STEPS,), clocks="independent", reference=False),
         INDEPENDENT: part(
             INDEPENDENT, TEMPERATURES[:-1], model=(TEACHER,), steps=(STEPS,), clocks="independent", reference=False),
-        SPACED: part(SPACED, TEMPERATURES, model=(TEACHER, *models), steps=(STEPS,), clocks="spaced"),
+        SPACED: part(
+            SPACED, TEMPERATURES, model=(TEACHER, *models), steps=(STEPS,), clocks="spaced", trajectories_of=(data.out,)),
     })
 
 
@@ -88,9 +89,10 @@ def commands(plan: Plan) -> list[str]:
     for each in plan.evaluations.values():
         models = [word for model in each.model for word in ("--model", model)]
         real = [] if each.reference else ["--no-reference"]
+        learnt = [word for name in each.trajectories_of or () for word in ("--trajectories-of", name)]
         lines.append(["evaluate", *models, "--clocks", each.clocks, "--steps", _listed(each.steps), "--frontier",
-                      "--temperatures", _listed(each.temperatures), *real, "--number", each.samples, "--seed", each.seed,
-                      "--threads", each.threads, "--out", each.out])
+                      "--temperatures", _listed(each.temperatures), *real, *learnt, "--number", each.samples, "--seed",
+                      each.seed, "--threads", each.threads, "--out", each.out])
     return [shlex.join(["tsdfm-pipeline", *map(str, line)]) for line in lines]
 
 
