@@ -11,6 +11,7 @@ from tsdfm.schemas.evaluate import Frontier, JudgeFrontier, Perplexity, Row
 from tsdfm.schemas.reports import DemoRole
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm
+from tsdfm.schemas.training_record import HeldOutFacts
 
 EVIL = "</p><script>document.title='owned'</script><img src=x onerror=alert(1)> & __SECTIONS__ \x1b[31m"
 # (role, steps, temperature, perplexity, half of its interval, entropy)
@@ -64,7 +65,7 @@ def story_of(summary: DatasetSummary) -> Story:
     rows = measured()
     return Story(
         measured=rows, steps=8, slow=1024, temperatures=TEMPERATURES, judge="embedded", equal=EQUAL, warm=LOWER, frontier=frontier(rows),
-        data=summary, distilled=DistillConfig.model_validate({"optim": {"steps": 77, "seed": 5}, "data": {"held_out": 0.05}}), learnt=0.034,
+        data=summary, distilled=DistillConfig.model_validate({"optim": {"steps": 77, "seed": 5}, "data": {"held_out": 0.05}}), learnt=HeldOutFacts(trajectories=4, updates=77, loss=2.5, share=0.034, cooled=0.05),
         updates={"blind": 60, "shaped": 77}, curves=CURVES,
         texts=[Texts("teacher", 8, ["a teacher's\ntext", "two"]), Texts("shaped", 8, [EVIL, "another text"])],
         stills=[Still(0, [("_", True, False), ("_", True, False)]), Still(1, [(EVIL, False, True), ("_", True, False)])],

@@ -15,6 +15,7 @@ from tsdfm.schemas.evaluate import Frontier, Perplexity, Row
 from tsdfm.schemas.reports import DemoRole
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm
+from tsdfm.schemas.training_record import HeldOutFacts
 
 NAMES: Mapping[DemoRole, str] = {
     "real": "real held-out text", "teacher": "teacher", "spaced": "teacher, spaced clocks",
@@ -57,7 +58,7 @@ class Story:
     frontier: Frontier | None
     data: DatasetSummary
     distilled: DistillConfig  # of both students, up to the arm
-    learnt: float | None  # share of the compass's selection that the student from shaped carries; None: that can't be told
+    learnt: HeldOutFacts | None  # what the student from shaped is worth on held-out trajectories; None: not measured
     updates: Mapping[Arm, int]  # that each student has learnt from
     curves: Mapping[Arm, Curve]
     texts: Sequence[Texts]
@@ -192,11 +193,17 @@ def _percent(part: float) -> str:
 
 
 def _learnt(story: Story) -> str:
-    if story.learnt is None:
+    found = story.learnt
+    if found is None or found.share is None:
         return ""
-    return (f"On trajectories that were held out, the student from shaped carries {share(story.learnt)} of what the compass "
-            "chose: 0 % is a student that heeds nothing of it, 100 % one that has taken over all, and less than nothing one "
+    said = (f"On trajectories that were held out, the student from shaped carries {share(found.share)} of what the compass "
+            "prefers: 0 % is a student that heeds nothing of it, 100 % one that has taken over all, and less than nothing one "
             "that prefers what the compass does not.")
+    if found.cooled is None:
+        return said
+    worth = "no more than that" if found.share <= found.cooled else "more than that"
+    return (f"{said} But what a teacher finds likely a compass mostly does, too: the teacher alone, sampled cooler, carries "
+            f"{share(found.cooled)}. The student carries {worth}.")
 
 
 def _at_one(story: Story) -> str:

@@ -62,7 +62,7 @@ def story_of(stages: Plan, results: Mapping[str, Results]) -> Story:
         measured=[*real, *((each.role, each.row) for each in found)], steps=STEPS, slow=SLOW_STEPS, temperatures=TEMPERATURES,
         judge=judge, equal=_at_equal_entropy(by_curve), warm=_at_one(by_curve), frontier=_frontier(by_curve, real, judge),
         data=summarise(dataset.store), distilled=stages.students["shaped"],
-        learnt=None if record is None or record.held_out is None else record.held_out.share,
+        learnt=None if record is None else record.held_out,
         updates={arm: each.updates for arm, each in students.items()}, curves=curves_of(stages),
         texts=[Texts(*which, texts=_own(by_curve[which]).texts[:SHOWN]) for which in SIDE_BY_SIDE],
         stills=_stills(dataset), seed=SEED, parameters=sum(each.numel() for each in teacher.parameters()),

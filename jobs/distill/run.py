@@ -13,6 +13,7 @@ from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import check_target, load
 from tsdfm.pipeline.storage.hub.models import pinned as pinned_model
 from tsdfm.pipeline.training.distill import is_made, opened, record_in, train_at
+from tsdfm.pipeline.training.held_out.measure import COOLED, SHARE
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.reports import DistillReport
 from tsdfm.schemas.words import count
@@ -68,5 +69,8 @@ def _line(scalars: dict[str, float]) -> str:
     by_budget = {name.removeprefix("loss/"): value for name, value in scalars.items() if name.startswith("loss/")}
     budgets = "  ".join(f"1/{n}: {value:.2f}" for n, value in by_budget.items())
     held_out = f"  held out {scalars['held_out/loss']:.3f}" if "held_out/loss" in scalars else ""
-    share = f"  selection learnt {100 * scalars['held_out/share']:.1f} %" if "held_out/share" in scalars else ""
+    share = ""
+    if SHARE in scalars:
+        learnt, cooled = (100 * scalars[name] for name in (SHARE, COOLED))
+        share = f"  selection learnt {learnt:.1f} % (a cooler teacher {cooled:.1f} %)"
     return f"loss {scalars['loss']:.3f}  ({budgets}){held_out}{share}"
