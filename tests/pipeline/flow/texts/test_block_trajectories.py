@@ -213,6 +213,16 @@ def ending(source, tiny_models, tmp_path_factory):
     return {"teacher": str(folder)}, end_id
 
 
+BLIND = {"compass": "none", "arm": "blind"}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory, tiny_models, ending):
+    out = tmp_path_factory.mktemp("ended") / "out"
+    long(out, tiny_models, **ending[0], **BLIND)
+    return out
+
+
 def begins(out, end_id):
     """Of every row of a dataset whether the text before it, in its arm, has ended behind what was given of it, and the row."""
     before: dict[str, bool] = {}
@@ -228,8 +238,8 @@ def test_the_block_behind_an_end_begins_another_text(tmp_path, tiny_models, endi
     long(tmp_path / "out", tiny_models, **settings)
     assert verify(str(tmp_path / "out"))[1] == []
     last, seen = dict[str, Row](), set[tuple[bool, bool]]()
-    for ended, row in begins(tmp_path / "out", end_id):
-        anew = row.trajectory_id % BLOCKS == 0 or ended
+    for over, row in begins(tmp_path / "out", end_id):
+        anew = row.trajectory_id % BLOCKS == 0 or over
         assert present(row.fixed_positions).tolist() == ([] if anew else list(range(OVERLAP)))
         if not anew:
             assert row.tokens[:OVERLAP].tolist() == last[row.arm].tokens[-OVERLAP:].tolist()
@@ -242,29 +252,28 @@ def test_the_block_behind_an_end_begins_another_text(tmp_path, tiny_models, endi
     assert f"A text with token {end_id} in it ends there" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_texts_that_end_are_made_by_whoever_and_grow(tmp_path, tiny_models, ending):
-    settings = {**ending[0], "compass": "none", "arm": "blind"}
-    long(tmp_path / "whole", tiny_models, **settings)
+def test_texts_that_end_are_made_by_whoever_and_grow(tmp_path, tiny_models, ending, ended):
+    settings, whole = ending[0] | BLIND, tree(ended / "data")
     config = GenerateConfig.model_validate(tiny_config(tmp_path / "work", tiny_models) | LONG | settings)
-    identity, store = read_manifest(open_store(str(tmp_path / "whole"))).identity, LocalStore(tmp_path / "work")
+    identity, store = read_manifest(open_store(str(ended))).identity, LocalStore(tmp_path / "work")
     claim(store, identity)
     for item in plan(identity):
         worker.make(Order.of(config, identity, str(tmp_path / "work")), item, None)
-    assert tree(tmp_path / "work" / "data") == tree(tmp_path / "whole" / "data")
+    assert tree(tmp_path / "work" / "data") == whole
     long(tmp_path / "grown", tiny_models, trajectories=8, **settings)
     assert grow(tmp_path / "grown", tiny_models, **settings).grown_from == 8
-    assert tree(tmp_path / "grown" / "data") == tree(tmp_path / "whole" / "data")
+    assert tree(tmp_path / "grown" / "data") == whole
 
 
 def test_another_text_of_a_prompt_begins_with_it_too(tmp_path, tiny_models, ending):
     settings, end_id = ending
     (tmp_path / "p.txt").write_text("the quick\nmasks fall\n")
-    long(tmp_path / "out", tiny_models, prompts=str(tmp_path / "p.txt"), per_prompt=2 * BLOCKS, trajectories=None, **settings)
+    long(tmp_path / "out", tiny_models, prompts=str(tmp_path / "p.txt"), per_prompt=2 * BLOCKS, trajectories=None, **settings, **BLIND)
     assert verify(str(tmp_path / "out"))[1] == []
     words, anew = open_dataset(str(tmp_path / "out")).vocabulary, 0
-    for ended, row in begins(tmp_path / "out", end_id):
+    for over, row in begins(tmp_path / "out", end_id):
         given = words.encode(["masks fall" if row.trajectory_id >= 8 else "the quick"])[0]
-        if row.trajectory_id % BLOCKS == 0 or ended:
+        if row.trajectory_id % BLOCKS == 0 or over:
             anew += row.trajectory_id % BLOCKS > 0
             assert present(row.fixed_positions).tolist() == list(range(len(given)))
             assert row.tokens[: len(given)].tolist() == given
@@ -275,14 +284,12 @@ def of_trajectory(number, change, row):
     return change(row) if row["trajectory_id"] == number else None
 
 
-def test_verify_asks_of_each_block_whether_the_text_was_over(tmp_path, tiny_models, ending):
+def test_verify_asks_of_each_block_whether_the_text_was_over(tmp_path, ending, ended):
     """One that should begin another text and is given something, and one that should go on and goes on from something else."""
-    settings, end_id = ending
-    long(tmp_path / "out", tiny_models, **settings, compass="none", arm="blind")
-    later = [(row.trajectory_id, ended) for ended, row in begins(tmp_path / "out", end_id) if row.trajectory_id % BLOCKS]
+    later = [(row.trajectory_id, over) for over, row in begins(ended, ending[1]) if row.trajectory_id % BLOCKS]
     for change, is_over, what in ((give_first, True, ANEW), (retoken, False, OTHER)):
-        number = next(number for number, ended in later if ended == is_over)
-        shutil.copytree(tmp_path / "out", tmp_path / what[:9])
+        number = next(number for number, over in later if over == is_over)
+        shutil.copytree(ended, tmp_path / what[:9])
         forge(tmp_path / what[:9], partial(of_trajectory, number, change))
         assert (number % 8, what) in [(each.row, each.what) for each in verify(str(tmp_path / what[:9]))[1]]
 
