@@ -186,8 +186,9 @@ def test_positions_of_one_whole_candidate_share_a_choice(shaped_steps, by_token)
     if by_token:
         trajectories = replace(trajectories, event_energy=np.zeros((9, 2), np.float32))
     batch = trajectories.window(np.array([0, 0]), np.array([0, 0]), np.array([4, 4]), "candidates", 1.0)
-    choice, position = batch.choice[1].numpy(), trajectories.position
-    assert (batch.choice[0] == batch.choice[1]).all()
+    choices, position = present(batch.choice).numpy(), trajectories.position
+    np.testing.assert_array_equal(choices[0], choices[1])
+    choice = choices[1]
     together = choice[position][:, None] == choice[position]
     step = trajectories.moment
     alone = by_token and ~np.isin(step, shaped_steps)
