@@ -247,6 +247,13 @@ class Work:
                 found.append(Evaluation(f"{source}-extras", extras, (settings.steps,), settings.temperatures_student))
         return found
 
+    def learnt(self) -> dict[str, list[dict[str, Any]]]:
+        """What the shaped students of each source carry of the compass's preference on held-out trajectories, by training seed."""
+        folders = {source: [self.folder / f"student-{source}-{SPREAD[source]}-shaped-{seed}" for seed in self.settings.seeds]
+                   for source in self.settings.sources}
+        return {source: [json.loads((each / "training.json").read_text())["held_out"] for each in found]
+                for source, found in folders.items()}
+
     def evaluate(self) -> dict[str, dict[str, Any]]:
         """The results of all evaluations by name, the costly ones begun first."""
         ordered = sorted(self.evaluations(), key=lambda each: -max(each.steps))
