@@ -1,7 +1,7 @@
 """Which compass shapes best? `python tests/benchmarks/compasses.py --nce FOLDER [--texts N] [--work DIR] [--quick] [--json FILE]`.
 
 Rollouts of a mask teacher in 8 steps with spaced clocks and in 64 with independent ones, of which a compass keeps the best of K = 8
-whole candidates at every step: `ar` (a causal language model), `nce` (a folder of `fit-compass --kind nce`), and the sum of both
+whole candidates at every step, or from t = 0.25 on: `ar` (a causal language model), `nce` (a folder of `fit-compass --kind nce`), and the sum of both
 energies as they stand, through the protocol by which anybody's compass is taken. Asked of each: its perplexity over that of the blind
 teacher in the same steps and with the same clocks, cooled until its texts have the same entropy; and its CPU time over that of
 the blind teacher. The judge shares neither weights nor text with a compass. One seed.
@@ -38,8 +38,10 @@ CPU = torch.device("cpu")
 CANDIDATES = 8
 BATCH = 32
 COOLED = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # temperatures of the blind teacher, its curve
-SHAPED = (1.0, 0.8)
-GRIDS: dict[str, dict[str, object]] = {"8 spaced": {"steps": 8, "clocks": "spaced"}, "64": {"steps": 64, "clocks": "independent"}}
+SHAPED = (1.0, 0.9)
+SPACED, INDEPENDENT = {"steps": 8, "clocks": "spaced"}, {"steps": 64, "clocks": "independent"}
+GRIDS: dict[str, tuple[dict[str, object], float]] = {  # the rollout, and the time from which a compass chooses
+    "8 spaced": (SPACED, 0.0), "8 spaced from t = 0.25": (SPACED, 0.25), "64": (INDEPENDENT, 0.0)}
 
 
 class Sum:
@@ -97,8 +99,9 @@ class Bench:
         file = self.work / f"{self.teacher.fingerprint[:12]}-{grid.replace(' ', '-')}-{known}-{temperature:g}-{self.texts}.json"
         if not file.is_file():
             say(f"{grid}: {compass}, temperature {temperature:g} ...")
-            rollout = RolloutConfig.model_validate({"temperature": temperature, **GRIDS[grid]})
-            made = roll(self.teacher.network, model, rollout, self.texts)
+            settings, tau = GRIDS[grid]
+            rollout = RolloutConfig.model_validate({"temperature": temperature, **settings})
+            made = roll(self.teacher.network, model, rollout, ShapingConfig(candidates=CANDIDATES, tau=tau), self.texts)
             self.work.mkdir(parents=True, exist_ok=True)
             write_atomic(file, json.dumps(made).encode())
         kept = json.loads(file.read_bytes())
@@ -106,14 +109,14 @@ class Bench:
         return Row(grid, compass, temperature, samples, kept["cpu_seconds"] / self.texts)
 
 
-def roll(teacher: Denoiser, compass: Compass | None, rollout: RolloutConfig, texts: int) -> dict[str, object]:
+def roll(teacher: Denoiser, compass: Compass | None, rollout: RolloutConfig, shaping: ShapingConfig, texts: int) -> dict[str, object]:
     """Tokens [texts, L] of trajectories 0..texts-1, and the CPU seconds of all. Final energies are left out of both arms."""
     roll_out(teacher, None, rollout, ShapingConfig(candidates=1), range(2), "blind")  # pages the weights in
     scored = _Quiet(compass) if compass is not None else None
     began, tokens = time.process_time(), []
     for start in range(0, texts, BATCH):
         ids = range(start, min(texts, start + BATCH))
-        logs = roll_out(teacher, scored, rollout, ShapingConfig(candidates=CANDIDATES), ids, "blind" if scored is None else "shaped")
+        logs = roll_out(teacher, scored, rollout, shaping, ids, "blind" if scored is None else "shaped")
         tokens += [log.tokens.tolist() for log in logs]
     return {"tokens": tokens, "cpu_seconds": time.process_time() - began}
 
@@ -177,7 +180,7 @@ def main() -> None:
     parser.add_argument("--ar", default="embedded", help="a causal language model of its vocabulary")
     parser.add_argument("--judge", default="embedded", help="another, of the other half of the corpus")
     parser.add_argument("--texts", type=int, default=128, help="texts of every row")
-    parser.add_argument("--grid", choices=[*GRIDS, "both"], default="both", help="steps and clocks")
+    parser.add_argument("--grid", choices=[*GRIDS, "all"], default="all", help="steps, clocks, and from when a compass chooses")
     parser.add_argument("--quick", action="store_true", help="16 texts at temperature 1: not to be quoted")
     parser.add_argument("--work", type=Path, default=Path("out/benchmark-compasses"), help="where texts are kept")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")
@@ -187,7 +190,7 @@ def main() -> None:
     bench = Bench(options.teacher, names, 16 if options.quick else options.texts, options.work)
     judge = open_judge(options.judge, CPU, [bench.teacher.vocabulary])
     shaped, cooled = ((1.0,), (1.0, 0.7)) if options.quick else (SHAPED, COOLED)
-    grids = list(GRIDS) if options.grid == "both" else [options.grid]
+    grids = list(GRIDS) if options.grid == "all" else [options.grid]
     found = {grid: compare(bench, grid, judge, shaped, cooled) for grid in grids}
     report({"machine": machine(1), "texts": bench.texts, "teacher": bench.teacher.fingerprint, "grids": found,
             "auc": auc_of(options.nce) if options.nce else None}, options.json)
