@@ -36,6 +36,7 @@ from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
 from tsdfm.pipeline.storage.store import LocalStore, Store
+from tsdfm.pipeline.storage.targets import check_folder
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
@@ -83,7 +84,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     """
     out = out.absolute()
     trials = {trial.key: trial for trial in plan(sweep, data)}
-    check_out(out)
+    check_folder(out, {SWEEP_FILE}, "sweep")
     asked = (redacted(sweep.model_dump_json(indent=2)) + "\n").encode()
     work, store = Work(trials, anchored_evaluation(sweep.evaluate), out, asked), LocalStore(out)
     started = time.monotonic()
@@ -110,12 +111,6 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     return AblateReport(
         out=str(out), trials=len(trials), made=len(set(trials) & set(todo)), kept=len(set(trials) - set(todo)),
         seconds=round(time.monotonic() - started, 2), rows=rows, effects=found)
-
-
-def check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than a sweep. Raises InputError."""
-    if out.exists() and not (out / SWEEP_FILE).is_file() and any(name != ".lock" for name in LocalStore(out).names()):
-        raise InputError(f"{out}: holds files and no sweep; give an empty --out, or that of a sweep")
 
 
 def anchored_evaluation(evaluation: Evaluation) -> Evaluation:

@@ -1,10 +1,12 @@
 """What people see (standard error) and what machines read (one JSON object on standard output)."""
 
+import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any
 
 import click
 from pydantic import BaseModel
@@ -16,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 
 from tsdfm.pipeline.text.cleaning import told
-from tsdfm.schemas.base import one_line
+from tsdfm.schemas.base import one_line, texts_in
 from tsdfm.schemas.corpus import DEFAULT, PYTHON, CorpusConfig
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.terms import Dtype
@@ -42,10 +44,11 @@ _ours = logging.getLogger("tsdfm")  # its level is what `--log-level` says
 def say(line: str, level: int = logging.INFO) -> None:
     """One line for people, if it is of the level that they want to hear, or above.
 
-    Whatever it quotes, nothing in it steers the terminal, and no URI's secrets are told.
+    Whatever it quotes, a name with a line break say, it is one line (but for a traceback, at 'debug'), nothing in it steers the
+    terminal, and no URI's secrets are told.
     """
     if level >= _least():
-        people.print(redacted(line).translate(CONTROLS), markup=False)
+        people.print(redacted(line if level == logging.DEBUG else one_line(line)).translate(CONTROLS), markup=False)
 
 
 def _least() -> int:
@@ -131,8 +134,24 @@ def say_if_slow(dtype: Dtype, gpu: bool) -> None:
 
 
 def emit(report: BaseModel) -> None:
-    """Print a report as one machine-readable JSON object on standard output, without the secrets of URIs."""
-    click.echo(redacted(report.model_dump_json()))
+    """Print a report as one machine-readable JSON object on standard output, without the secrets of URIs.
+
+    What a field of `texts_in` holds is a text, of a model or a user, and stays as it is.
+    """
+    click.echo(json.dumps(_untold(report, report.model_dump(mode="json")), ensure_ascii=False, separators=(",", ":")))
+
+
+def _untold(value: object, data: Any) -> Any:
+    """The JSON data of a value without the secrets of URIs, but for texts."""
+    if isinstance(data, str):
+        return redacted(data)
+    if isinstance(data, list):
+        parts = value if isinstance(value, list | tuple) and len(value) == len(data) else [None] * len(data)
+        return [_untold(*each) for each in zip(parts, data, strict=True)]
+    if isinstance(data, dict):
+        texts, parts = texts_in(value), value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+        return {redacted(name): each if name in texts else _untold(parts.get(name), each) for name, each in data.items()}
+    return data
 
 
 @contextmanager
@@ -165,7 +184,9 @@ def print_whole(table: Table, keys: int = 1) -> None:
             part.add_column(column.header, justify=column.justify, no_wrap=True, overflow="ellipsis")
         for row, cells in zip(table.rows, zip(*(table.columns[index].cells for index in columns), strict=True), strict=True):
             part.add_row(*cells, end_section=row.end_section)
-        results.print(part)
+        needed = sum(_width(table.columns[index]) + GAP for index in columns) + EDGES
+        # A terminal of no width at all, as some CI says, gets lines that are too long for it: no figure is ever cut.
+        (results if needed <= results.width else Console(highlight=False, soft_wrap=True, width=needed)).print(part)
 
 
 def _width(column: Column) -> int:

@@ -33,14 +33,16 @@ from tsdfm.pipeline.evaluation.measures.corpus_texts import (
 )
 from tsdfm.pipeline.evaluation.measures.distances import RealTexts, why_few
 from tsdfm.pipeline.evaluation.measures.frontier import draw_frontier, frontier_of
-from tsdfm.pipeline.evaluation.measures.likelihoods import Bounds
+from tsdfm.pipeline.evaluation.measures.likelihoods import Bounds, why_one
 from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.measures.prompted import beginnings, read_prompts
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
     METHOD,
+    RESULTS_FILE,
     Identity,
     SampleCache,
+    check_results,
     identity_of_scores,
     identity_of_texts,
     key_of,
@@ -55,11 +57,11 @@ from tsdfm.pipeline.text.corpus import training_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
-from tsdfm.schemas.measures import Distances
+from tsdfm.schemas.measures import Bound, Distances
 from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
-RESULTS_FILE, FRONTIER_FILE, PLOT_FILE = "results.json", "frontier.json", "frontier.png"
+FRONTIER_FILE, PLOT_FILE = "frontier.json", "frontier.png"
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str = "", maker: Maker | None = None) -> Results:
@@ -99,7 +101,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
             command=command, settings=config, versions=_versions(), method=METHOD,
             device=", ".join(sorted(devices)) or device_name(device),
             threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, likelihood=likelihood,
-            remarks=[*run.told([*reference, *naive, *rows]), *since],
+            remarks=[*run.told([*reference, *naive, *rows], likelihood), *since],
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
@@ -250,10 +252,10 @@ class _Run:
         return self.cache.likelihood(identity_of_scores(identity, judge.fingerprint, METHOD),
                                      partial(likelihood, samples, judge), self.config.distances)
 
-    def told(self, rows: list[Row]) -> list[str]:
-        """What to know before reading a figure of these rows."""
-        few = why_few([each for row in rows for each in row.distances.values()])
-        return [*self.remarks.values(), *([] if few is None else [few])]
+    def told(self, rows: list[Row], bounds: list[Bound]) -> list[str]:
+        """What to know before reading a figure of these rows and bounds."""
+        few = why_few([each for row in rows for each in row.distances.values()]), why_one(bounds)
+        return [*self.remarks.values(), *filter(None, few)]
 
     def _note(self, judge: Judge, samples: Samples, found: Likelihood) -> None:
         """Remember what makes a judge's figures of some texts worth little, once for each vocabulary."""
@@ -283,6 +285,7 @@ def _folder(out: str | None) -> Iterator[Path]:
             yield Path(temporary)
         return
     folder = Path(out)
+    check_results(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -226,8 +226,7 @@ def test_texts_start_as_documents_did(bos, eos, expected):
     vocab = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2} if eos != "</s>" else {"<s>": 3, "</s>": 4}
     tokenizer = SimpleNamespace(bos_token=bos, bos_token_id=vocab.get(bos), eos_token_id=vocab[eos], get_vocab=lambda: vocab,
                                 convert_tokens_to_ids=vocab.get)
-    model = SimpleNamespace(config=SimpleNamespace(bos_token_id=None, eos_token_id=None))
-    assert module._start("x", model, tokenizer) == vocab[expected]
+    assert module._start("x", SimpleNamespace(special_ids=lambda name: []), tokenizer) == vocab[expected]
 
 
 @pytest.mark.parametrize("bias", [True, False])
