@@ -31,9 +31,10 @@ from tsdfm.jobs.crew.training.desk import Desk
 from tsdfm.jobs.crew.working import node_name
 from tsdfm.jobs.evaluate.run import evaluated
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
-from tsdfm.jobs.shell.console import say, say_corpus
+from tsdfm.jobs.shell.console import Stages, say, say_corpus
 from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count
+from tsdfm.pipeline.evaluation.run import check
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
 from tsdfm.pipeline.storage.store import LocalStore, Store
 from tsdfm.pipeline.storage.targets import check_folder
@@ -88,11 +89,13 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     asked = (redacted(sweep.model_dump_json(indent=2)) + "\n").encode()
     work, store = Work(trials, anchored_evaluation(sweep.evaluate), out, asked), LocalStore(out)
     started = time.monotonic()
+    todo = [key for key in [START, *trials] if not work.is_done(key)]
+    if START in todo:
+        say_corpus(work.evaluation.corpus, [str(work.first.start)])
+    if todo and sweep.address == "local":  # nodes may have what this machine has not
+        _check_evaluation(work)
     with store.owned():
         store.write(SWEEP_FILE, asked)
-        todo = [key for key in [START, *trials] if not work.is_done(key)]
-        if START in todo:
-            say_corpus(work.evaluation.corpus, [str(work.first.start)])
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
         faults = _run(work, todo, workers_of(sweep, work.threads), sweep.address) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]
@@ -111,6 +114,13 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     return AblateReport(
         out=str(out), trials=len(trials), made=len(set(trials) & set(todo)), kept=len(set(trials) - set(todo)),
         seconds=round(time.monotonic() - started, 2), rows=rows, effects=found)
+
+
+def _check_evaluation(work: Work) -> None:
+    """Refuse an evaluation that would fail after the training, of each model that trials start from. Raises InputError."""
+    with Stages() as progress:
+        for start in sorted({str(trial.start) for trial in work.trials.values()}):
+            check(work.evaluation.config(start, None, reference=start == str(work.first.start)), progress)
 
 
 def anchored_evaluation(evaluation: Evaluation) -> Evaluation:

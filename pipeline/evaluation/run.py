@@ -111,6 +111,19 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     return results
 
 
+def check(config: EvaluateConfig, progress: Progress = unheard) -> None:
+    """What `evaluate` asks of models, judges and the corpus before it samples anything, for who has long work to do before.
+
+    Raises InputError, or WorkError where the Hub can't be reached; nothing is written but the corpus's cache.
+    """
+    device = torch.device("cpu")
+    models = [open_subject(name, config, device).opened for name in config.model]
+    for name in config.evaluator:
+        open_judge(name, device, [each.vocabulary for each in models])
+    for opened in kinds_of(config, models) if config.real else []:
+        real_texts(config, opened, progress).make()
+
+
 @dataclass(frozen=True)
 class _Run:
     """One evaluation: its folder, its judges, short names for people, and who is told how far it is."""
