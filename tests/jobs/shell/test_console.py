@@ -81,6 +81,15 @@ def test_no_figure_is_cut_however_narrow_the_terminal(columns, monkeypatch, caps
     assert all(cell in shown for cell in ("a model of a long name", "1,945 (1,306-2,698)", "5.523"))
 
 
+def test_a_name_is_told_as_it_is_and_steers_nothing(capsys):
+    """A model's folder may be called anything; brackets in a cell were taken for a style, and left out."""
+    name = "w [bold]x[/] \x1b[31m\ny"
+    table = figures_table(f"Bounds of {name}", ["model", "perplexity"])
+    table.add_row(name, "1")
+    print_whole(table)
+    assert capsys.readouterr().out.count("w [bold]x[/] ␛[31m y") == 2
+
+
 def test_a_name_with_a_line_break_is_told_in_one_line(capsys):
     console.say("runs/a\nb\x1b[2J: trained")
     assert capsys.readouterr().err == "runs/a b␛[2J: trained\n"
