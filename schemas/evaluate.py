@@ -15,7 +15,7 @@ from pydantic import (
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.extent import Overlap, StopsAt
-from tsdfm.schemas.measures import Bound, Distances
+from tsdfm.schemas.measures import Bound, Distances, Memorised
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.prompts import PromptField, PromptFile
 from tsdfm.schemas.protocols import PROTOCOLS, Protocol
@@ -75,7 +75,11 @@ class EvaluateConfig(Frozen):
         "Measure naive samplers, too, which are made from the corpus's training text and are known to be bad: a measure that "
         "ranks them beside real text can't tell"))
     memorisation: bool = Field(True, description=(
-        "Look for the texts' 8-grams in the corpus's training text, if real text or naive samplers are measured"))
+        "Look for the texts' 8-grams in what models were trained on: in the corpus's training text, if real text or naive "
+        "samplers are measured, and those of a student in the final texts of the trajectories that it learnt from"))
+    trajectories_of: Names | None = Field(None, description=(
+        "Dataset of trajectories to look for the texts' 8-grams in: where a student's own lies now, else of teachers and real "
+        "text, which are looked for in all that are named; may be repeated; null: a student's own, where its record says"))
     distances: bool = Field(False, description=(
         "Measure how far the texts of each row are from real held-out text as a set, too: MAUVE and a Fréchet distance on the "
         "judges' features"))
@@ -114,7 +118,7 @@ class EvaluateConfig(Frozen):
         """Fields that are not given are those of the protocol."""
         if not isinstance(data, dict) or data.get("protocol") not in PROTOCOLS:
             return data
-        real = {} if "corpus" in data else {"reference": False, "memorisation": False}
+        real = {} if "corpus" in data else {"reference": False}
         return {**PROTOCOLS[data["protocol"]], **real, **data}
 
     @model_serializer(mode="wrap")
@@ -122,9 +126,9 @@ class EvaluateConfig(Frozen):
         if self.protocol is not None:  # every field is written, else it would be the protocol's when it is read
             return dict(handler(self))
         return without_newer(handler(self), info, protocol=None, dtype="float32", compile=False, address="local", clocks=None,
-                             naive=False, memorisation=True, length=None, distances=False, likelihood=False,
-                             text=None, sampling=True, until=None, overlap=None, prompts=None, prompt_field="prompt",
-                             prompt_tokens=None)
+                             naive=False, memorisation=True, trajectories_of=None, length=None, distances=False,
+                             likelihood=False, text=None, sampling=True, until=None, overlap=None, prompts=None,
+                             prompt_field="prompt", prompt_tokens=None)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
@@ -157,6 +161,13 @@ class EvaluateConfig(Frozen):
             raise ValueError("without sampling nothing is left to measure; give --likelihood, or leave out --no-sampling")
         if not self.sampling and (self.frontier or self.naive or self.distances):
             raise ValueError("--frontier, --naive and --distances measure texts, which --no-sampling leaves out; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _trajectories_are_looked_at(self) -> "EvaluateConfig":
+        if self.trajectories_of is not None and not (self.memorisation and self.sampling):
+            raise ValueError("trajectories_of: is where sampled texts are looked for, which --no-memorisation and "
+                             "--no-sampling leave out; leave one out")
         return self
 
     @property
@@ -204,15 +215,6 @@ class TextScore(Perplexity):
     distinct_4: float | None = Field(description="null where no text has four tokens")
 
 
-class Memorised(Frozen):
-    """How much of some texts stands in the corpus."""
-
-    memorised: float | None = Field(None, description=(
-        "share of the texts' 8-grams (of the model's tokens) that occur in the training part of the corpus; null where it was "
-        "not read, or texts are shorter"))
-    memorised_standard_error: float | None = Field(None, description="over texts")
-
-
 class Measures(Frozen):
     """Figures of one set of texts."""
 
@@ -248,7 +250,8 @@ class Row(Measures, Memorised):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, distances={}, given=None, prompts=None)
+        return without_newer(handler(self), info, distances={}, given=None, prompts=None, in_trajectories=None,
+                             in_trajectories_standard_error=None)
 
 
 class JudgeFacts(Frozen):
@@ -313,3 +316,8 @@ class Results(Frozen):
     naive: list[Row] = Field(default_factory=list, description=(
         "texts of naive samplers, as often as real text: 'model' says which (unigram, shuffled, repeated, copied), and what "
         "is null in real text is null here"))
+
+    @property
+    def in_trajectories(self) -> bool:
+        """Whether any row's texts were looked for in trajectories."""
+        return any(row.in_trajectories is not None for row in [*self.rows, *self.reference, *self.naive])

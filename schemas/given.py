@@ -16,8 +16,9 @@ class BlockFacts(Frozen):
     """How texts that are longer than the teacher's lie in trajectories: text i is trajectories i * per_text and those after it.
 
     The first is as any other. Each later one is given the last `overlap` tokens of the one before it, in the same arm, as its
-    first, so that a text has per_text * (L - overlap) + overlap tokens.
+    first, so that a text has per_text * (L - overlap) + overlap tokens. Of a teacher of padded texts it has fewer where it
+    ends; the trajectory behind its end begins another text, as the first did.
     """
 
-    per_text: int = Field(ge=2, description="trajectories, the blocks of one text")
+    per_text: int = Field(ge=2, description="trajectories, the blocks of one text, or of texts that ended before")
     overlap: int = Field(ge=1, description="tokens of a block that the next one goes on from")

@@ -42,3 +42,16 @@ class Bound(Frozen):
     low: float = Field(description="95 % bootstrap interval of it over windows")
     high: float
     bits_per_byte: float | None = Field(description="comparable between tokenizers; null where the text decodes to nothing")
+
+
+class Memorised(Frozen):
+    """How much of some texts stands in what models were trained on."""
+
+    memorised: float | None = Field(None, description=(
+        "share of the texts' 8-grams (of the model's tokens) that occur in the training part of the corpus; null where it was "
+        "not read, or texts are shorter"))
+    memorised_standard_error: float | None = Field(None, description="over texts")
+    in_trajectories: float | None = Field(None, description=(
+        "share of the texts' 8-grams that occur in a text of the trajectories that the student learnt from; of other rows, of "
+        "the datasets that were named; absent where none was looked at"))
+    in_trajectories_standard_error: float | None = Field(None, description="over texts")

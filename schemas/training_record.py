@@ -100,6 +100,13 @@ class HeldOutFacts(Frozen):
     share: float | None = Field(description=(
         "of the compass's preference among the candidates that the student carries: 0 none, 1 all; null where it can't be "
         "told, as for data that other weights made than those it started from"))
+    cooled: float | None = Field(None, description=(
+        "the share of the weights that it started from, at the temperature that suits them best: what a cooler teacher "
+        "prefers, too; absent where there is no share"))
+
+    @model_serializer(mode="wrap")
+    def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        return without_newer(handler(self), info, cooled=None)
 
 
 class StudentRecord(Frozen):

@@ -8,21 +8,22 @@ from tsdfm.pipeline.evaluation.measures.frontier import curve_of, point_of
 from tsdfm.schemas.ablate import Effect, Sweep, TrialRow
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Frontier, JudgeFrontier, Perplexity, Row
-from tsdfm.schemas.reports import DemoRole as Role
+from tsdfm.schemas.reports import DemoRole
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm
+from tsdfm.schemas.training_record import HeldOutFacts
 
 EVIL = "</p><script>document.title='owned'</script><img src=x onerror=alert(1)> & __SECTIONS__ \x1b[31m"
 # (role, steps, temperature, perplexity, half of its interval, entropy)
-MEASURED: list[tuple[Role, int | None, float | None, float, float, float]] = [
+MEASURED: list[tuple[DemoRole, int | None, float | None, float, float, float]] = [
     ("real", None, None, 40.5, 2, 5.5), ("teacher", 1024, 0.8, 118.25, 9, 5.55), ("teacher", 1024, 1.0, 216.25, 9, 5.71),
     ("teacher", 8, 0.8, 114.5, 5, 5.4), ("teacher", 8, 1.0, 315.75, 12, 5.7), ("spaced", 8, 0.8, 97.5, 5, 5.41),
     ("spaced", 8, 1.0, 231.25, 8, 5.69), ("rollouts", 8, 0.8, 62.75, 3, 5.43), ("blind", 8, 0.8, 131.5, 5, 5.3),
     ("blind", 8, 1.0, 357.5, 14, 5.68), ("shaped", 8, 0.8, 75.5, 3, 5.1), ("shaped", 8, 1.0, 122.5, 5, 5.42),
 ]
-TEMPERATURES: dict[Role, float] = {"teacher": 0.8, "spaced": 0.8, "rollouts": 0.8, "blind": 1.0, "shaped": 1.0}
+TEMPERATURES: dict[DemoRole, float] = {"teacher": 0.8, "spaced": 0.8, "rollouts": 0.8, "blind": 1.0, "shaped": 1.0}
 LOWER, HIGHER, LEVEL = Ratio(0.34, 0.32, 0.36), Ratio(1.05, 1.02, 1.08), Ratio(0.98, 0.88, 1.03)
-EQUAL: dict[tuple[Role, Which], Ratio | None] = {
+EQUAL: dict[tuple[DemoRole, Which], Ratio | None] = {
     ("spaced", ("teacher", 8)): LOWER, ("spaced", ("teacher", 1024)): LEVEL, ("rollouts", ("spaced", 8)): LOWER,
     ("rollouts", ("teacher", 1024)): None, ("shaped", ("spaced", 8)): HIGHER, ("shaped", ("blind", 8)): LEVEL,
     ("shaped", ("teacher", 8)): LOWER, ("shaped", ("teacher", 1024)): LEVEL}
@@ -40,15 +41,16 @@ def row(model: str, steps: int | None, temperature: float | None, perplexity: fl
         model=model, fingerprint=model, vocabulary="v", steps=steps, temperature=temperature, samples=37, length=16,
         nfe=None if steps is None else steps - 0.25, seconds=None if real else 2.0, tokens_per_second=None if real else 1234.0,
         entropy_bits=entropy, entropy_standard_error=0.0125, distinct_2=0.4321, distinct_4=0.9, self_bleu=0.1234, memorised=0.0172,
+        in_trajectories=0.0275,
         judges={"embedded": Perplexity(perplexity=perplexity, low=perplexity - half, high=perplexity + half, tokens=999)})
 
 
-def measured() -> list[tuple[Role, Row]]:
+def measured() -> list[tuple[DemoRole, Row]]:
     return [(role, row(role, steps, temperature, value, half, entropy))
             for role, steps, temperature, value, half, entropy in MEASURED]
 
 
-def frontier(rows: Sequence[tuple[Role, Row]]) -> Frontier:
+def frontier(rows: Sequence[tuple[DemoRole, Row]]) -> Frontier:
     curves: dict[str, list[Row]] = {}
     for role, each in rows:
         if role != "real":
@@ -63,7 +65,7 @@ def story_of(summary: DatasetSummary) -> Story:
     rows = measured()
     return Story(
         measured=rows, steps=8, slow=1024, temperatures=TEMPERATURES, judge="embedded", equal=EQUAL, warm=LOWER, frontier=frontier(rows),
-        data=summary, distilled=DistillConfig.model_validate({"optim": {"steps": 77, "seed": 5}, "data": {"held_out": 0.05}}), learnt=0.034,
+        data=summary, distilled=DistillConfig.model_validate({"optim": {"steps": 77, "seed": 5}, "data": {"held_out": 0.05}}), learnt=HeldOutFacts(trajectories=4, updates=77, loss=2.5, share=0.034, cooled=0.05),
         updates={"blind": 60, "shaped": 77}, curves=CURVES,
         texts=[Texts("teacher", 8, ["a teacher's\ntext", "two"]), Texts("shaped", 8, [EVIL, "another text"])],
         stills=[Still(0, [("_", True, False), ("_", True, False)]), Still(1, [(EVIL, False, True), ("_", True, False)])],

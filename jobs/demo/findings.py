@@ -15,14 +15,14 @@ from tsdfm.schemas.evaluate import Frontier, Perplexity, Row
 from tsdfm.schemas.reports import DemoRole
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm
+from tsdfm.schemas.training_record import HeldOutFacts
 
-Role = DemoRole
-NAMES: Mapping[Role, str] = {
+NAMES: Mapping[DemoRole, str] = {
     "real": "real held-out text", "teacher": "teacher", "spaced": "teacher, spaced clocks",
     "blind": "student from blind", "shaped": "student from shaped", "rollouts": "shaped trajectories"}
 CORPORA = {BIBLE: "the Bible in Basic English", PYTHON: "the documentation of Python and of its packages"}
 Curve = Sequence[tuple[int, float]]  # (update, loss)
-Which = tuple[Role, int]  # whose texts, in how many steps
+Which = tuple[DemoRole, int]  # whose texts, in how many steps
 WEIGHT = {"lower": 0, "higher": 1, "not told apart": 2, None: 3}  # the order in which comparisons are told
 
 
@@ -30,7 +30,7 @@ WEIGHT = {"lower": 0, "higher": 1, "not told apart": 2, None: 3}  # the order in
 class Texts:
     """What one model wrote; the i-th texts of all models came from the same noise, those of trajectories from their own."""
 
-    role: Role
+    role: DemoRole
     steps: int
     texts: Sequence[str]
 
@@ -47,18 +47,18 @@ class Still:
 class Story:
     """All that a report tells."""
 
-    measured: Sequence[tuple[Role, Row]]
+    measured: Sequence[tuple[DemoRole, Row]]
     steps: int  # that are allowed
     slow: int  # that the teacher may take in comparison
-    temperatures: Mapping[Role, float]  # at which texts count as a model's own
+    temperatures: Mapping[DemoRole, float]  # at which texts count as a model's own
     judge: str  # by which models are compared, as named in the rows
     # Perplexity of a role's own texts over that of another's, at equal entropy; None: no temperature of the other reaches that.
-    equal: Mapping[tuple[Role, Which], Ratio | None]
+    equal: Mapping[tuple[DemoRole, Which], Ratio | None]
     warm: Ratio | None  # of the student from shaped over the teacher in `slow` steps, both at temperature 1; None: not measured
     frontier: Frontier | None
     data: DatasetSummary
     distilled: DistillConfig  # of both students, up to the arm
-    learnt: float | None  # share of the compass's selection that the student from shaped carries; None: that can't be told
+    learnt: HeldOutFacts | None  # what the student from shaped is worth on held-out trajectories; None: not measured
     updates: Mapping[Arm, int]  # that each student has learnt from
     curves: Mapping[Arm, Curve]
     texts: Sequence[Texts]
@@ -68,11 +68,11 @@ class Story:
     commands: Sequence[str]
 
     @property
-    def own(self) -> list[tuple[Role, Row]]:
+    def own(self) -> list[tuple[DemoRole, Row]]:
         """Real text, and every model in every number of steps at its own temperature."""
         return [(role, row) for role, row in self.measured if row.temperature in (None, self.temperatures.get(role))]
 
-    def row(self, role: Role, steps: int | None = None, temperature: float | None = None) -> Row | None:
+    def row(self, role: DemoRole, steps: int | None = None, temperature: float | None = None) -> Row | None:
         """A role's row in so many steps (None: any) and at a temperature (None: its own)."""
         wanted = self.temperatures.get(role) if temperature is None else temperature
         return next((row for found, row in self.measured
@@ -153,7 +153,7 @@ def _student(story: Story) -> str:
         (("teacher", story.steps), f"that of its teacher in {count(story.steps, 'step')} on independent clocks")])
 
 
-def _finding(story: Story, role: Role, title: str, who: str, beside: Sequence[tuple[Which, str]]) -> str:
+def _finding(story: Story, role: DemoRole, title: str, who: str, beside: Sequence[tuple[Which, str]]) -> str:
     """Comparisons at equal entropy in a sentence; '' where there are none."""
     mine = story.row(role, story.steps)
     there = [(story.equal[role, which], name) for which, name in beside if (role, which) in story.equal]
@@ -193,11 +193,17 @@ def _percent(part: float) -> str:
 
 
 def _learnt(story: Story) -> str:
-    if story.learnt is None:
+    found = story.learnt
+    if found is None or found.share is None:
         return ""
-    return (f"On trajectories that were held out, the student from shaped carries {share(story.learnt)} of what the compass "
-            "chose: 0 % is a student that heeds nothing of it, 100 % one that has taken over all, and less than nothing one "
+    said = (f"On trajectories that were held out, the student from shaped carries {share(found.share)} of what the compass "
+            "prefers: 0 % is a student that heeds nothing of it, 100 % one that has taken over all, and less than nothing one "
             "that prefers what the compass does not.")
+    if found.cooled is None:
+        return said
+    worth = "no more than that" if found.share <= found.cooled else "more than that"
+    return (f"{said} But what a teacher finds likely a compass mostly does, too: the teacher alone, sampled cooler, carries "
+            f"{share(found.cooled)}. The student carries {worth}.")
 
 
 def _at_one(story: Story) -> str:
@@ -228,8 +234,10 @@ def _of_copying(story: Story) -> str:
     mine, real = story.row("shaped", story.steps), story.row("real")
     if mine is None or real is None or mine.memorised is None or real.memorised is None:
         return ""
+    learnt = "" if mine.in_trajectories is None else (
+        f" In the trajectories {share(mine.in_trajectories)} stand, and {share(real.in_trajectories)} of real held-out text's.")
     return (f"Is it copied? Of its runs of 8 tokens {share(mine.memorised)} stand in the text that the models were trained on; "
-            f"of real held-out text's {share(real.memorised)}.")
+            f"of real held-out text's {share(real.memorised)}.{learnt}")
 
 
 def caveats(story: Story) -> list[str]:

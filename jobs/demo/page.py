@@ -16,14 +16,14 @@ from tsdfm.jobs.shell.plots import axes, plot
 from tsdfm.pipeline.evaluation.figures import NONE, count, maybe, plus_minus, ppl, ppl_interval, share, short_names
 from tsdfm.pipeline.evaluation.measures.frontier import COLOURS, frontier_figure, perplexity_at_entropy
 from tsdfm.schemas.evaluate import Row
-from tsdfm.schemas.reports import DemoRole as Role
+from tsdfm.schemas.reports import DemoRole
 from tsdfm.schemas.summary import DatasetSummary, SelectionSummary, Spread
 from tsdfm.schemas.terms import Arm
 
 FEWEST_POINTS = 3  # of a curve
 COLOUR_OF: Mapping[Arm, str] = {"blind": COLOURS[1], "shaped": COLOURS[2]}
 PLAYER_FILE = "trajectories.html"  # beside the page
-Cell = Callable[[Role, Row], str]  # of a column of a table
+Cell = Callable[[DemoRole, Row], str]  # of a column of a table
 
 
 def report_page(story: Story) -> str:
@@ -40,7 +40,7 @@ def report_page(story: Story) -> str:
     return page(f"{count(story.steps, 'step')} against {story.slow:,}", facts, headline(story), sections, question(story))
 
 
-def _name(story: Story, role: Role, row: Row) -> str:
+def _name(story: Story, role: DemoRole, row: Row) -> str:
     return NAMES[role] if row.steps is None else story.name((role, row.steps))
 
 
@@ -57,7 +57,7 @@ def _own_table(story: Story) -> str:
         "those of the student from shaped; '-' where the temperatures sampled don't reach that."))
 
 
-def _table(story: Story, rows: Sequence[tuple[Role, Row]], more: Mapping[str, Cell], told: str) -> str:
+def _table(story: Story, rows: Sequence[tuple[DemoRole, Row]], more: Mapping[str, Cell], told: str) -> str:
     """The figures of some rows, real text first, and `more` columns."""
     judges, first = short_names(list(rows[0][1].judges)), rows[0][1]
     columns = ["temperature", *(f"perplexity ({name})" for name in judges.values()), "entropy, bits", "distinct-2", *more,
@@ -71,7 +71,7 @@ def _table(story: Story, rows: Sequence[tuple[Role, Row]], more: Mapping[str, Ce
     return table(caption, ["", *columns], lines, [role == "shaped" for role, _ in ordered])
 
 
-def _where(story: Story, measure: str, value: float, role: Role, row: Row) -> str:
+def _where(story: Story, measure: str, value: float, role: DemoRole, row: Row) -> str:
     """The perplexity of a row's model at the temperature that gives a measure of diversity this value."""
     points = [(float(getattr(each, measure)), story.perplexity(each).perplexity)
               for found, each in story.measured if found == role and each.steps == row.steps]
@@ -79,7 +79,7 @@ def _where(story: Story, measure: str, value: float, role: Role, row: Row) -> st
     return NONE if found is None else ppl(found)
 
 
-def _order(entry: tuple[Role, Row]) -> tuple[float, ...]:
+def _order(entry: tuple[DemoRole, Row]) -> tuple[float, ...]:
     role, row = entry
     return list(NAMES).index(role), -(row.steps or 0), row.temperature or 0.0
 

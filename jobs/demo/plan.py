@@ -17,9 +17,9 @@ from tsdfm.schemas.terms import Arm
 TEACHER = "embedded:mask"
 ARMS: tuple[Arm, ...] = ("blind", "shaped")
 STEPS, SLOW_STEPS = 8, 1024  # that are allowed; that the teacher may take in comparison
-TEMPERATURE, CANDIDATES = 0.8, 8  # of the trajectories
+TEMPERATURE, CANDIDATES, TAU = 0.9, 8, 0.25  # of the trajectories
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1)  # of the evaluation
-SLOW_TEMPERATURES = (0.6, 0.7, 0.8, 1.0)  # ... of the teacher in many steps, which costs most
+SLOW_TEMPERATURES = (0.7, 0.8, TEMPERATURE, 1.0)  # ... of the teacher in many steps, which costs most
 LEARNING_RATE, HELD_OUT, PATIENCE = 2e-4, 0.05, 5  # of the students; of trajectories; in log lines
 SEED = 1  # of the evaluated texts: seed 0 is the trajectories', whose noise the students saw in training
 SHARD = 64  # trajectories in one, unless there are too few for four shards
@@ -54,7 +54,7 @@ def plan(config: DemoConfig) -> Plan:
     data = GenerateConfig(
         out=str(folder / "data"), trajectories=trajectories, arm="both", shard_size=min(SHARD, -(-trajectories // 4)),
         rollout=RolloutConfig(steps=STEPS, temperature=TEMPERATURE, clocks="spaced"),
-        shaping=ShapingConfig(candidates=CANDIDATES))
+        shaping=ShapingConfig(candidates=CANDIDATES, tau=TAU))
     students = {arm: DistillConfig(
         data=DataConfig(paths=[str(folder / "data")], arm=arm, held_out=HELD_OUT), budgets={STEPS: 1}, alike=True,
         patience=PATIENCE, optim=DistillOptim(steps=config.updates, lr=LEARNING_RATE)) for arm in ARMS}
@@ -69,7 +69,8 @@ def plan(config: DemoConfig) -> Plan:
         SLOW: part(SLOW, SLOW_TEMPERATURES, model=(TEACHER,), steps=(SLOW_STEPS,), clocks="independent", reference=False),
         INDEPENDENT: part(
             INDEPENDENT, TEMPERATURES[:-1], model=(TEACHER,), steps=(STEPS,), clocks="independent", reference=False),
-        SPACED: part(SPACED, TEMPERATURES, model=(TEACHER, *models), steps=(STEPS,), clocks="spaced"),
+        SPACED: part(
+            SPACED, TEMPERATURES, model=(TEACHER, *models), steps=(STEPS,), clocks="spaced", trajectories_of=(data.out,)),
     })
 
 
@@ -78,8 +79,8 @@ def commands(plan: Plan) -> list[str]:
     rollout, shaping = plan.data.rollout, plan.data.shaping
     lines: list[list[object]] = [
         ["generate", "--clocks", rollout.clocks, "--steps", rollout.steps, "--temperature", rollout.temperature, "--candidates",
-         shaping.candidates, "--arm", plan.data.arm, "--trajectories", plan.data.trajectories, "--shard-size",
-         plan.data.shard_size, "--out", plan.data.out],
+         shaping.candidates, "--tau", shaping.tau, "--arm", plan.data.arm, "--trajectories", plan.data.trajectories,
+         "--shard-size", plan.data.shard_size, "--out", plan.data.out],
         ["verify", plan.data.out],
         ["inspect", plan.data.out, "--html", plan.out / "trajectories.html"]]
     for arm, config in plan.students.items():
@@ -90,9 +91,10 @@ def commands(plan: Plan) -> list[str]:
     for each in plan.evaluations.values():
         models = [word for model in each.model for word in ("--model", model)]
         real = [] if each.reference else ["--no-reference"]
+        learnt = [word for name in each.trajectories_of or () for word in ("--trajectories-of", name)]
         lines.append(["evaluate", *models, "--clocks", each.clocks, "--steps", _listed(each.steps), "--frontier",
-                      "--temperatures", _listed(each.temperatures), *real, "--number", each.samples, "--seed", each.seed,
-                      "--threads", each.threads, "--out", each.out])
+                      "--temperatures", _listed(each.temperatures), *real, *learnt, "--number", each.samples, "--seed",
+                      each.seed, "--threads", each.threads, "--out", each.out])
     return [shlex.join(["tsdfm-pipeline", *map(str, line)]) for line in lines]
 
 

@@ -23,13 +23,13 @@ from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens
 from tsdfm.pipeline.evaluation.samples import summarise as measures_of
 from tsdfm.pipeline.models.folder import embedded, load_denoiser
 from tsdfm.schemas.evaluate import Frontier, JudgeFrontier, Results, Row
-from tsdfm.schemas.reports import DemoRole as Role
+from tsdfm.schemas.reports import DemoRole
 
 SHOWN = 4  # texts side by side
-TEMPERATURES: Mapping[Role, float] = {  # students have learnt what the teacher writes at TEMPERATURE, and so write it at 1
+TEMPERATURES: Mapping[DemoRole, float] = {  # students have learnt what the teacher writes at TEMPERATURE, and so write it at 1
     "teacher": TEMPERATURE, "spaced": TEMPERATURE, "rollouts": TEMPERATURE, "blind": 1.0, "shaped": 1.0}
 # Whose own texts are compared, at equal entropy, with whose.
-COMPARED: Mapping[Role, Sequence[Which]] = {
+COMPARED: Mapping[DemoRole, Sequence[Which]] = {
     "spaced": [("teacher", STEPS), ("teacher", SLOW_STEPS)],
     "rollouts": [("spaced", STEPS), ("teacher", SLOW_STEPS)],
     "shaped": [("spaced", STEPS), ("blind", STEPS), ("teacher", STEPS), ("teacher", SLOW_STEPS)],
@@ -42,7 +42,7 @@ SIDE_BY_SIDE: Sequence[Which] = [("teacher", SLOW_STEPS), ("teacher", STEPS), ("
 class Measured:
     """A row, whose it is, its texts, and what the judge that compares models said of each."""
 
-    role: Role
+    role: DemoRole
     row: Row
     texts: Sequence[str]
     judged: JudgedTexts
@@ -52,7 +52,7 @@ def story_of(stages: Plan, results: Mapping[str, Results]) -> Story:
     """All that the report tells. Raises InputError or WorkError where something is not there any more."""
     dataset, judge = open_dataset(str(stages.data.out)), stages.evaluations[SPACED].evaluator[0]
     found = [*_measured(stages, results), _rollouts(stages, dataset, judge)]
-    real: list[tuple[Role, Row]] = [("real", row) for row in results[SPACED].reference]
+    real: list[tuple[DemoRole, Row]] = [("real", row) for row in results[SPACED].reference]
     by_curve: dict[Which, list[Measured]] = {}
     for each in found:
         by_curve.setdefault((each.role, each.row.steps or 0), []).append(each)
@@ -62,7 +62,7 @@ def story_of(stages: Plan, results: Mapping[str, Results]) -> Story:
         measured=[*real, *((each.role, each.row) for each in found)], steps=STEPS, slow=SLOW_STEPS, temperatures=TEMPERATURES,
         judge=judge, equal=_at_equal_entropy(by_curve), warm=_at_one(by_curve), frontier=_frontier(by_curve, real, judge),
         data=summarise(dataset.store), distilled=stages.students["shaped"],
-        learnt=None if record is None or record.held_out is None else record.held_out.share,
+        learnt=None if record is None else record.held_out,
         updates={arm: each.updates for arm, each in students.items()}, curves=curves_of(stages),
         texts=[Texts(*which, texts=_own(by_curve[which]).texts[:SHOWN]) for which in SIDE_BY_SIDE],
         stills=_stills(dataset), seed=SEED, parameters=sum(each.numel() for each in teacher.parameters()),
@@ -71,8 +71,8 @@ def story_of(stages: Plan, results: Mapping[str, Results]) -> Story:
 
 def _measured(stages: Plan, results: Mapping[str, Results]) -> list[Measured]:
     """The rows of all evaluations."""
-    students: dict[str, Role] = {str(stages.student(arm)): arm for arm in ARMS}
-    roles: dict[str, dict[str, Role]] = {
+    students: dict[str, DemoRole] = {str(stages.student(arm)): arm for arm in ARMS}
+    roles: dict[str, dict[str, DemoRole]] = {
         SLOW: {TEACHER: "teacher"}, INDEPENDENT: {TEACHER: "teacher"}, SPACED: {TEACHER: "spaced", **students}}
     found = []
     for name, each in results.items():
@@ -109,7 +109,7 @@ def _own(rows: Sequence[Measured]) -> Measured:
     return next(each for each in rows if each.row.temperature == TEMPERATURES[each.role])
 
 
-def _at_equal_entropy(by_curve: Mapping[Which, Sequence[Measured]]) -> dict[tuple[Role, Which], Ratio | None]:
+def _at_equal_entropy(by_curve: Mapping[Which, Sequence[Measured]]) -> dict[tuple[DemoRole, Which], Ratio | None]:
     return {(role, which): ratio_at_equal_entropy(_own(by_curve[role, STEPS]).judged, [each.judged for each in by_curve[which]])
             for role, others in COMPARED.items() for which in others}
 
@@ -121,7 +121,7 @@ def _at_one(by_curve: Mapping[Which, Sequence[Measured]]) -> Ratio | None:
     return perplexity_ratio(at_one[0][0], at_one[1][0]) if all(at_one) else None
 
 
-def _frontier(by_curve: Mapping[Which, Sequence[Measured]], real: Sequence[tuple[Role, Row]], judge: str) -> Frontier:
+def _frontier(by_curve: Mapping[Which, Sequence[Measured]], real: Sequence[tuple[DemoRole, Row]], judge: str) -> Frontier:
     """Perplexity against entropy of all curves, and real text."""
     reference = [row for _, row in real]
     curves = [curve_of(NAMES[which[0]], [each.row for each in by_curve[which]], judge, reference[0] if reference else None)

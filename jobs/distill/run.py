@@ -7,12 +7,13 @@ from typing import TypeVar
 from tsdfm.jobs.crew.reading import readers_at
 from tsdfm.jobs.crew.training.group import Group
 from tsdfm.jobs.shell.cluster import anchored
-from tsdfm.jobs.shell.console import say, say_corpus, say_left_out
+from tsdfm.jobs.shell.console import FINISHED, say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.pipeline.loader.batches import Reader
-from tsdfm.pipeline.models.folder import load
+from tsdfm.pipeline.models.folder import check_target, load
 from tsdfm.pipeline.storage.hub.models import pinned as pinned_model
-from tsdfm.pipeline.training.distill import check, record_in, train_at
+from tsdfm.pipeline.training.distill import is_made, opened, record_in, train_at
+from tsdfm.pipeline.training.held_out.measure import COOLED, SHARE
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.reports import DistillReport
 from tsdfm.schemas.words import count
@@ -27,16 +28,21 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     """
     out, config = out.absolute(), with_anchored_paths(config)
     check_tracker(config.tracker)
-    with readers_at(config.address) as mapper:
-        start = check(config, out, mapper)
+    reads = config.data.best is not None or config.data.energy_beta  # before the training: energies
+    with readers_at(config.address if reads else "local") as mapper:
+        start = opened(config, out, mapper)
         config = pinned(config, start.reader)
         say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
             f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
         if config.real.weight:
             say_corpus(config.real.corpus, [str(start.weights.path)])
-        start.weights.network.to("meta")  # they have been found fit; training processes open their own
-        started = time.monotonic()
-        last = Group("distill", train_at, config, out).run(_line)
+        started, last = time.monotonic(), dict[str, float]()
+        if is_made(start, out):
+            say(f"{out}: {FINISHED}")
+        else:
+            check_target(out)
+            start.weights.network.to("meta")  # they have been found fit; training processes open their own
+            last = Group("distill", train_at, config, out).run(_line)
     record = record_in(out)
     say_left_out(record.corpus)
     return DistillReport(out=str(out), fingerprint=load(out).fingerprint, init=start.weights.fingerprint,
@@ -63,5 +69,8 @@ def _line(scalars: dict[str, float]) -> str:
     by_budget = {name.removeprefix("loss/"): value for name, value in scalars.items() if name.startswith("loss/")}
     budgets = "  ".join(f"1/{n}: {value:.2f}" for n, value in by_budget.items())
     held_out = f"  held out {scalars['held_out/loss']:.3f}" if "held_out/loss" in scalars else ""
-    share = f"  selection learnt {100 * scalars['held_out/share']:.1f} %" if "held_out/share" in scalars else ""
+    share = ""
+    if SHARE in scalars:
+        learnt, cooled = (100 * scalars[name] for name in (SHARE, COOLED))
+        share = f"  selection learnt {learnt:.1f} % (a cooler teacher {cooled:.1f} %)"
     return f"loss {scalars['loss']:.3f}  ({budgets}){held_out}{share}"

@@ -42,7 +42,8 @@ def _show_texts(results: Results) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     lengths, judged = ["length, ended"] if _stop(results) else [], [f"ppl, {judges[name]}" for name in results.judges]
     columns = ["model", "n", "T", "NFE", *lengths, *judged, "entropy, bits", "distinct-2", "distinct-4", "self-BLEU",
-               "memorised", *_distance_columns(results, judges), "tokens/s"]
+               "memorised", *(["in trajectories"] if results.in_trajectories else []), *_distance_columns(results, judges),
+               "tokens/s"]
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in results.reference:
@@ -69,7 +70,7 @@ def _in_windows(results: Results) -> list[str]:
 def _figures(row: Row, results: Results) -> list[str]:
     return [*_length(row, results), *(ppl_interval(row.judges[name]) for name in results.judges),
             plus_minus(row.entropy_bits, row.entropy_standard_error, 3), f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}",
-            f"{row.self_bleu:.3f}", share(row.memorised),
+            f"{row.self_bleu:.3f}", share(row.memorised), *([share(row.in_trajectories)] if results.in_trajectories else []),
             *(corrected(each) for name in results.judges if results.settings.distances
               for each in (row.distances[name].mauve, row.distances[name].frechet))]
 
@@ -99,8 +100,8 @@ def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
 @config_command("evaluate", EvaluateConfig, planner=Planner(_plan, show_plan),
                 flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)),
                 shown=show_results, common=(
-    "--model --steps --evaluator -n --number --temperature --frontier --reference --naive --distances --likelihood --text "
-    "--prompts --prompt-tokens --protocol --corpus --out --address --seed --plan"))
+    "--model --steps --evaluator -n --number --temperature --frontier --reference --naive --trajectories-of --distances "
+    "--likelihood --text --prompts --prompt-tokens --protocol --corpus --out --address --seed --plan"))
 def evaluate_command(config: EvaluateConfig) -> Results:
     """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
 

@@ -23,6 +23,7 @@ from tsdfm.pipeline.evaluation.measures.bounds import DRAWS
 from tsdfm.pipeline.evaluation.measures.corpus_texts import NAIVE, extent_of, kinds_of
 from tsdfm.pipeline.evaluation.measures.likelihoods import steps_bounded
 from tsdfm.pipeline.evaluation.measures.prompted import Beginnings, beginnings, read_prompts
+from tsdfm.pipeline.evaluation.memorisation.memory import look_in
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.evaluation.sample_cache import check_results, has_texts, kept_texts
@@ -75,6 +76,7 @@ class EvaluateJob:
         began = time.monotonic()
         judges = [open_judge(name, device, vocabularies).fingerprint for name in config.evaluator]
         judging = time.monotonic() - began  # which the run does once
+        look_in(config, dict(zip(config.model, models, strict=True)))
         return cls(config, models, prompts, judges, max(0.0, started_seconds() - judging))
 
     @property

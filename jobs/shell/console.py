@@ -27,6 +27,7 @@ from tsdfm.schemas.training_record import CorpusFacts
 from tsdfm.schemas.words import count
 
 LINE_SECONDS = 5.0  # where there is no terminal: one line so often
+FINISHED = "is finished, and has nothing left to be trained"  # of a model's folder
 WAIT_SECONDS = 60.0  # between two lines that say what is waited for
 # Text from a dataset or a model may hold anything, and must not steer the terminal. Line breaks pass.
 BIDI = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # marks that turn the direction of what follows

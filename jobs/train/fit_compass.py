@@ -37,15 +37,15 @@ def fit_compass_command(config: CompassConfig, out: Path | None, half: bool) -> 
     from functools import partial
 
     from tsdfm.jobs.train.run import train
-    from tsdfm.pipeline.training.fit_compass import fit_at
+    from tsdfm.pipeline.training.fit_compass import fit_at, is_made
 
     folder = required(out, "--out", "give the folder of the compass")
-    loop = partial(fit_at, half=half)
+    loop, made = partial(fit_at, half=half), partial(is_made, half=half)
     if config.kind == "nce":
-        noise = train("fit-compass", loop, config, folder, NceRecord)
+        noise = train("fit-compass", loop, made, config, folder, NceRecord)
         bins = ", ".join(f"{each.auc:.3f} (t = {each.t_from:.2f}-{each.t_to:.2f})" for each in noise.held_out_auc)
         say(f"{folder}: fitted; held-out AUC of real against teacher states: {bins}")
         return NceReport(out=str(folder), **dict(noise))
-    causal = train("fit-compass", loop, config, folder, CausalRecord)
+    causal = train("fit-compass", loop, made, config, folder, CausalRecord)
     say(f"{folder}: fitted; held-out perplexity {causal.held_out_perplexity:.2f} per token")
     return CausalReport(out=str(folder), **dict(causal))

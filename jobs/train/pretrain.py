@@ -37,10 +37,11 @@ def pretrain_command(config: PretrainConfig, out: Path | None, half: bool) -> Te
     from functools import partial
 
     from tsdfm.jobs.train.run import train
-    from tsdfm.pipeline.training.pretrain import pretrain_at
+    from tsdfm.pipeline.training.pretrain import is_made, pretrain_at
 
     folder = required(out, "--out", "give the folder of the teacher")
-    record = train("pretrain", partial(pretrain_at, half=half), config, folder, PretrainRecord)
+    record = train("pretrain", partial(pretrain_at, half=half), partial(is_made, half=half), config, folder,
+                   PretrainRecord)
     say(f"{folder}: trained; on held-out text {record.held_out_cross_entropy:.4f} nats per noised token, negative ELBO "
         f"{record.held_out_negative_elbo:.4f} nats per token")
     return TeacherReport(out=str(folder), **dict(record))

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from tsdfm.jobs.shell.console import say_corpus, say_left_out
+from tsdfm.jobs.shell.console import FINISHED, say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
 from tsdfm.jobs.train.progress import stopped, told, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
@@ -24,12 +24,13 @@ C = TypeVar("C", bound=PretrainConfig | CompassConfig)
 R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
 
 
-def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R]) -> R:
+def train(label: str, loop: Any, is_made: Any, config: C, out: Path, kind: type[R]) -> R:
     """Train the model of a config into the folder `out`, or go on training it. Returns its record.
 
     Args:
         label: of the progress.
         loop: `pretrain_at` or `fit_at`.
+        is_made: whether a folder holds what the training would end in, of the same module.
         config: what to train. One worker on this machine is this process, without Ray.
         out: folder of the model.
         kind: of the record in the model's training.json.
@@ -37,17 +38,25 @@ def train(label: str, loop: Any, config: TextTraining, out: Path, kind: type[R])
     Raises InputError (nothing was changed), WorkError (the last checkpoint is kept), or Interrupted.
     """
     check_tracker(config.tracker)
-    check_target(out)
     say_corpus(config.corpus, [config.teacher] if isinstance(config, CompassConfig) else ())
     alone = config.workers == 1 and config.address == "local"
-    if alone:
-        _here(label, loop, config, out)
+    if _finished(label, is_made, config if alone else with_anchored_paths(config), out):
+        say(f"{out}: {FINISHED}")
     else:
-        _in_a_group(label, loop, config, out)
+        check_target(out)
+        (_here if alone else _in_a_group)(label, loop, config, out)
     record = parse_json(kind, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
     if not alone:  # else it was told when the corpus had been read
         say_left_out(record.corpus)
     return record
+
+
+def _finished(label: str, is_made: Any, config: TextTraining, out: Path) -> bool:
+    """Whether nothing is left to be done, as far as this machine can tell: of a cluster it may lack the text."""
+    if not (out / TRAINING_FILE).is_file() or not _is_here(config):
+        return False
+    with training_progress(label, config.optim, untracked) as (_, _, progress):
+        return bool(is_made(config, out, progress=progress))
 
 
 def _here(label: str, loop: Any, config: TextTraining, out: Path) -> None:

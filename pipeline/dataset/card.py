@@ -109,10 +109,12 @@ def _blocks(identity: Identity) -> str:
     blocks = identity.blocks
     if blocks is None:
         return ""
+    end_id = identity.teacher.end_id
+    ends = "" if end_id is None else f"  A text with token {end_id} in it ends there; the next trajectory begins another.\n"
     return f"""- Texts are longer than L, and lie in blocks: {blocks.per_text} trajectories in a row are one text. Each but the
   first goes on from the last {blocks.overlap} tokens of the one before it in its arm. These are the first of its `tokens`, and
   `fixed_positions` lists them; leave them out to put a text together.
-"""
+{ends}"""
 
 
 def _starts(identity: Identity) -> tuple[str, str]:

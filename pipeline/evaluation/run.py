@@ -34,8 +34,8 @@ from tsdfm.pipeline.evaluation.measures.corpus_texts import (
 from tsdfm.pipeline.evaluation.measures.distances import RealTexts, why_few
 from tsdfm.pipeline.evaluation.measures.frontier import draw_frontier, frontier_of
 from tsdfm.pipeline.evaluation.measures.likelihoods import Bounds, why_one
-from tsdfm.pipeline.evaluation.measures.memorisation import Memorisation
 from tsdfm.pipeline.evaluation.measures.prompted import beginnings, read_prompts
+from tsdfm.pipeline.evaluation.memorisation.memory import Memory
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
     METHOD,
@@ -53,11 +53,10 @@ from tsdfm.pipeline.evaluation.samples import Cell, Made, Samples, Wanted, likel
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.storage.hub.models import pinned
-from tsdfm.pipeline.text.corpus import training_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Memorised, Results, Row
-from tsdfm.schemas.measures import Bound, Distances
+from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Results, Row
+from tsdfm.schemas.measures import Bound, Distances, Memorised
 from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
@@ -89,19 +88,18 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
         cache = SampleCache(folder)
         bounds = Bounds.of(config, cache, subjects, progress) if config.bounds else None
         run = _Run(config, cache, judges, short_names([*config.model, *config.evaluator]), progress,
-                   Memorisation(cache, config.corpus))
+                   Memory.of(config, cache, {subject.name: subject.opened for subject in subjects}))
         reference = run.references(subjects) if config.real else []
         naive = run.naive(subjects) if config.naive else []
         likelihood = [] if bounds is None else bounds.rows(subjects, run.names, progress)
         devices = set() if maker is None or not config.sampling else run.have_made(subjects, maker)
         rows = run.rows(subjects) if config.sampling else []
-        if config.memorisation and (reference or naive):
-            reference, naive, rows = run.memorised(subjects, reference, naive, rows)
+        reference, naive, rows = run.memorised(reference, naive, rows)
         results = Results(
             command=command, settings=config, versions=_versions(), method=METHOD,
             device=", ".join(sorted(devices)) or device_name(device),
             threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, likelihood=likelihood,
-            remarks=[*run.told([*reference, *naive, *rows], likelihood), *since],
+            remarks=[*run.told([*reference, *naive, *rows], likelihood), *run.memory.remarks, *since],
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
@@ -133,7 +131,7 @@ class _Run:
     judges: list[Judge]
     names: dict[str, str]
     progress: Progress
-    memory: Memorisation
+    memory: Memory
     remarks: dict[tuple[str, str], str] = field(default_factory=dict)  # by judge and vocabulary
     real: dict[Kind, RealTexts] = field(default_factory=dict)
 
@@ -200,7 +198,7 @@ class _Run:
             if not config.real:  # else real text has told
                 self._note(judge, samples, found[judge.name])
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
-        self.memory.add(identity, samples)
+        self.memory.add(identity, samples, subject.name)
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
                        vocabulary=samples.vocabulary, texts=opened.network.config.texts, steps=steps, temperature=temperature,
                        prompts=subject.key,
@@ -224,10 +222,9 @@ class _Run:
                 for opened in kinds_of(self.config, [each.opened for each in subjects])
                 for texts in naive_texts(self.config, opened, self.progress)]
 
-    def memorised(self, subjects: list[Subject], *tables: list[Row]) -> list[list[Row]]:
-        """Tables of rows with the share of their texts that stands in the corpus."""
-        words = {each.opened.vocabulary.fingerprint: each.opened.vocabulary for each in subjects}
-        found = self.memory.count(lambda name: training_stream(self.config.corpus, words[name], self.progress), self.progress)
+    def memorised(self, *tables: list[Row]) -> list[list[Row]]:
+        """Tables of rows with the shares of their texts that stand in what models were trained on."""
+        found = self.memory.count(self.progress)
 
         def key(row: Row) -> str:
             if row.steps is None or row.temperature is None:

@@ -4,7 +4,7 @@
                                  go on from prompts: given, the number of these tokens, and beginning, their text
     FOLDER/scores/KEY.parquet    one judge's nats and tokens of each of its texts
     FOLDER/features/KEY.parquet  its features of each of them, where distances of sets of texts were asked for
-    FOLDER/counts/KEY.parquet    how many n-grams of each of its texts stand in the corpus
+    FOLDER/counts/KEY.parquet    how many n-grams of each of its texts stand in the corpus, or in trajectories
 
 Every file is written atomically and holds its identity in the schema's metadata, and a checksum of that and its columns; KEY
 is a hash of the identity. What is damaged is made anew. The folders can be read whole, e.g.

@@ -247,7 +247,8 @@ def _rolled_out(models: Models, identity: Identity, ids: range, arm: Arm) -> lis
         return roll_out(Begun(ids, None if given is None else given.fixed(ids)))
     first = ids[:: blocks.per_text]
     fixed = torch.full((len(first), identity.grid.length), FREE) if given is None else given.fixed(first)
-    return block_trajectories(roll_out, [number // blocks.per_text for number in first], blocks, fixed)
+    return block_trajectories(roll_out, [number // blocks.per_text for number in first], blocks, fixed,
+                              identity.teacher.end_id)
 
 
 def _work(config: GenerateConfig, models: Models, identity: Identity, store: Store, check: Callable[[], None]) -> Work:

@@ -52,7 +52,7 @@ class Models:
 
     @property
     def free(self) -> float | None:
-        """How many positions of a trajectory are not given, on average; None: all of each."""
+        """How many positions of a trajectory are not given, on average; None: all of each. Of blocks as if no text ended."""
         blocks, length = self.blocks, self.teacher.network.config.length
         if blocks is None:
             return None if self.given is None else self.given.free
@@ -111,16 +111,13 @@ def open_models(
 def _blocks(config: GenerateConfig, teacher: ModelFolder[Denoiser]) -> tuple[BlockFacts | None, int]:
     """How texts of the length that is asked for lie in trajectories (None: each is one), and the tokens of a trajectory.
 
-    Raises InputError: no such blocks, of a teacher whose texts end, or numbers of trajectories that are not whole texts.
+    Raises InputError: no such blocks, or numbers of trajectories that are not whole texts.
     """
     model = teacher.network.config
     extent = Extent.of(model, teacher.vocabulary, length=config.rollout.length, until="length", overlap=config.overlap)
     per_text = len(extent.starts)
     if per_text == 1:
         return None, extent.size
-    if model.end_id is not None:
-        raise InputError(f"rollout.length: {extent.length} is longer than the teacher's {model.length}, whose texts end, and "
-                         "only texts that don't are made in blocks; give a length up to that")
     per_prompt = None if config.prompts is None else config.per_prompt
     for name, number in (("trajectories", config.trajectories), ("per_prompt", per_prompt)):
         if number is not None and number % per_text:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.files.check import check_unit
 from tsdfm.pipeline.dataset.files.parts import file_of
 from tsdfm.pipeline.dataset.manifest import ShardPlan, opened_shard, plan, read_manifest, read_shard_bytes
@@ -31,6 +32,7 @@ from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.columns import values
 from tsdfm.schemas.distill import DataConfig
 from tsdfm.schemas.manifest import DatasetManifest, ShardRecord
 from tsdfm.schemas.terms import Arm
@@ -221,6 +223,25 @@ class OpenDataset:
         weights = self.row_filter.weights
         return replace(Trajectories.of(table.take(self.row_filter.rows[shard]), grid, self.arm, end_id),
                        row_weights=None if weights is None else weights[shard])
+
+    def final_texts(self) -> Iterator[npt.NDArray[np.int32]]:
+        """The tokens at t = 1 of the rows that are read, [n, L] int32, a row group at a time, in order of ids.
+
+        Raises InputError if a file is missing, changed or unsound; what came from it before that does not count.
+        """
+        for record, units in groupby(range(len(self.shards)), key=lambda shard: self.shards[shard][1]):
+            ids, where = np.concatenate([self._ids_in(shard) for shard in units]), f"{self.store.uri}/{record.path}"
+            with self._opened(record) as file, shards.readable(where):
+                for table in shards.some_columns(file, where, ["trajectory_id", "arm", "tokens"]):
+                    table = table.filter(pc.field("arm") == self.arm)
+                    chosen = table.filter(np.isin(table.column("trajectory_id").to_numpy(), ids))
+                    yield values(chosen, "tokens").reshape(-1, self.manifest.identity.grid.length)
+
+    def _ids_in(self, shard: int) -> Int:
+        """The ids of the rows that are read of one shard."""
+        unit, _ = self.shards[shard]
+        ids = np.arange(max(unit.start, self.ids.start), min(unit.stop, self.ids.stop))
+        return ids if self.row_filter is None else ids[self.row_filter.rows[shard]]
 
 
 class Stream:

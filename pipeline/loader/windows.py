@@ -11,6 +11,7 @@ model says (`flow/shaping.py`). Until then it is asked for, and its target is th
 nobody at t, and a model that was asked only where the text turns out to go on would take for granted that it does.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -50,6 +51,9 @@ class Batch:
     topk_logprobs: Tensor | None  # [B, L, k] float32, nats
     row_weights: Tensor | None = None  # [B] float32, how much each row's loss counts; 1 on average over its dataset
     logprobs: Tensor | None = None  # [B, L, K] float32, of the candidates under the teacher at that event, nats
+    # [B, L] int64, with candidates: which choice they were part of. Positions of a row that share a number made it together, as
+    # one whole candidate; a position that chose by itself has a number of its own.
+    choice: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.t)
@@ -71,14 +75,16 @@ def join(parts: Sequence[Batch], places: Int) -> Batch:
     """One batch of several parts of one objective: row i of the parts, one after another, becomes row places[i]."""
     order = torch.from_numpy(np.argsort(places))
     columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Batch)}
-    joined: dict[str, Any] = {name: None if values[0] is None else _joined(values)[order] for name, values in columns.items()}
+    joined: dict[str, Any] = {
+        name: None if values[0] is None else _joined(values, math.inf if name == "logprobs" else 0)[order]
+        for name, values in columns.items()}
     return Batch(**joined)
 
 
-def _joined(column: list[Tensor]) -> Tensor:
+def _joined(column: list[Tensor], padding: float) -> Tensor:
     if column[0].ndim == 3:  # [B, L, K]: the fewer candidates are padded
         widest = max(value.shape[2] for value in column)
-        column = [torch.nn.functional.pad(value, (0, widest - value.shape[2])) for value in column]
+        column = [torch.nn.functional.pad(value, (0, widest - value.shape[2]), value=padding) for value in column]
     return torch.cat(column)
 
 
@@ -191,10 +197,11 @@ class Trajectories:
             out[cells] = values
             return torch.from_numpy(out.reshape(*state.shape, *values.shape[1:]))
 
-        candidates = weights = topk_ids = topk_logprobs = logprobs = None
+        candidates = weights = topk_ids = topk_logprobs = logprobs = choice = None
         if objective in CANDIDATE_OBJECTIVES:
             candidates = spread(self.candidates[events], np.int64)
             weights = spread(self._weights(events, beta), np.float32)
+            choice = spread(self._choice_of(events), np.int64)
         if objective == "tilt":
             assert self.event_logprob is not None
             logprobs = spread(self.event_logprob[events], np.float32)
@@ -206,6 +213,7 @@ class Trajectories:
             target=spread(self.token[events], np.int64, -1), candidates=candidates, weights=weights,
             topk_ids=topk_ids, topk_logprobs=topk_logprobs,
             row_weights=None if self.row_weights is None else torch.from_numpy(self.row_weights[rows]), logprobs=logprobs,
+            choice=choice,
         )
 
     def _events(self, first: Int, stop: Int) -> tuple[Int, Int]:
@@ -222,6 +230,12 @@ class Trajectories:
         energy = np.where(scored, energy, 0)
         mass = np.exp(-beta * (energy - energy.min(1, keepdims=True)))
         return np.asarray(mass / mass.sum(1, keepdims=True))
+
+    def _choice_of(self, events: Int) -> Int:
+        """Which choice of its row each event [M] was part of: the step, or N + its position where it chose by itself."""
+        step = self.moment[events] % self.steps
+        alone = (self.slot_of_step[step] < 0) & (self.event_energy is not None)
+        return np.where(alone, self.steps + self.position[events], step)
 
     def _energies_of(self, events: Int) -> npt.NDArray[np.float64]:
         """The energies that the candidates of events [M] were chosen by, nats per token, NaN where they were not: [M, K]."""

@@ -23,7 +23,7 @@ from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import check_no_code, is_transformers_folder
-from tsdfm.pipeline.models.weights import stored_shapes, undrawn
+from tsdfm.pipeline.models.weights import stored_dtypes, stored_shapes, undrawn
 from tsdfm.pipeline.storage.hub.models import HUB, located
 from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
@@ -175,6 +175,15 @@ def save(
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def holds_whole(folder: Path, *, half: bool) -> bool:
+    """Whether a folder holds a model that opens, its weights stored in float16 if `half`, else in float32."""
+    try:
+        load(folder)
+        return (stored_dtypes(folder / WEIGHTS_FILE) == {"F16"}) == half
+    except InputError:
+        return False
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -17,10 +17,22 @@ DRAWING = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.n
 
 def stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a safetensors file, from its header alone. Raises InputError: no such file, or none."""
+    with _header(file) as opened:
+        return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+
+
+def stored_dtypes(file: Path) -> set[str]:
+    """The types of the tensors of a safetensors file, as 'F16', from its header alone. Raises as `stored_shapes`."""
+    with _header(file) as opened:
+        return {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+
+
+@contextmanager
+def _header(file: Path) -> Iterator[Any]:
     try:
         check_regular(file)
         with safe_open(str(file), framework="numpy") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+            yield opened
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file}: not a safetensors file ({first_line(error)}); make or copy it anew") from None
 

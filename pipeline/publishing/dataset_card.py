@@ -114,7 +114,7 @@ def _how(manifest: DatasetManifest) -> str:
             "prompts": f"each given to {count(prompts.per_prompt, 'trajectory')}; tokens `{prompts.sha256[:16]}` (sha256)"}),
         **({} if blocks is None else {
             "blocks": f"{blocks.per_text} trajectories are one text; each goes on from the last {blocks.overlap} tokens of the "
-                      "one before, in its own arm"}),
+                      "one before, in its own arm" + ("" if teacher.end_id is None else ", or begins another if that ended")}),
         "identity": f"`{digest(identity)[:16]}` (sha256 of the configuration)",
         "made with": versions,
     }

@@ -84,6 +84,8 @@ def _measured(results: Results, fingerprint: str) -> list["EvalResult"]:
 def _besides(row: Row) -> list[tuple[str, str, float]]:
     """What a row says that not every evaluation measures: metric type, name and value."""
     found = [] if row.memorised is None else [("memorisation", "share of 8-grams that the corpus has", row.memorised)]
+    if row.in_trajectories is not None:
+        found.append(("memorisation_of_trajectories", "share of 8-grams that its trajectories have", row.in_trajectories))
     for name, each in row.distances.items():
         judge = name.rpartition("/")[2]
         found += [("mauve", f"MAUVE, features of {judge}", each.mauve.value),
@@ -115,7 +117,7 @@ def _results(results: Results, fingerprint: str) -> str:
     names = {name: judges[name].rpartition("/")[2] for name in results.judges}
     far = [f"{what}, {names[name]}" for name in names if results.settings.distances for what in ("MAUVE", "Fréchet")]
     columns = ["model", "steps", "T", *(f"ppl, {name}" for name in names.values()), "entropy, bits", "distinct-2", "distinct-4",
-               "self-BLEU", "memorised", *far, "NFE"]
+               "self-BLEU", "memorised", *(["in trajectories"] if results.in_trajectories else []), *far, "NFE"]
     lines = [columns, ["---"] * len(columns)]
     lines += [["real held-out text", "", "", *_figures(row, results), ""] for row in results.reference]
     lines += [[f"naive: {row.model}", "", "", *_figures(row, results), ""] for row in results.naive]
@@ -131,6 +133,8 @@ def _results(results: Results, fingerprint: str) -> str:
                      "tokens are read and not counted. Compare them with rows of the same prompts only.")
     if any(row.memorised is not None for row in results.rows):
         notes.append("*Memorised* is the share of a row's 8-grams that the corpus's training text has.")
+    if results.in_trajectories:
+        notes.append("*In trajectories* is the share that stands in a text of the trajectories that a student learnt from.")
     if results.naive:
         notes.append("Naive samplers are made from that text without a network, each bad in a known way: a measure that ranks "
                      "one beside real text does not see it.")
@@ -154,5 +158,6 @@ def _figures(row: Row, results: Results) -> list[str]:
     found = [row.judges[name] for name in results.judges]
     return [*map(ppl_interval, found), f"{row.entropy_bits:.3f}",
             f"{row.distinct_2:.3f}", f"{row.distinct_4:.3f}", f"{row.self_bleu:.3f}", share(row.memorised),
+            *([share(row.in_trajectories)] if results.in_trajectories else []),
             *(corrected(each) for name in results.judges if results.settings.distances
               for each in (row.distances[name].mauve, row.distances[name].frechet))]

@@ -8,6 +8,11 @@ from tsdfm.pipeline.storage.store import LocalStore, Store, UriStore
 FILE = "file://"
 
 
+def is_here(name: str) -> bool:
+    """Whether a name is that of a folder of this machine, or of a disk that it shares."""
+    return name.startswith(FILE) or "://" not in name
+
+
 def open_store(name: str) -> Store:
     """The store of a name; a Hub dataset is pinned to one commit, which its `uri` then names.
 

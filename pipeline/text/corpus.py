@@ -63,6 +63,11 @@ def prepare(
     return _from_text(config, progress, made)
 
 
+def corpus_sha256(config: CorpusConfig, progress: Progress = unheard) -> str:
+    """The sha256 of all documents of a corpus, as `CorpusFacts` has it. Raises as `prepare`."""
+    return _from_text(config, progress, lambda text: text.facts.sha256)
+
+
 def held_out_stream(config: CorpusConfig, vocabulary: Vocabulary, progress: Progress = unheard) -> Tokens:
     """The tokens of the held-out documents of a corpus. Raises as `prepare`."""
     return _from_text(config, progress, lambda text: token_stream(text, vocabulary, "held_out", progress))

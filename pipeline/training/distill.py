@@ -64,13 +64,16 @@ def distill(config: DistillConfig, out: Path | str, report: Report = lambda step
         WorkError: the loss is not finite, say; the last checkpoint is kept.
     """
     folder, last, started = Path(out), dict[str, float](), time.monotonic()
-    start = check(config, folder)
+    start = opened(config, folder)
+    made = is_made(start, folder)
+    if not made:
+        check_target(folder)
 
     def heard(step: int, scalars: dict[str, float]) -> bool:
         last.update(scalars)
         return bool(report(step, scalars))
 
-    if not train_at(Place.alone(), config, folder, heard):
+    if not made and not train_at(Place.alone(), config, folder, heard):
         return None
     return DistillReport(out=str(folder), fingerprint=load(folder).fingerprint, init=start.weights.fingerprint,
                          updates=record_in(folder).updates, seconds=round(time.monotonic() - started, 2), scalars=last)
@@ -81,18 +84,33 @@ def record_in(out: Path) -> StudentRecord:
     return parse_json(StudentRecord, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
 
 
-def check(config: DistillConfig, out: Path, mapper: Mapper = in_order) -> Start:
-    """Open all that a distillation needs, refuse what could not end well, and make its state folder. Raises InputError.
-
-    `mapper`: who reads what of the datasets has to be read now.
-    """
-    start = opened(config, out, mapper)
+def check(config: DistillConfig, out: Path) -> Start:
+    """Open all that a distillation needs, refuse what could not end well, and make its state folder. Raises InputError."""
+    start = opened(config, out)
     check_target(out)
     return start
 
 
+def is_made(start: Start, out: Path) -> bool:
+    """Whether the student in a folder is the one that a distillation would end in, whole: nothing is left to be done.
+
+    Raises InputError or WorkError where the real text that it needs can't be read.
+    """
+    try:
+        record = record_in(out)
+        load(out)
+    except (InputError, OSError):  # not there, not whole, or something else
+        return False
+    if _identity(record.config, record.init, [each.identity for each in record.data.datasets]) != start.identity:
+        return False
+    return start.real is None or (record.corpus is not None and record.corpus.sha256 == start.real.facts.sha256)
+
+
 def opened(config: DistillConfig, out: Path, mapper: Mapper = in_order) -> Start:
-    """Open all that a distillation into `out` needs; nothing is written. Raises InputError."""
+    """Open all that a distillation into `out` needs; nothing is written. Raises InputError.
+
+    `mapper`: who reads what of the datasets has to be read now.
+    """
     start = open_start(config, mapper)
     if out.resolve() == start.weights.path.resolve():
         raise InputError(f"{out}: holds the weights to start from, which the student would replace; give another --out")
@@ -195,9 +213,13 @@ def _refuse_former(teacher: str) -> None:
 
 def identity_of(config: DistillConfig, reader: Reader, start: ModelFolder[Denoiser]) -> dict[str, Any]:
     """All that a student's bits depend on, but for real text and libraries; plain JSON."""
-    datasets = [digest(manifest.identity) for manifest in reader.manifests]
-    settings = config.model_copy(update={"budgets": reader.budget_shares}).model_dump(mode="json", exclude=MOVABLE)
-    return {**settings, "init": start.fingerprint, "datasets": datasets}
+    resolved = config.model_copy(update={"budgets": reader.budget_shares})
+    return _identity(resolved, start.fingerprint, [digest(manifest.identity) for manifest in reader.manifests])
+
+
+def _identity(config: DistillConfig, init: str, datasets: list[str]) -> dict[str, Any]:
+    """Of a config whose budgets are resolved, the fingerprint of the weights to start from, and digests of datasets."""
+    return {**config.model_dump(mode="json", exclude=MOVABLE), "init": init, "datasets": datasets}
 
 
 def record_of(start: Start, held_out: HeldOutFacts | None = None) -> StudentRecord:

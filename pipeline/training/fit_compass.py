@@ -8,18 +8,19 @@ import torch
 
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import ModelFolder, load_denoiser, save, teacher_folder
+from tsdfm.pipeline.models.folder import ModelFolder, holds_whole, load_denoiser, save, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
-from tsdfm.pipeline.text.corpus import Corpus, prepare
+from tsdfm.pipeline.text.corpus import Corpus, corpus_sha256, prepare
 from tsdfm.pipeline.training.contrast.loss import Candidates, NoiseContrast
 from tsdfm.pipeline.training.contrast.separation import LINE_TEXTS, auc_per_bin, scalars_of
 from tsdfm.pipeline.training.contrast.states import kept_states
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.losses import CausalNLL
-from tsdfm.pipeline.training.text_trainer import Texts, TextTrainer, held_out_texts, texts_of
+from tsdfm.pipeline.training.text_trainer import Texts, TextTrainer, held_out_texts, record_in, texts_of
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
 from tsdfm.schemas.optim import DIVISION
+from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import CompassConfig
 from tsdfm.schemas.training_record import CausalRecord, NceRecord
 
@@ -68,6 +69,21 @@ def fit_at(
     return made is not None
 
 
+def is_made(config: CompassConfig, out: Path, *, half: bool, progress: Progress = unheard) -> bool:
+    """Whether `out` holds the network that a fit would end in, whole: nothing is left to be done.
+
+    Raises as `fit` where the teacher can't be opened, or the text can't be read.
+    """
+    record = record_in(out, CausalRecord) if config.kind == "ar" else record_in(out, NceRecord)
+    if record is None or _identity(record.config, "", "") != _identity(config, "", "") or not holds_whole(out, half=half):
+        return False
+    teacher = load_denoiser(teacher_folder(config.teacher))
+    made_for = record.tokenizer if isinstance(record, CausalRecord) else record.teacher
+    if made_for != (teacher.vocabulary.fingerprint if config.kind == "ar" else teacher.fingerprint):
+        return False
+    return corpus_sha256(config.corpus, progress) == record.corpus.sha256
+
+
 def fit(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
     """Fit a compass, or a judge, for a teacher: by `fit_ar` or `fit_nce`, whose words on arguments and errors hold."""
     return fit_ar(config, opened, setting) if config.kind == "ar" else fit_nce(config, opened, setting)
@@ -96,7 +112,8 @@ def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Settin
     held = held_out_texts(corpus, teacher.config.length, teacher.config.end_id)  # refused now, not after the training
     loss = CausalNLL(model, teacher.config.end_id)
     trainer = TextTrainer(model, loss, texts, config, setting.place)
-    if not trainer.run(setting.folder, _identity(config, corpus, vocabulary.fingerprint), setting.report, setting.watch.stop):
+    identity = _identity(config, corpus.facts.sha256, vocabulary.fingerprint)
+    if not trainer.run(setting.folder, identity, setting.report, setting.watch.stop):
         return None
     with torch.no_grad():
         rows = [loss.draw(part, torch.Generator()) for part in held.split(64)]
@@ -125,7 +142,8 @@ def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setti
     loss = NoiseContrast(model, states[:cut], candidates)
     trainer = TextTrainer(model, loss, _texts(config, corpus, teacher), config, setting.place)
     few = held[:: -(-len(held) // LINE_TEXTS)]
-    done = trainer.run(setting.folder, _identity(config, corpus, opened.fingerprint), setting.report, setting.watch.stop,
+    identity = _identity(config, corpus.facts.sha256, opened.fingerprint)
+    done = trainer.run(setting.folder, identity, setting.report, setting.watch.stop,
                        lambda: scalars_of(auc_per_bin(model, few, states[cut:])))
     teacher.cpu()
     if not done:
@@ -154,7 +172,9 @@ def _texts(config: CompassConfig, corpus: Corpus, teacher: Denoiser) -> Texts:
     return texts_of(corpus.train, teacher.config.length, optim.batch_size, optim.seed, teacher.config.end_id)
 
 
-def _identity(config: CompassConfig, corpus: Corpus, made_for: str) -> dict[str, object]:
-    """What a resumed run must share; `made_for`: fingerprint of the tokenizer (`ar`), or of the teacher (`nce`)."""
+def _identity(config: CompassConfig, corpus: str, made_for: str) -> dict[str, object]:
+    """What a resumed run must share; `corpus`: the sha256 of its documents, `made_for`: fingerprint of the tokenizer (`ar`), or
+    of the teacher (`nce`).
+    """
     settings = config.model_dump(mode="json", exclude={"teacher": True, **DIVISION})
-    return {**settings, "corpus_sha256": corpus.facts.sha256, "made_for": made_for}
+    return {**settings, "corpus_sha256": corpus, "made_for": made_for}

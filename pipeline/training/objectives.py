@@ -5,17 +5,24 @@ weights w = softmax(-beta E), and maybe the teacher's top-k p at that moment. Wi
 
     event, endpoint   -log q(c)                        (endpoint: the window reaches to t = 1, see `windows.py`)
     candidates        -sum_k w_k log q(c_k)            cross entropy to the mixture of DESIGN's jump log
-    tilt              KL(w || softmax_k(log q(c_k) - log p(c_k)))
+    tilt              KL(w || softmax_k(sum_j (log q_j(c_jk) - log p_j(c_jk)))) / J
     forward_kl        KL(p || q)                       over the top-k and one bucket for the rest
     reverse_kl        KL(q || p)                       likewise
 
-The first four carry the compass's selection; the KL objectives are baselines that fit the proposal and forget it.
+j being the J positions that chose together. The first four carry the compass's selection; the KL objectives are baselines
+that fit the proposal and forget it.
 
 **tilt** has the proposal's log-probabilities p(c_k) of the candidates, which the log holds, and learns the ratios of q to p
-alone: at its optimum q(v) is proportional to p(v) exp(-beta E(v)), where the candidates of a position differ in their own
-energies only. Where a window is one step of the log, x_t is the state that they were drawn at; in a wider one p is that of a
-later state, and the optimum moves by what the posterior does in between. `event` can be added to it, with a weight.
+alone. A whole candidate has one energy for all positions that jumped together, so it is the sum of their log ratios that has
+to prefer what the compass prefers: what its neighbours account for is not asked of a position. Where a position chose by
+itself, J = 1. So at the optimum q(c_k) is proportional to p(c_k) exp(-beta E_k), c_k a whole candidate, as far as the energy is
+a sum over positions. An energy of E nats per token is L E nats for the text, so beta = L is all that the compass prefers, and
+less a milder preference, as keeping the best of few is. Where a window is one step of the log, x_t is the state that they were
+drawn at; in a wider one p is that of a later state, and the optimum moves by what the posterior does in between. `event` can be
+added to it, with a weight.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +60,8 @@ class StudentLoss(nn.Module):
             log_q = linear_logprobs(hidden, weight, bias, batch.candidates[has_target])
             if batch.logprobs is None:
                 return mixture_cross_entropy(log_q, batch.weights[has_target])
-            tilt = listwise(log_q - batch.logprobs[has_target], batch.weights[has_target])
+            ratios, weights, choice = of_choices(batch, has_target, log_q - batch.logprobs[has_target])
+            tilt = (listwise(ratios, weights) / choice.sizes)[choice.of_row]
             if not self.event_weight:
                 return tilt
             kept = (batch.candidates[has_target] == batch.target[has_target][:, None]).int().argmax(1)  # always one of them
@@ -81,9 +89,32 @@ def candidate_logprobs(student: Denoiser, batch: Batch, where: Tensor, temperatu
     return linear_logprobs(hidden / temperature, head.weight, _bias(student) / temperature, batch.candidates[where])
 
 
+@dataclass(frozen=True)
+class Choices:
+    """Which of M choices each of R positions was part of: of_row [R] int64; how many positions each had: sizes [M]."""
+
+    of_row: Tensor
+    sizes: Tensor
+
+
+def of_choices(batch: Batch, where: Tensor, log_ratio: Tensor) -> tuple[Tensor, Tensor, Choices]:
+    """Log ratios [R, K] of the positions `where` [B, L] bool, summed over those that chose together: [M, K]; the weights of the
+    M choices, [M, K]; and who is part of which.
+    """
+    assert batch.choice is not None
+    assert batch.weights is not None
+    keys = torch.stack([where.nonzero()[:, 0], batch.choice[where]])
+    _, of_row, sizes = keys.unique(dim=1, return_inverse=True, return_counts=True)
+    summed = log_ratio.new_zeros(len(sizes), log_ratio.shape[1]).index_add(0, of_row, log_ratio)
+    weights = torch.zeros_like(summed)
+    weights[of_row] = batch.weights[where]  # all positions of a choice have its weights
+    return summed, weights, Choices(of_row, sizes)
+
+
 def listwise(log_ratio: Tensor, weights: Tensor) -> Tensor:
     """KL(w || softmax(log ratio)) over K candidates: log ratios and weights, [R, K] each -> [R] nats."""
-    return (torch.xlogy(weights, weights) - weights * log_ratio.log_softmax(-1)).sum(-1)
+    each = weights * log_ratio.log_softmax(-1)
+    return (torch.xlogy(weights, weights) - torch.where(weights > 0, each, 0.0)).sum(-1)  # a ratio of nothing has no NaN
 
 
 def possible(weights: Tensor) -> Tensor:

@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import save
+from tsdfm.pipeline.models.folder import holds_whole, save
+from tsdfm.pipeline.text.corpus import corpus_sha256
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_loss
-from tsdfm.pipeline.training.text_trainer import TextTrainer, corpus_of, held_out_texts, texts_of
+from tsdfm.pipeline.training.text_trainer import TextTrainer, corpus_of, held_out_texts, record_in, texts_of
 from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.optim import DIVISION
+from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import PretrainConfig
 from tsdfm.schemas.training_record import PretrainRecord
 
@@ -54,6 +56,22 @@ def pretrain_at(
     return made is not None
 
 
+def is_made(config: PretrainConfig, out: Path, *, half: bool, progress: Progress = unheard) -> bool:
+    """Whether `out` holds the teacher that a training would end in, whole: nothing is left to be done.
+
+    Raises as `pretrain` where the text can't be read.
+    """
+    record = record_in(out, PretrainRecord)
+    if record is None or _identity(record.config, "") != _identity(config, "") or not holds_whole(out, half=half):
+        return False
+    return corpus_sha256(config.corpus, progress) == record.corpus.sha256
+
+
+def _identity(config: PretrainConfig, corpus: str) -> dict[str, object]:
+    """What a resumed run must share; `corpus`: the sha256 of its documents."""
+    return {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus}
+
+
 def pretrain(
     config: PretrainConfig, folder: Path, report: Report, watch: Watch = UNWATCHED, place: Place | None = None
 ) -> Teacher | None:
@@ -82,10 +100,9 @@ def pretrain(
     with seeded(config.optim.seed):
         model = Denoiser(model_config)
     texts = texts_of(corpus.train, config.length, config.optim.batch_size, config.optim.seed, model_config.end_id)
-    identity = {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus.facts.sha256}
     loss = (CrossEntropy if config.objective == "cross_entropy" else GeneralizedKL)(model, config.spaced)
     trainer = TextTrainer(model, loss, texts, config, place or Place.alone())
-    if not trainer.run(folder, identity, report, watch.stop):
+    if not trainer.run(folder, _identity(config, corpus.facts.sha256), report, watch.stop):
         return None
     scores = evaluate(model, held)
     return Teacher(model.cpu(), words, PretrainRecord(config=config, corpus=corpus.facts, **scores))

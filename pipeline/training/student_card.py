@@ -69,6 +69,8 @@ def _held_out(record: StudentRecord) -> str:
         return ""
     share = "" if found.share is None else (
         f" It carries {100 * found.share:.1f} % of the compass's\npreference among candidates (0 %: none; 100 %: all of it).")
+    if found.cooled is not None:
+        share += f" Its start alone, sampled cooler, carries {100 * found.cooled:.1f} %."
     return f"""
 On {found.trajectories} held-out trajectories its loss is {found.loss:.4f} nats, after {found.updates} updates.{share}
 """

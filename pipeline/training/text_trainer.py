@@ -1,13 +1,14 @@
 """Training on windows of a tokenised text: teachers, causal models, encoders, each by its loss."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from tsdfm.pipeline.models.folder import teacher_folder
+from tsdfm.pipeline.models.folder import TRAINING_FILE, teacher_folder
 from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
 from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, Corpus, prepare, windows_of
 from tsdfm.pipeline.text.ends.documents import Documents
@@ -16,12 +17,15 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.losses import TextLoss
 from tsdfm.pipeline.training.trainer import Gauges, Part, Report, Stop, Trainer, generator_of, never
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, parse_json
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import PretrainConfig, TextTraining
+from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
 from tsdfm.schemas.words import count
 
+R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
 LEAST_DOCUMENTS = 2
 EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
 
@@ -36,6 +40,13 @@ def corpus_of(config: TextTraining, progress: Progress = unheard, spread: Spread
         return prepare(config.corpus, given, config.vocab_size, progress, spread)
     words = Vocabulary.load(teacher_folder(config.teacher))
     return prepare(config.corpus, words, words.size, progress, spread)
+
+
+def record_in(out: Path, kind: type[R]) -> R | None:
+    """How the model in a folder was trained; None: there is none, or it was made in another way."""
+    with suppress(InputError, OSError):
+        return parse_json(kind, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
+    return None
 
 
 class Texts(Protocol):

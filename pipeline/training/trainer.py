@@ -276,7 +276,7 @@ class Trainer:
             return self._run(parts, report, gauges, mean, stop)
 
     def _run(self, parts: Parts, report: Report, gauges: Gauges, mean: Mean, stop: Stop) -> bool:
-        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step) if self.writes else None
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1) if self.writes else None
         window: list[float] = []
         self.model.train()
         stopping, saved = False, time.monotonic()

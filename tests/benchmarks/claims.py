@@ -68,7 +68,7 @@ def main() -> None:
 
     figures = claims_verdicts.collect(work.evaluations(), results)
     result = {"settings": asdict(settings), "machine": machine(1), "commands": work.runner.commands, "seconds": work.runner.seconds,
-              "rows": figures, "speeds": speeds, "conclusion": claims_verdicts.conclude(figures, settings, speeds),
+              "rows": figures, "learnt": work.learnt(), "speeds": speeds, "conclusion": claims_verdicts.conclude(figures, settings, speeds),
               "seconds_now": round(time.monotonic() - started)}
     text = claims_table.markdown(result)
     say(text)

@@ -19,6 +19,7 @@ JUDGES = {
 }
 ON = {"entropy_bits": "entropy", "distinct_2": "distinct-2"}
 CURVES = (LONG, "teacher, independent clocks", "teacher", "blind", "shaped", "more", "large", "online", "rounds")
+COPIED = {"memorised": "memorised", "in_trajectories": "in trajectories"}  # shares of 8-grams
 ORDER = ("real", "teacher", "blind", "shaped", "more", "large", "online", "rounds")
 
 
@@ -53,7 +54,7 @@ source) and *even* ones (uniform source) evenly over the text, which is a matter
 
 {chr(10).join(_answer(found) for found in conclusion)}
 
-**At equal diversity.** Perplexity where a curve over temperatures passes {SHARE * 100:.0f} % of real text's entropy / of its distinct-2; where there are
+{_learnt(result.get("learnt", {}))}**At equal diversity.** Perplexity where a curve over temperatures passes {SHARE * 100:.0f} % of real text's entropy / of its distinct-2; where there are
 several training seeds the geometric mean. `-`: the curve does not reach there.
 
 {_lines(_equal(conclusion, settings, judges_of(figures)))}
@@ -63,9 +64,9 @@ several training seeds the geometric mean. `-`: the curve does not reach there.
 {readers}
 
 **At temperature 1.** {settings['samples']} texts per row; {settings['trajectories']:,} trajectories a source, clocks and arm ({settings['steps']} steps, temperature
-{settings['temperature']:g}, K = {settings['candidates']}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}, {seeds} training seed{'s' if seeds > 1 else ''}. Perplexity with its 95 % bootstrap
+{settings['temperature']:g}, K = {settings['candidates']}, tau = {settings['tau']:g}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}, {seeds} training seed{'s' if seeds > 1 else ''}. Perplexity with its 95 % bootstrap
 interval over texts, or, where there are several training seeds, their geometric mean with least and greatest; *memorised*: share of 8-grams
-that stand in the training text; MAUVE under the largest judge, with its interval, or least and greatest.
+that stand in the training text{_beside_trajectories(figures)}; MAUVE under the largest judge, with its interval, or least and greatest.
 
 {_lines(_rows(figures, settings))}
 
@@ -73,6 +74,24 @@ that stand in the training text; MAUVE under the largest judge, with its interva
 
 ![Perplexity against entropy and distinct-2 over sampling temperatures](results/{FIGURE.name})
 {END}"""
+
+
+def _beside_trajectories(figures: Figures) -> str:
+    there = any(row.get("in_trajectories") is not None for row in figures)
+    return "; *in trajectories*: in those that a student learnt from" if there else ""
+
+
+def _learnt(learnt: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """What shaped students carry of the compass's preference, by source, beside their teacher alone."""
+    said = []
+    for source, found in learnt.items():
+        shares = [100 * each["share"] for each in found]
+        said.append(f"{source} source {min(shares):.0f} to {max(shares):.0f} %, the teacher alone, sampled cooler, "
+                    f"{100 * found[0]['cooled']:.0f} %")
+    if not said:
+        return ""
+    return ("**Why.** What a student has learnt of the compass's choices can be read off trajectories that it did not learn from: of the preference "
+            f"among the candidates shaped students carry: {'; '.join(said)}. Only what exceeds the latter is of the compass, and not of dullness.\n\n")
 
 
 def _lines(table: Sequence[Sequence[str]]) -> str:
@@ -102,26 +121,27 @@ def _number(values: Sequence[float | None]) -> str:
 
 def _rows(figures: Figures, settings: Mapping[str, Any]) -> list[list[str]]:
     judges, called = judges_of(figures), names(settings)
+    copied = [name for name in COPIED if any(row.get(name) is not None for row in figures)]
     table = [["source", "model", "clocks", "steps", *(f"{judge} ppl" for judge in judges), "entropy", "distinct-2", "self-BLEU",
-              "memorised", "MAUVE", "NFE"]]
+              *(COPIED[name] for name in copied), "MAUVE", "NFE"]]
     keys = sorted({(row["source"], ORDER.index(row["who"]), row["clocks"] or "", row["steps"] or 0) for row in figures})
     for source, who, clocks, steps in keys:
         rows = [row for row in pick(figures, source=source, who=ORDER[who], clocks=clocks or None, steps=steps or None)
                 if row["temperature"] in (None, 1.0)]
         if rows:
-            table.append([source, called[ORDER[who]], clocks, f"{steps:,}" if steps else "", *_cells(rows, judges)])
+            table.append([source, called[ORDER[who]], clocks, f"{steps:,}" if steps else "", *_cells(rows, judges, copied)])
     return table
 
 
-def _cells(rows: Figures, judges: Sequence[str]) -> list[str]:
+def _cells(rows: Figures, judges: Sequence[str], copied: Sequence[str]) -> list[str]:
     def average(name: str, digits: int) -> str:
-        values = [row[name] for row in rows if row[name] is not None]
+        values = [row[name] for row in rows if row.get(name) is not None]
         return f"{sum(values) / len(values):.{digits}f}" if values else ""
 
     mauve = [row["judges"][judges[-1]].get("mauve") for row in rows]
     cells = [_interval([row["judges"][judge] for row in rows], "perplexity", 1) for judge in judges]
-    return [*cells, average("entropy_bits", 3), average("distinct_2", 3), average("self_bleu", 3), average("memorised", 4),
-            "" if None in mauve else _interval(mauve, "value", 2), average("nfe", 1)]
+    return [*cells, average("entropy_bits", 3), average("distinct_2", 3), average("self_bleu", 3),
+            *(average(name, 4) for name in copied), "" if None in mauve else _interval(mauve, "value", 2), average("nfe", 1)]
 
 
 def _interval(found: Sequence[Any], name: str, digits: int) -> str:

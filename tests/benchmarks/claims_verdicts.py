@@ -13,7 +13,7 @@ MARGIN, TIE = 0.10, 0.05  # at equal entropy: asked for, and called level
 AXES = ("entropy_bits", "distinct_2")
 LONG = "teacher at most steps"
 KEPT = ("steps", "temperature", "samples", "nfe", "entropy_bits", "entropy_standard_error", "distinct_2", "distinct_4", "self_bleu",
-        "memorised")
+        "memorised", "in_trajectories")
 Figures = list[dict[str, Any]]
 
 
@@ -52,7 +52,7 @@ def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
     distances = row.get("distances", {})
     judges = {judge_name(name): {**{key: found[key] for key in ("perplexity", "low", "high")}, **_distances(distances.get(name))}
               for name, found in row["judges"].items()}
-    return {**{name: row[name] for name in KEPT}, "judges": judges}
+    return {**{name: row.get(name) for name in KEPT}, "judges": judges}
 
 
 def _distances(found: Mapping[str, Any] | None) -> dict[str, Any]:

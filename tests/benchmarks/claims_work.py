@@ -37,8 +37,9 @@ class Settings:
     both_clocks: bool = True  # students of independent clocks, too
     trajectories: int = 4096  # an arm
     candidates: int = 8
+    tau: float = 0.25  # from which the compass chooses
     steps: int = 8  # of rollouts and students
-    temperature: float = 0.8  # of rollouts
+    temperature: float = 0.9  # of rollouts
     objective: str = "event"
     updates: int = 600
     batch_size: int = 32
@@ -56,14 +57,14 @@ class Settings:
     student_steps: tuple[int, ...] = (1, 2, 4, 8, 16)
     temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0)
     temperatures_long: tuple[float, ...] = (0.6, 0.7, 0.8, 1.0)  # of 1,024 steps, which cost most
-    temperatures_student: tuple[float, ...] = (0.9, 1.0, 1.15, 1.3)  # they have learnt from cooled texts
+    temperatures_student: tuple[float, ...] = (0.8, 0.9, 1.0, 1.15)  # they have learnt from cooled texts
     judge_updates: int = 800
     smollm2: bool = True
 
 
 QUICK = Settings(both_clocks=False, long_spread=False, trajectories=512, updates=120, seeds=(0,), extras=(), samples=64, teacher_steps=(8, 1024),
                  student_steps=(8,), temperatures=(0.7, 0.8, 1.0), temperatures_long=(0.7, 0.8, 1.0),
-                 temperatures_student=(1.0, 1.15, 1.3), judge_updates=100, smollm2=False)
+                 temperatures_student=(0.9, 1.0, 1.15), judge_updates=100, smollm2=False)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Work:
         for source in self.settings.sources:
             for clocks in self.clocks(source):
                 self._generate(f"data-{source}-{clocks}", "--source", source, "--clocks", clocks, "--arm", "both", "--candidates",
-                               self.settings.candidates, "--trajectories", self.settings.trajectories)
+                               self.settings.candidates, "--tau", self.settings.tau, "--trajectories", self.settings.trajectories)
             if "more" in self.settings.extras:
                 self._generate(f"data-{source}-more", "--source", source, "--clocks", SPREAD[source], "--arm", "blind",
                                "--trajectories", self.settings.more * self.settings.trajectories)
@@ -245,6 +246,13 @@ class Work:
             if extras:
                 found.append(Evaluation(f"{source}-extras", extras, (settings.steps,), settings.temperatures_student))
         return found
+
+    def learnt(self) -> dict[str, list[dict[str, Any]]]:
+        """What the shaped students of each source carry of the compass's preference on held-out trajectories, by training seed."""
+        folders = {source: [self.folder / f"student-{source}-{SPREAD[source]}-shaped-{seed}" for seed in self.settings.seeds]
+                   for source in self.settings.sources}
+        return {source: [json.loads((each / "training.json").read_text())["held_out"] for each in found]
+                for source, found in folders.items()}
 
     def evaluate(self) -> dict[str, dict[str, Any]]:
         """The results of all evaluations by name, the costly ones begun first."""

@@ -1,22 +1,23 @@
-"""Does shaping work on real input? `python tests/benchmarks/shaping.py [--quick] [--work DIR] [--json FILE]`.
+"""What does shaping itself buy? `python tests/benchmarks/shaping.py [--source S] [--steps N] [--choice K,TAU,T ...] [--quick]`.
 
-Paired rollouts of the embedded teacher, shaped and blind, judged by models that are not the compass: a causal LM fitted on the
-half of the corpus that the compass never saw, and SmolLM2-135M-Instruct in 4 bits on the decoded text. Beside them the
-sceptic's alternative, the blind teacher cooled to several temperatures, and real held-out text. Entropy and distinct-n stand
-with every perplexity.
+Rollouts of an embedded teacher with several settings of the shaping, judged by models that are not the compass: a causal LM
+fitted on the half of the corpus that the compass never saw, and SmolLM2-135M-Instruct in 4 bits on the decoded text. Beside
+them the sceptic's alternative, the same teacher with the same clocks and steps, blind, cooled to several temperatures; and real
+held-out text. Entropy and distinct-n stand with every perplexity.
 
-Targets: the shaped arm's perplexity at most a third of the blind arm's under every judge, and below that of the cooled
-teacher at equal entropy (interpolated between temperatures, log perplexity against entropy).
-Datasets are kept in DIR, so a second run only judges.
+Target: shaped rollouts below the blind teacher's curve both at equal entropy and at equal distinct-2 (interpolated between
+temperatures, log perplexity linear in either), under every judge. Datasets are kept in DIR, so a second run only judges.
 """
 
 import argparse
 import os
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from claims_work import SPREAD
 from measure import machine, report, say, table
 from smollm2 import fetch
 
@@ -33,107 +34,138 @@ from tsdfm.pipeline.text.corpus import held_out_stream, windows_of
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.generate import GenerateConfig
 
-TEMPERATURES = (0.9, 0.8, 0.7, 0.6)
-TARGET_RATIO = 1 / 3
+TEMPERATURES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of blind rollouts
+MEASURES = {"entropy_bits": "entropy", "distinct_2": "distinct-2"}  # that two rows may have alike
+REAL = "real held-out text"
 
 
-def rollouts(work: Path, source: str, pairs: int, steps: int) -> dict[str, Samples]:
-    """Blind and shaped arms, paired, and the blind arm cooled to each temperature, by the names of the table's rows."""
-    base = {"trajectories": pairs, "source": source, "shard_size": 64}
-    paired = {**base, "arm": "both", "rollout": {"steps": steps}}
-    rows = _arms(work / f"{source}-paired-{pairs}-{steps}", paired)
+@dataclass(frozen=True)
+class Choice:
+    """A setting of the shaping: K candidates from time tau on, at a temperature."""
+
+    candidates: int
+    tau: float
+    temperature: float
+
+    @property
+    def name(self) -> str:
+        return f"K = {self.candidates}, tau = {self.tau:g}, T = {self.temperature:g}"
+
+
+CHOICES = tuple(Choice(*each) for each in (
+    (8, 0.0, 1.0), (8, 0.0, 0.9), (8, 0.25, 1.0), (8, 0.25, 0.9), (8, 0.5, 0.9), (8, 0.75, 0.9), (32, 0.25, 1.0), (32, 0.5, 0.9)))
+
+
+def choice_of(text: str) -> Choice:
+    """'K,TAU,T' as a choice. Raises ArgumentTypeError."""
+    try:
+        candidates, tau, temperature = text.split(",")
+        return Choice(int(candidates), float(tau), float(temperature))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give K,TAU,T, for instance 8,0.25,0.9") from None
+
+
+def rollouts(work: Path, base: dict[str, object], steps: int, clocks: str, choices: tuple[Choice, ...]) -> Iterator[tuple[str, Samples]]:
+    """The texts of blind and of shaped rollouts, by the names of the table's rows; all are of the same seed."""
     for temperature in TEMPERATURES:
-        cooled = {**base, "arm": "blind", "rollout": {"steps": steps, "temperature": temperature}}
-        name = f"{source}-blind-{temperature}-{pairs}-{steps}"
-        rows[f"blind, temperature {temperature}"] = _arms(work / name, cooled)["blind"]
-    return rows
+        rollout = {"steps": steps, "clocks": clocks, "temperature": temperature}
+        yield f"blind, T = {temperature:g}", _texts(work, {**base, "arm": "blind", "rollout": rollout})
+    for choice in choices:
+        rollout = {"steps": steps, "clocks": clocks, "temperature": choice.temperature}
+        shaping = {"candidates": choice.candidates, "tau": choice.tau}
+        yield choice.name, _texts(work, {**base, "arm": "shaped", "rollout": rollout, "shaping": shaping})
 
 
-def _arms(out: Path, config: dict[str, object]) -> dict[str, Samples]:
+def _texts(work: Path, settings: dict[str, object]) -> Samples:
+    """The finished texts of one dataset, made if it is not there."""
+    config = GenerateConfig.model_validate(settings)
+    rollout, shaping = config.rollout, config.shaping
+    out = work / "-".join(map(str, (
+        config.source, rollout.clocks, rollout.steps, config.trajectories, config.arm, rollout.temperature, shaping.candidates, shaping.tau)))
     say(f"generate {out}")
-    generate(GenerateConfig.model_validate({**config, "out": str(out)}))
+    generate(config.model_copy(update={"out": str(out)}))
     store = open_store(str(out))
     manifest = read_manifest(store)
-    vocabulary = read_vocabulary(store, manifest)
-    tables = (read_shard(store, record).select(["arm", "tokens"]) for record in manifest.shards)
-    rows = [row for shard in tables for row in shard.to_pylist()]
-    return {arm: of_tokens(np.array([r["tokens"] for r in rows if r["arm"] == arm], dtype=np.int64), vocabulary)
-            for arm in sorted(manifest.identity.arms)}
+    tokens = [np.stack(read_shard(store, record)["tokens"].to_numpy()) for record in manifest.shards]
+    return of_tokens(np.concatenate(tokens).astype(np.int64), read_vocabulary(store, manifest))
 
 
-def real_text(pairs: int) -> Samples:
-    """Windows of held-out documents, as many as there are pairs (or fewer, if the text ends)."""
+def real_text(number: int) -> Samples:
+    """Windows of held-out documents, so many (or fewer, if the text ends)."""
     opened = load(embedded("judge"))
     assert isinstance(opened.network, CausalLM)
     stream = held_out_stream(CorpusConfig(), opened.vocabulary)
-    return of_tokens(windows_of(stream, opened.network.config.length, pairs).numpy(), opened.vocabulary)
+    return of_tokens(windows_of(stream, opened.network.config.length, number).numpy(), opened.vocabulary)
 
 
-def figures_of(rows: dict[str, Samples], judges: list[Judge]) -> list[dict[str, object]]:
-    """Figures of every row, under every judge."""
-    figures = []
-    for name, samples in rows.items():
-        say(f"judging {name}")
-        found = measure(samples, judges).model_dump(exclude={"nfe", "seconds", "tokens_per_second"})
-        judged = found.pop("judges")
-        figures.append({"name": name, **found, **judged})
-    return figures
+def figures_of(name: str, samples: Samples, judges: list[Judge]) -> dict[str, object]:
+    """Figures of a row, under every judge."""
+    say(f"judging {name}")
+    found = measure(samples, judges).model_dump(exclude={"nfe", "seconds", "tokens_per_second"})
+    judged = found.pop("judges")
+    return {"name": name, **found, **judged}
 
 
-def at_equal_entropy(figures: list[dict[str, object]], judge: str) -> float | None:
-    """The cooled teacher's perplexity at the shaped arm's entropy; None if no two temperatures enclose it."""
-    by_name = {str(f["name"]): f for f in figures}
-    curve = [(float(f["entropy_bits"]), float(f[judge]["perplexity"]))  # type: ignore[arg-type, index]
-             for name, f in by_name.items() if name.startswith("blind")]
-    return perplexity_at_entropy(curve, float(by_name["shaped"]["entropy_bits"]))  # type: ignore[arg-type]
+def against_blind(figures: list[dict[str, object]], judges: list[str]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """By shaped row, judge and measure: the row's perplexity over that of the blind curve where the measure is the same; None
+    where no two temperatures enclose it."""
+    blind = [row for row in figures if str(row["name"]).startswith("blind")]
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for row in figures:
+        if row in blind or row["name"] == REAL:
+            continue
+        found[str(row["name"])] = {judge: {measured: _over_curve(row, blind, judge, measured) for measured in MEASURES}
+                                   for judge in judges}
+    return found
 
 
-def conclude(figures: list[dict[str, object]], judges: list[str]) -> dict[str, object]:
-    """Shaped against blind, and against the cooled teacher at equal entropy, under each judge."""
-    by_name = {str(f["name"]): f for f in figures}
-    result: dict[str, object] = {}
-    for judge in judges:
-        shaped, blind = (float(by_name[arm][judge]["perplexity"]) for arm in ("shaped", "blind"))  # type: ignore[index]
-        cooled = at_equal_entropy(figures, judge)
-        result[judge] = {
-            "shaped_over_blind": shaped / blind, "target": TARGET_RATIO, "met": shaped / blind <= TARGET_RATIO,
-            "cooled_at_equal_entropy": cooled, "below_cooled": None if cooled is None else shaped < cooled,
-        }
-    return result
+def _over_curve(row: dict[str, object], blind: list[dict[str, object]], judge: str, measured: str) -> float | None:
+    curve = [(float(each[measured]), float(each[judge]["perplexity"])) for each in blind]  # type: ignore[arg-type, index]
+    there = perplexity_at_entropy(curve, float(row[measured]))  # type: ignore[arg-type]
+    return None if there is None else float(row[judge]["perplexity"]) / there  # type: ignore[index]
 
 
 def main() -> None:
     """Generate, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=512, help="paired trajectories")
-    parser.add_argument("--steps", type=int, default=64, help="steps N of the rollouts")
+    parser.add_argument("--number", type=int, default=512, help="trajectories a row")
+    parser.add_argument("--steps", type=int, default=8, help="steps N of the rollouts")
     parser.add_argument("--source", choices=["mask", "uniform"], default="mask")
-    parser.add_argument("--quick", action="store_true", help="32 pairs, and no SmolLM2")
+    parser.add_argument("--clocks", help="of the rollouts  [spaced; uniform source: even]")
+    parser.add_argument("--choice", type=choice_of, action="append", metavar="K,TAU,T", help="a setting of the shaping; may be repeated")
+    parser.add_argument("--quick", action="store_true", help="32 trajectories a row, and no SmolLM2")
     parser.add_argument("--work", type=Path, default=Path("out/benchmark-shaping"), help="where datasets and SmolLM2 are kept")
     parser.add_argument("--json", type=Path, help="write the result here, too")
     arguments = parser.parse_args()
-    pairs = 32 if arguments.quick else arguments.pairs
+    number = 32 if arguments.quick else arguments.number
+    clocks = arguments.clocks or SPREAD[arguments.source]
     torch.set_num_threads(os.cpu_count() or 1)
 
-    rows = {"real held-out text": real_text(pairs), **rollouts(arguments.work, arguments.source, pairs, arguments.steps)}
-    judges = [replace(open_judge("embedded", torch.device("cpu")), name="judge")]
+    judges = [replace(open_judge("embedded", torch.device("cpu")), name="embedded")]
     if not arguments.quick:
-        smollm2 = open_judge(str(fetch(arguments.work / "smollm2")), torch.device("cpu"))
-        judges.append(replace(smollm2, name="smollm2"))
-    figures = figures_of(rows, judges)
-    conclusion = conclude(figures, [judge.name for judge in judges])
+        judges.append(replace(open_judge(str(fetch(arguments.work / "smollm2")), torch.device("cpu")), name="SmolLM2"))
+    base: dict[str, object] = {"trajectories": number, "source": arguments.source}
+    rows = [(REAL, real_text(number)),
+            *rollouts(arguments.work, base, arguments.steps, clocks, tuple(arguments.choice or CHOICES))]
+    figures = [figures_of(name, samples, judges) for name, samples in rows]
+    names = [judge.name for judge in judges]
+    ratios = against_blind(figures, names)
 
-    columns = ["row", "n", *(f"{name} ppl (95 %)" for name in conclusion), "entropy (bits)", "distinct-2", "distinct-4"]
-    table(f"{arguments.source} source, N = {arguments.steps}", columns, [
-        [f["name"], f["samples"], *(_ppl(f[name]) for name in conclusion),
-         f"{f['entropy_bits']:.3f} +- {f['entropy_standard_error']:.3f}", f["distinct_2"], f["distinct_4"]] for f in figures])
-    for name, found in conclusion.items():
-        say(f"{name}: {found}")
-    report({"machine": machine(torch.get_num_threads()), "rows": figures, "conclusion": conclusion}, arguments.json)
+    columns = ["row", *(f"{name} ppl (95 %)" for name in names), "entropy (bits)", "distinct-2", "distinct-4",
+               *(f"over blind, {name}: at equal {' / '.join(MEASURES.values())}" for name in names)]
+    table(f"{arguments.source} source, {clocks} clocks, N = {arguments.steps}, {number} texts a row", columns, [
+        [row["name"], *(_ppl(row[name]) for name in names), f"{row['entropy_bits']:.3f} +- {row['entropy_standard_error']:.3f}",
+         f"{row['distinct_2']:.3f}", f"{row['distinct_4']:.3f}", *(_ratios(ratios.get(str(row["name"]), {}).get(name)) for name in names)]
+        for row in figures])
+    report({"machine": machine(torch.get_num_threads()), "rows": figures, "over_blind": ratios}, arguments.json)
 
 
 def _ppl(entry: object) -> str:
     return f"{entry['perplexity']:.1f} ({entry['low']:.1f}-{entry['high']:.1f})"  # type: ignore[index]
+
+
+def _ratios(found: dict[str, float | None] | None) -> str:
+    return "" if found is None else " / ".join("-" if each is None else f"{each:.2f}" for each in found.values())
 
 
 if __name__ == "__main__":

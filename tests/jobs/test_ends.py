@@ -389,6 +389,4 @@ def test_bad_inputs(cli, tiny_models, corpus, tmp_path, teacher):
 def test_tokens_are_not_chosen_one_by_one_where_texts_end(cli, teacher, tmp_path):
     assert_refused(cli("generate", "--teacher", teacher, "--compass", "denoiser", "--level", "token", "--out", tmp_path / "out"),
                    "shaping.level: 'token' is for texts that don't end", "give --level sequence")
-    assert_refused(cli("generate", "--teacher", teacher, "--compass", "denoiser", "--length", 40, "--out", tmp_path / "out"),
-                   "rollout.length: 40 is longer than the teacher's 16, whose texts end")
     assert not (tmp_path / "out").exists()

@@ -1,1 +1,1 @@
-"""What stands beside the models in an evaluation: real text, naive samplers, and how much of a text the corpus holds."""
+"""What stands beside the models in an evaluation: real text, naive samplers, distances, and bounds of likelihoods."""

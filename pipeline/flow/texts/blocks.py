@@ -23,7 +23,7 @@ from tsdfm.pipeline.flow.noise import Use
 from tsdfm.pipeline.flow.prompts import FREE
 from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.text.ends.written import behind_given, is_written
+from tsdfm.pipeline.text.ends.written import behind_given, ends_behind, is_written
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
@@ -135,7 +135,8 @@ def roll_out_blocks(
 
 
 def block_trajectories(
-    roll_out: Callable[[Begun], list[JumpLog]], texts: Sequence[int], blocks: BlockFacts, first: Tensor
+    roll_out: Callable[[Begun], list[JumpLog]], texts: Sequence[int], blocks: BlockFacts, first: Tensor,
+    end_id: int | None = None,
 ) -> list[JumpLog]:
     """The blocks of some texts as trajectories, each with the noise of its own number: one after another, text by text.
 
@@ -144,11 +145,22 @@ def block_trajectories(
         texts: T numbers; text i is trajectories i * per_text and those after it.
         blocks: how many there are, and how they overlap.
         first: [T, L] int64, the tokens that first blocks are given, FREE elsewhere.
+        end_id: the token that ends texts. Where one has ended, nothing of it is left to be written: the next block begins
+            another, as the first did. None: texts don't end.
     """
     fixed, found = first, list[list[JumpLog]]()
     for number in range(blocks.per_text):
         found.append(roll_out(Begun([text * blocks.per_text + number for text in texts], fixed)))
-        fixed = torch.full_like(first, FREE)
-        ends = np.stack([log.tokens[-blocks.overlap :] for log in found[-1]]).astype(np.int64)
-        fixed[:, : blocks.overlap] = torch.from_numpy(ends)
+        fixed = torch.stack([_going_on(log, start, blocks.overlap, end_id)
+                             for log, start in zip(found[-1], first, strict=True)])
     return [log for text in zip(*found, strict=True) for log in text]
+
+
+def _going_on(log: JumpLog, start: Tensor, overlap: int, end_id: int | None) -> Tensor:
+    """What the block after a trajectory is given, [L] int64: its last tokens, or, where its text ended, what `start` gives."""
+    given = np.empty(0, np.int32) if log.fixed_positions is None else log.fixed_positions
+    if ends_behind(log.tokens, given, end_id):
+        return start
+    fixed = torch.full_like(start, FREE)
+    fixed[:overlap] = torch.from_numpy(log.tokens[-overlap:].astype(np.int64))
+    return fixed

@@ -85,3 +85,9 @@ def written_of(tokens: npt.NDArray[Id], end_id: int) -> list[npt.NDArray[Id]]:
 def has_ended(tokens: npt.NDArray[np.integer], end_id: int) -> npt.NDArray[np.bool_]:
     """Whether texts hold an end that counts: tokens [..., L] -> [...] bool."""
     return np.asarray((tokens[..., 1:] == end_id).any(-1))
+
+
+def ends_behind(tokens: npt.NDArray[np.integer], given: npt.NDArray[np.integer], end_id: int | None) -> bool:
+    """Whether a text [L] of which these positions [F], rising, were given ends behind them; `end_id` None: texts don't end."""
+    start = max(1, int(given[-1]) + 1) if len(given) else 1
+    return end_id is not None and bool((tokens[start:] == end_id).any())

@@ -102,7 +102,7 @@ def test_the_table_shows_what_was_passed_in(story):
         if temperature in (None, TEMPERATURES.get(role)):
             assert f"{perplexity:.1f} ({perplexity - half:.1f}-{perplexity + half:.1f})" in page.words, (role, steps)
             assert f"{entropy:.3f} ± 0.013" in page.words or f"{entropy:.3f} ± 0.012" in page.words
-    for shown in ("0.432", "1.7 %", "7.8", "1023.8", "37 texts of 16 tokens", "77 updates of 32", "5.125", "3.375", "8 steps against 1,024"):
+    for shown in ("0.432", "1.7 %", "In the trajectories 2.8 % stand", "7.8", "1023.8", "37 texts of 16 tokens", "77 updates of 32", "5.125", "3.375", "8 steps against 1,024"):
         assert shown in page.words, shown
     scopes = [each["scope"] for each in page.all("th")]
     assert set(scopes) == {"col", "row"}

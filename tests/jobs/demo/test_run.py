@@ -62,7 +62,7 @@ def test_a_remote_folder_is_refused():
 def test_what_is_compared_differs_in_one_thing(stages):
     """The teacher in many and in few steps, on independent and on spaced clocks; students on the clocks of their data."""
     rollout = stages.data.rollout
-    assert (rollout.clocks, rollout.steps, rollout.temperature) == ("spaced", 8, 0.8)
+    assert (rollout.clocks, rollout.steps, rollout.temperature) == ("spaced", 8, 0.9)
     assert list(stages.students["shaped"].budgets) == [rollout.steps]
     found = {name: (each.clocks, each.steps, len(each.model)) for name, each in stages.evaluations.items()}
     assert found == {"teacher-slow": ("independent", (1024,), 1), "teacher": ("independent", (8,), 1), "spaced": ("spaced", (8,), 3)}
@@ -137,7 +137,7 @@ def test_a_small_demo_and_its_rerun(cli, tmp_path):
     assert report["students"] == {"blind": "made", "shaped": "made"}
     assert report["headline"][0] in first.stderr
     measured = {(row["role"], row["steps"], row["temperature"]) for row in report["rows"]}
-    assert {("real", None, None), ("teacher", 8, 0.8), ("teacher", 1024, 1.0), ("spaced", 8, 0.8), ("rollouts", 8, 0.8), ("shaped", 8, 0.7),
+    assert {("real", None, None), ("teacher", 8, 0.9), ("teacher", 1024, 1.0), ("spaced", 8, 0.9), ("rollouts", 8, 0.9), ("shaped", 8, 0.7),
             ("blind", 8, 1.1)} <= measured
     assert page.count("<svg ") == 2 * 2  # of 4 updates no curve is drawn
     assert page.count("<article") == 4 * 6

@@ -20,12 +20,14 @@ from safetensors.torch import load_file, save_file
 
 from tests.chaos.warm import Job, command, warm
 from tests.support import Outcome, TinyModels, assert_refused, make_dataset, present, ray_here, tree
+from tsdfm.jobs.distill import run as module
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.training.data_parallel import Place
-from tsdfm.pipeline.training.distill import open_reader, open_start
+from tsdfm.pipeline.training.distill import distill, open_reader, open_start
 from tsdfm.pipeline.training.student_trainer import train_student
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
+from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.distill import DistillConfig
 
 COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
@@ -272,6 +274,36 @@ def test_a_student_by_relative_paths_is_that_of_one_process_and_opens_everywhere
     assert cli("sample", "--model", out, "--steps", 2, "-n", 2).code == 0
     again, _ = finish("distill", config.name, "--out", "models/student", cwd=tmp_path)
     assert again["fingerprint"] == report["fingerprint"]
+
+
+def test_what_is_finished_is_said_to_be_and_nothing_is_started(cli, tmp_path, data, monkeypatch):
+    """Also without the training state, and by other workers; another config, or weights that are damaged, are trained as ever."""
+    out, started = tmp_path / "student", []
+    config = config_file(tmp_path, data["mask"], optim={"steps": 2})
+    assert distill(DistillConfig.model_validate(yaml.safe_load(config.read_text())), out) is not None
+    shutil.rmtree(state_of(out))
+    before = tree(out)
+
+    class Starts:
+        def __init__(self, *arguments):
+            started.append(arguments)
+            raise WorkError("started")
+
+    monkeypatch.setattr(module, "Group", Starts)
+    for more in ([], ["--workers", 2, "--threads", 1]):
+        again = cli("distill", config, "--out", out, "--json", *more)
+        assert again.code == 0, again.stderr
+        assert f"{out}: is finished" in " ".join(again.stderr.split())
+        report = json.loads(again.stdout)
+        assert (report["fingerprint"], report["updates"], report["scalars"]) == (load(out).fingerprint, 2, {})
+    assert (started, tree(out)) == ([], before)
+    assert not state_of(out).exists()
+    assert distill(DistillConfig.model_validate(yaml.safe_load(config.read_text())), out) is not None
+    assert not state_of(out).exists()
+    assert_refused(cli("distill", config, "--out", out, "--seed", 5), "started", code=1)
+    (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-1])
+    assert_refused(cli("distill", config, "--out", out), "started", code=1)
+    assert len(started) == 2
 
 
 @pytest.mark.slow

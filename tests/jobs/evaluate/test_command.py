@@ -14,12 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.support import LENGTH, assert_refused, present, vocabulary, with_other_weights
+from tests.support import LENGTH, assert_refused, make_dataset, present, vocabulary, with_other_weights
+from tsdfm.pipeline.dataset.opened import open_dataset
 from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
 from tsdfm.pipeline.evaluation.cells import make_cell
 from tsdfm.pipeline.evaluation.judge import Judge
 from tsdfm.pipeline.evaluation.measures import corpus_texts
+from tsdfm.pipeline.evaluation.memorisation.corpus import TrainingText
+from tsdfm.pipeline.evaluation.memorisation.trajectories import FinalTexts
 from tsdfm.pipeline.evaluation.run import evaluate
 from tsdfm.pipeline.evaluation.samples import Cell, Made
 from tsdfm.pipeline.flow.noise import Use
@@ -28,8 +31,10 @@ from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import load, load_denoiser, save
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.text.corpus import held_out_stream
+from tsdfm.pipeline.training.distill import open_start, record_of
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.corpus import CorpusConfig
+from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import EvaluateConfig, Results
 from tsdfm.schemas.former import FORMER, FormerModel
 
@@ -140,13 +145,65 @@ def test_memorisation_is_in_every_row_and_counted_once(cli, arguments, monkeypat
     assert 0 < report["reference"][0]["memorised"] < 1  # of sentences that all documents share, but for their numbers
     assert all(row["memorised"] < 0.1 for row in report["rows"])  # of models whose weights are random
     assert all(row["memorised_standard_error"] is not None for row in report["rows"])
-    monkeypatch.setattr(module, "training_stream", None)  # which is not asked for again
+    monkeypatch.setattr(TrainingText, "hashes", None)  # which is not looked at again
     again, _ = run(cli, arguments, "--naive")
     assert [again[table] for table in ("naive", "reference", "rows")] == [report[table] for table in ("naive", "reference", "rows")]
     assert "100.0 %" in cli(*arguments, "--naive").stdout
     for flags in (["--no-memorisation"], ["--no-reference"]):
         without, _ = run(cli, arguments, *flags, "--out", tmp_path / "other")
         assert {row["memorised"] for row in [*without["rows"], *without["reference"]]} == {None}
+
+
+def test_a_student_is_looked_for_in_its_trajectories(cli, arguments, monkeypatch, tmp_path, tiny_models):
+    """Beside the corpus, in every form: of a student that copies them all is found, of its teacher nothing is looked for."""
+    make_dataset(tmp_path / "data", tiny_models)
+    start = open_start(DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")]}, "budgets": {1: 1.0}}))
+    save(tmp_path / "student", student_of(start.weights.network), start.weights.vocabulary, record_of(start))
+    copied = np.stack([row.tokens for row in open_dataset(str(tmp_path / "data")).rows("shaped")][:6]).astype(np.int64)
+    sampled = evaluation.sample_texts
+
+    def copying(model, *rest):
+        made = sampled(model, *rest)
+        return replace(made, tokens=copied) if model.config.step_size else made
+
+    monkeypatch.setattr(module, "sample_texts", copying)
+    both = [*arguments[:1], "--model", tiny_models.mask, "--model", tmp_path / "student", *arguments[5:]]
+    report, _ = run(cli, both, "--steps", "1")
+    teacher, student = report["rows"]
+    assert (student["in_trajectories"], student["in_trajectories_standard_error"]) == (1, 0)
+    assert student["memorised"] < 0.1
+    assert not any("in_trajectories" in row for row in [teacher, *report["reference"]])
+    shown = cli(*both, "--steps", "1").stdout
+    assert "in trajectories" in shown
+    assert "100.0 %" in shown
+    named, _ = run(cli, both, "--steps", "1", "--trajectories-of", tmp_path / "data", "--naive")
+    assert named["rows"][1] == student
+    assert all(row["in_trajectories"] < 0.1 for row in [named["rows"][0], *named["reference"], *named["naive"]])
+    monkeypatch.setattr(FinalTexts, "hashes", None)  # which are not looked at again
+    assert run(cli, both, "--steps", "1")[0]["rows"] == report["rows"]
+    alone, _ = run(cli, both, "--steps", "1", "--no-reference")
+    assert [row["memorised"] for row in alone["rows"]] == [None, None]
+    assert alone["rows"][1]["in_trajectories"] == 1
+    without, _ = run(cli, both, "--steps", "1", "--no-memorisation")
+    assert "in_trajectories" not in without["rows"][1]
+
+
+def test_trajectories_that_are_gone_are_said_and_do_no_harm(cli, arguments, tmp_path, tiny_models):
+    make_dataset(tmp_path / "data", tiny_models)
+    start = open_start(DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")]}, "budgets": {1: 1.0}}))
+    save(tmp_path / "student", student_of(start.weights.network), start.weights.vocabulary, record_of(start))
+    alone = [*arguments[:1], "--model", tmp_path / "student", *arguments[5:], "--steps", "1"]
+    shard = next((tmp_path / "data" / "data").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-9])
+    broken, _ = run(cli, alone)
+    assert "its bytes differ" in broken["remarks"][-1]
+    shutil.rmtree(tmp_path / "data")
+    report, outcome = run(cli, alone)
+    assert report["remarks"][-1] in " ".join(outcome.stderr.split())
+    assert "not there any more" in report["remarks"][-1]
+    assert not any("in_trajectories" in row for row in [*report["rows"], *broken["rows"]])
+    make_dataset(tmp_path / "data", tiny_models, rollout={"steps": 8, "batch_size": 4, "seed": 5})
+    assert_refused(cli(*alone, "--trajectories-of", tmp_path / "data"), "no student here learnt from it", "--trajectories-of")
 
 
 def test_distances_of_sets_read_no_text_twice(cli, arguments, counts, monkeypatch, tmp_path, tiny_models):
@@ -400,6 +457,8 @@ def test_help_needs_no_torch():
     (["--likelihood", "--clocks", "spaced"], ["spaced clocks", "--clocks independent"]),
     (["--length", "17", "--likelihood"], ["--likelihood: model", "writes 17 tokens in blocks", "up to its 16"]),
     (["--length", "0"], ["length", "greater than or equal to 1"]),
+    (["--trajectories-of", "/nowhere/data"], ["/nowhere/data", "no dataset there"]),
+    (["--trajectories-of", "/nowhere/data", "--no-memorisation"], ["trajectories_of", "--no-memorisation"]),
     (["--protocol", "lm1b"], ["protocol", "owt-1024"]),
 ])
 def test_wrong_input_is_one_line(cli, arguments, flags, words, tmp_path, tiny_models):

@@ -13,10 +13,12 @@ import pytest
 import torch
 import yaml
 
-from tests.support import make_dataset, present
+from tests.support import make_dataset, present, tree
 from tsdfm.jobs.crew.training.desk import Desk
+from tsdfm.jobs.train import run as module
 from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.training import fit_compass, pretrain
 
 SUBJECTS = ["the cat", "a dog", "one bird", "my friend", "this river", "every child", "an old tree", "the night"]
 VERBS = ["sees", "follows", "remembers", "covers", "likes", "carries", "leaves", "finds"]
@@ -107,6 +109,44 @@ def test_training_into_the_folder_of_another_config_is_refused(cli, configs, tmp
     assert outcome.code == 2
     assert "optim" in outcome.stderr.splitlines()[-1]
     assert load(out).fingerprint == before
+
+
+@pytest.mark.parametrize("kind", ["teacher", "ar", "nce"])
+def test_what_is_finished_is_said_to_be_and_nothing_is_started(cli, configs, tmp_path, tiny_models, monkeypatch, kind):
+    """By one worker or several, also without the training state; what is damaged, or asked for in another precision, is made anew."""
+    out, few = tmp_path / "out", ["--updates", 2]
+    command = (["pretrain", configs / "teacher.yaml", *few] if kind == "teacher" else
+               ["fit-compass", configs / "compass.yaml", "--kind", kind, "--teacher", tiny_models.mask, *few])
+    first = cli(*command, "--out", out, "--json")
+    assert first.code == 0, first.stderr
+    shutil.rmtree(tmp_path / "out.training")
+    before, started = tree(out), []
+
+    def starts(label, loop, *rest):
+        started.append(label)
+
+    monkeypatch.setattr(module, "_here", starts)
+    monkeypatch.setattr(module, "_in_a_group", starts)
+    for more in ([], ["--workers", 2], ["--threads", 1, "--workers", 2]):
+        again = cli(*command, "--out", out, "--json", *more)
+        assert again.code == 0
+        assert f"{out}: is finished" in " ".join(again.stderr.split())
+        assert {**json.loads(again.stdout), "config": None} == {**json.loads(first.stdout), "config": None}
+    assert (started, tree(out)) == ([], before)
+    assert not (tmp_path / "out.training").exists()
+    weights = out / "model.safetensors"
+    content = weights.read_bytes()
+    cases: list[tuple[str, list[object]]] = [("other precision", ["--half"]), ("other seed", ["--seed", 7]), ("other text", []), ("damaged", [])]
+    for name, more in cases:
+        if name == "other text":
+            monkeypatch.setattr(fit_compass, "corpus_sha256", lambda *rest, **named: "0" * 64)
+            monkeypatch.setattr(pretrain, "corpus_sha256", lambda *rest, **named: "0" * 64)
+        if name == "damaged":
+            weights.write_bytes(content[:-1])
+        started.clear()
+        cli(*command, "--out", out, *more)
+        assert len(started) == 1, name
+        weights.write_bytes(content)
 
 
 def test_the_nce_encoder_starts_from_the_teachers_trunk(tiny_models):

@@ -1,6 +1,7 @@
 """Windows against a replay that takes one event after another: states, targets, candidates, weights, top-k."""
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -172,6 +173,26 @@ def test_a_window_never_writes_into_the_log():
     batch.x_t.zero_()
     for name, value in before.items():
         np.testing.assert_array_equal(getattr(trajectories, name), value, err_msg=name)
+
+
+@pytest.mark.parametrize("shaped_steps", [[0, 1, 2, 3], [0, 2], []], ids=str)
+@pytest.mark.parametrize("by_token", [False, True])
+def test_positions_of_one_whole_candidate_share_a_choice(shaped_steps, by_token):
+    """Those that jump in one step, unless each position chose by itself there."""
+    grid = Grid(length=9, steps=4, vocab_size=VOCAB, mask_id=MASK, candidates=2, top_k=0, shaped_steps=shaped_steps, select="resample",
+                compass=False)
+    log = make_log(grid, "shaped", np.random.default_rng(1), 0)
+    trajectories = Trajectories.of(shards.to_table([log], WORDS, arrow_schema(grid)), grid, "shaped")
+    if by_token:
+        trajectories = replace(trajectories, event_energy=np.zeros((9, 2), np.float32))
+    batch = trajectories.window(np.array([0, 0]), np.array([0, 0]), np.array([4, 4]), "candidates", 1.0)
+    choices, position = present(batch.choice).numpy(), trajectories.position
+    np.testing.assert_array_equal(choices[0], choices[1])
+    choice = choices[1]
+    together = choice[position][:, None] == choice[position]
+    step = trajectories.moment
+    alone = by_token and ~np.isin(step, shaped_steps)
+    np.testing.assert_array_equal(together, (step[:, None] == step) & ~np.asarray(alone)[..., None] | np.eye(9, dtype=bool))
 
 
 def random_batch(size, k, seed):

@@ -158,7 +158,7 @@ def test_the_card_says_what_fools_the_measures_and_what_is_copied(hub, student, 
     results = Results.model_validate_json((evaluation / "results.json").read_text())
     near = Corrected(value=0.91, low=0.88, high=0.95, plain=0.85)
     distances = {"embedded": Distances(mauve=near, clusters=25, frechet=near, texts=250, real_texts=250)}
-    rows = [row.model_copy(update={"memorised": 0.125, "distances": distances}) for row in results.rows]
+    rows = [row.model_copy(update={"memorised": 0.125, "in_trajectories": 0.5, "distances": distances}) for row in results.rows]
     naive = rows[0].model_copy(update={"model": "copied", "memorised": 1.0, "steps": None, "temperature": None, "nfe": None})
     bound = Bound(model=str(student), fingerprint=rows[1].fingerprint, vocabulary="v", steps=8, temperature=1.0, text="/home/me/a.txt", texts=4,
                   length=16, tokens=64, bytes=200, nats_per_token=3.0, perplexity=20.1, low=19.0, high=21.0, bits_per_byte=1.385)
@@ -168,12 +168,14 @@ def test_the_card_says_what_fools_the_measures_and_what_is_copied(hub, student, 
     publish(student, evaluation=str(evaluation))
     text = hub.repos[KEY].files["README.md"].decode()
     assert "| naive: copied |" in text
-    assert "| 100.0 % | 0.910 (0.880-0.950) |" in text
-    assert "| 12.5 % | 0.910 (0.880-0.950) |" in text
+    assert "| 100.0 % | 50.0 % | 0.910 (0.880-0.950) |" in text
+    assert "| 12.5 % | 50.0 % | 0.910 (0.880-0.950) |" in text
+    assert "self-BLEU | memorised | in trajectories |" in text
     assert "4 texts of a.txt" in text
     assert "| 8 | 3.0000 | 20.1 (19.0-21.0) | 1.3850 |" in text
     found = {each.metric_type: each.metric_value for each in ModelCard(text).data["eval_results"]}
     assert (found["memorisation"], found["mauve"], found["frechet"]) == (0.125, 0.91, 0.91)
+    assert found["memorisation_of_trajectories"] == 0.5
     assert "/home/me" not in text
 
 

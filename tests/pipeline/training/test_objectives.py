@@ -4,7 +4,10 @@ The log is a real rollout of the toy: at step s of N the clock rings first with 
 p_s, and argmin keeps word 0 if any draw is it. So everything a student can be asked for is a sum of N terms.
 """
 
+from dataclasses import replace
+from itertools import combinations, product
 from math import comb
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -19,7 +22,7 @@ from tsdfm.kernels.linear_buckets import linear_buckets
 from tsdfm.kernels.linear_logprob import normalised
 from tsdfm.pipeline.dataset.shards import to_table
 from tsdfm.pipeline.flow.rollout import _halved, roll_out
-from tsdfm.pipeline.loader.windows import Trajectories
+from tsdfm.pipeline.loader.windows import Batch, Trajectories, join
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.training.objectives import StudentLoss, forward_kl, listwise, mixture_cross_entropy, possible, reverse_kl
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
@@ -160,6 +163,71 @@ def test_tilt_of_any_window_and_with_event_minimises_its_definition(logs, event_
 
     best = minimize_scalar(loss, bounds=(-6, 6), method="bounded").x
     assert fitted(logs, "shaped", "tilt", start, stop, event_weight) == pytest.approx(1 / (1 + np.exp(-best)), abs=NOISE)
+
+
+class FreePosition(nn.Module):
+    """Logits of its own for each of L positions, whatever the state."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.config, self.logits = SimpleNamespace(mask_id=None), nn.Parameter(logits)
+        self.head = nn.Linear(logits.shape[1], logits.shape[1]).requires_grad_(False)
+        nn.init.eye_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def hidden_where(self, wanted, x, t, dt):
+        return self.logits.expand(*x.shape, -1)[wanted]
+
+
+def chosen_together(weigh, choice):
+    """Every pair of candidates of two positions and three words, and the proposal that they were drawn from."""
+    p = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]).log()
+    pairs = torch.tensor(list(product(range(3), repeat=2)))
+    candidates = torch.tensor([[one.tolist(), other.tolist()] for one, other in combinations(pairs, 2)]).mT  # [B, L, K]
+    drawn = torch.stack([p[at][candidates[:, at]] for at in (0, 1)], 1)
+    size = len(candidates)
+    return p, Batch(torch.zeros(size, 2, dtype=torch.int64), torch.zeros(size), torch.ones(size), candidates[..., 0], candidates,
+                    weigh(candidates), None, None, logprobs=drawn, choice=torch.tensor(choice).expand(size, 2))
+
+
+def test_positions_that_chose_together_are_asked_for_their_sum():
+    """A whole candidate's energy is a sum over its positions: the tilt of each by its own part explains every choice."""
+    parts = torch.tensor([[0.0, 1.0, 2.0], [0.5, 0.0, -1.0]])
+
+    def weights(candidates):
+        energy = torch.stack([parts[at][candidates[:, at]] for at in (0, 1)]).sum(0)
+        return torch.softmax(-BETA * energy, -1)[:, None].expand(-1, 2, -1)
+
+    p, together = chosen_together(weights, [1, 1])
+    tilted, blind = (StudentLoss(cast(Denoiser, FreePosition(logits)), "tilt") for logits in (p - BETA * parts, p))
+    assert float(tilted(together).detach().abs().max()) < 1e-5
+    there_is = possible(together.weights[:, 0])
+    torch.testing.assert_close(blind(together), (there_is / 2)[:, None].expand(-1, 2))  # a choice counts once, shared by its positions
+    _, alone = chosen_together(weights, [0, 1])
+    assert float(tilted(alone).detach().mean()) > 0.1  # each asked for the whole choice
+    torch.testing.assert_close(blind(alone), there_is[:, None].expand(-1, 2))
+
+
+def test_a_choice_is_shared_within_its_row_only():
+    _, batch = chosen_together(lambda candidates: torch.rand(len(candidates), 1, 2).softmax(-1).expand(-1, 2, -1), [3, 3])
+    loss = StudentLoss(cast(Denoiser, FreePosition(torch.randn(2, 3))), "tilt")
+    torch.testing.assert_close(torch.cat([loss(batch.rows(slice(row, row + 1))) for row in range(len(batch))]), loss(batch))
+
+
+def test_padded_candidates_are_nobody_s_choice():
+    """A dataset of fewer candidates beside one of more: the same loss, and the same gradient, as by itself."""
+    _, few = chosen_together(lambda candidates: torch.rand(len(candidates), 1, 2).softmax(-1).expand(-1, 2, -1), [3, 3])
+    wide = replace(few, candidates=F.pad(few.candidates, (0, 1)), weights=F.pad(few.weights, (0, 1)),
+                   logprobs=F.pad(few.logprobs, (0, 1)))
+    joined = join([few, wide], np.arange(2 * len(few))).rows(slice(0, len(few)))
+    assert present(joined.candidates).shape[-1] == 3
+    gradients = []
+    for batch in (few, joined):
+        student = FreePosition(torch.ones(2, 3))
+        loss = StudentLoss(cast(Denoiser, student), "tilt")(batch).sum()
+        loss.backward()
+        gradients.append((loss.detach(), present(student.logits.grad)))
+    torch.testing.assert_close(gradients[0], gradients[1])
 
 
 def test_the_share_of_the_selection_is_0_for_the_proposal_and_1_for_the_full_tilt():

@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
 from torch import nn
 
 from tests.support import present, write_corpus
@@ -74,6 +76,22 @@ def train(folder, *, config=OPTIM, die_at=(), identity=None, stay_dead=False):
 def assert_same(one, other):
     for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("die_at", [(8,), (7,), (11,), (5, 8, 8, 9)])
+def test_tensorboard_has_each_line_once_however_often_it_went_on(tmp_path, monkeypatch, die_at):
+    """Also that of the very update from which a training goes on, and of one that is finished when it is run again."""
+    # Files of one second are read in the order of this number, as text: that it has two digits throughout is as good as later seconds.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(10))
+    config = OPTIM.model_copy(update={"steps": 12, "log_every": 2, "checkpoint_every": 4})
+    _, _, whole_run = train(tmp_path / "whole", config=config)
+    train(tmp_path / "cut", config=config, die_at=die_at)
+    train(tmp_path / "cut", config=config)
+    events = EventAccumulator(str(tmp_path / "cut" / "tensorboard"))
+    events.Reload()
+    found = events.Scalars("lr")
+    assert [each.step for each in found] == [2, 4, 6, 8, 10, 12]
+    assert [each.value for each in found] == pytest.approx([scalars["lr"] for _, scalars in whole_run])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """Datasets of texts longer than their teacher's: each trajectory is a block, given the last tokens of the block before it."""
 
 import json
+import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ from tsdfm.jobs.generate import worker
 from tsdfm.jobs.generate.worker import Order
 from tsdfm.pipeline import batches, open_dataset, verify
 from tsdfm.pipeline.dataset.card import read_front_matter
-from tsdfm.pipeline.dataset.files.blocks import FIRST, OTHER
+from tsdfm.pipeline.dataset.files.blocks import ANEW, FIRST, OTHER
 from tsdfm.pipeline.dataset.manifest import claim, plan, read_manifest, read_shard
+from tsdfm.pipeline.dataset.opened import Row
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.opening import open_models
 from tsdfm.pipeline.flow.prompts import FREE
 from tsdfm.pipeline.flow.rollout import Begun, roll_out_begun
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import load_denoiser, save
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import LocalStore
 from tsdfm.schemas.base import InputError
@@ -194,6 +198,100 @@ def test_students_learn_from_blocks(made, tmp_path, tiny_models, teacher):
     assert read_front_matter(card)["trajectories"]["overlap"] == OVERLAP
     texts = np.concatenate([rows[0].tokens, *(rows[number].tokens[OVERLAP:] for number in (1, 2, 3))])
     assert len(texts) == BLOCKS * (LENGTH - OVERLAP) + OVERLAP
+
+
+@pytest.fixture(scope="module")
+def ending(source, tiny_models, tmp_path_factory):
+    """A teacher whose texts end, as a dataset's settings, and its end token, which it likes."""
+    opened = load_denoiser(getattr(tiny_models, source))
+    end_id = present(opened.vocabulary.eos_id)
+    network = Denoiser(opened.network.config.model_copy(update={"end_id": end_id}))
+    network.load_state_dict(opened.network.state_dict())
+    network.head.bias.data[end_id] += {"mask": 1.0, "uniform": 7.0}[source]
+    folder = tmp_path_factory.mktemp("ending") / source
+    save(folder, network, opened.vocabulary, None)
+    return {"teacher": str(folder)}, end_id
+
+
+BLIND = {"compass": "none", "arm": "blind"}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory, tiny_models, ending):
+    out = tmp_path_factory.mktemp("ended") / "out"
+    long(out, tiny_models, **ending[0], **BLIND)
+    return out
+
+
+def begins(out, end_id):
+    """Of every row of a dataset whether the text before it, in its arm, has ended behind what was given of it, and the row."""
+    before: dict[str, bool] = {}
+    for row in open_dataset(str(out)).rows():
+        yield before.get(row.arm), row
+        given = present(row.fixed_positions).tolist()
+        before[row.arm] = end_id in row.tokens[max([0, *given]) + 1 :].tolist()
+
+
+def test_the_block_behind_an_end_begins_another_text(tmp_path, tiny_models, ending):
+    """Whatever goes on goes on from the block before; nothing is made, scored or learnt of a text that is over."""
+    settings, end_id = ending
+    long(tmp_path / "out", tiny_models, **settings)
+    assert verify(str(tmp_path / "out"))[1] == []
+    last, seen = dict[str, Row](), set[tuple[bool, bool]]()
+    for over, row in begins(tmp_path / "out", end_id):
+        anew = row.trajectory_id % BLOCKS == 0 or over
+        assert present(row.fixed_positions).tolist() == ([] if anew else list(range(OVERLAP)))
+        if not anew:
+            assert row.tokens[:OVERLAP].tolist() == last[row.arm].tokens[-OVERLAP:].tolist()
+            assert end_id not in row.tokens[1:OVERLAP]
+        last[row.arm] = row
+        seen.add((row.trajectory_id % BLOCKS == 0, bool(anew)))
+    assert seen == {(True, True), (False, True), (False, False)}
+    for batch in batches(str(tmp_path / "out"), "event", updates=3, batch_size=16):
+        assert bool((batch.target >= 0).any())
+    assert f"A text with token {end_id} in it ends there" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_texts_that_end_are_made_by_whoever_and_grow(tmp_path, tiny_models, ending, ended):
+    settings, whole = ending[0] | BLIND, tree(ended / "data")
+    config = GenerateConfig.model_validate(tiny_config(tmp_path / "work", tiny_models) | LONG | settings)
+    identity, store = read_manifest(open_store(str(ended))).identity, LocalStore(tmp_path / "work")
+    claim(store, identity)
+    for item in plan(identity):
+        worker.make(Order.of(config, identity, str(tmp_path / "work")), item, None)
+    assert tree(tmp_path / "work" / "data") == whole
+    long(tmp_path / "grown", tiny_models, trajectories=8, **settings)
+    assert grow(tmp_path / "grown", tiny_models, **settings).grown_from == 8
+    assert tree(tmp_path / "grown" / "data") == whole
+
+
+def test_another_text_of_a_prompt_begins_with_it_too(tmp_path, tiny_models, ending):
+    settings, end_id = ending
+    (tmp_path / "p.txt").write_text("the quick\nmasks fall\n")
+    long(tmp_path / "out", tiny_models, prompts=str(tmp_path / "p.txt"), per_prompt=2 * BLOCKS, trajectories=None, **settings, **BLIND)
+    assert verify(str(tmp_path / "out"))[1] == []
+    words, anew = open_dataset(str(tmp_path / "out")).vocabulary, 0
+    for over, row in begins(tmp_path / "out", end_id):
+        given = words.encode(["masks fall" if row.trajectory_id >= 8 else "the quick"])[0]
+        if row.trajectory_id % BLOCKS == 0 or over:
+            anew += row.trajectory_id % BLOCKS > 0
+            assert present(row.fixed_positions).tolist() == list(range(len(given)))
+            assert row.tokens[: len(given)].tolist() == given
+    assert anew
+
+
+def of_trajectory(number, change, row):
+    return change(row) if row["trajectory_id"] == number else None
+
+
+def test_verify_asks_of_each_block_whether_the_text_was_over(tmp_path, ending, ended):
+    """One that should begin another text and is given something, and one that should go on and goes on from something else."""
+    later = [(row.trajectory_id, over) for over, row in begins(ended, ending[1]) if row.trajectory_id % BLOCKS]
+    for change, is_over, what in ((give_first, True, ANEW), (retoken, False, OTHER)):
+        number = next(number for number, over in later if over == is_over)
+        shutil.copytree(ended, tmp_path / what[:9])
+        forge(tmp_path / what[:9], partial(of_trajectory, number, change))
+        assert (number % 8, what) in [(each.row, each.what) for each in verify(str(tmp_path / what[:9]))[1]]
 
 
 def test_what_cannot_be(cli, tiny_models, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.support import LENGTH
+from tests.support import LENGTH, present
 from tsdfm.pipeline.flow.noise import Noise, Use
 from tsdfm.pipeline.flow.prompts import FREE
 from tsdfm.pipeline.flow.rollout import roll_out_begun, roll_out_blind
@@ -72,6 +72,31 @@ def test_trajectories_of_blocks_have_that_law_too(toys):
     counts = [int((found == text).all(1).sum()) for text in wanted]
     rest = 1 - sum(wanted.values())
     assert chisquare([*counts, count - sum(counts)], [*(p * count for p in wanted.values()), rest * count]).pvalue > 1e-4
+
+
+def joined(blocks):
+    """The text that some blocks [n, 3], which overlap by a token, begin with, up to its end; END fills it up to where they end."""
+    tokens = list(blocks[0])
+    for block in blocks[1:]:
+        tokens += [END, END] if END in tokens else list(block[1:])
+    return tuple(tokens)
+
+
+def test_trajectories_of_texts_that_end_have_that_law_and_another_text_begins_behind_an_end(toys):
+    """The first text of three blocks, and the one that begins in the second block where the first one was all of a text."""
+    model, count = markov(toys, 3), 1500
+    logs = block_trajectories(
+        lambda begun: roll_out_begun(model, None, RolloutConfig(steps=256), ShapingConfig(candidates=1), begun, "blind"),
+        range(count), BlockFacts(per_text=3, overlap=1), torch.full((count, 3), FREE), END)
+    blocks = np.stack([log.tokens for log in logs]).reshape(count, 3, 3)
+    over = (blocks[:, 0, 1:] == END).any(1)
+    assert [len(present(log.fixed_positions)) for log in logs[1::3]] == (~over).astype(int).tolist()
+    for found, size in (([joined(each) for each in blocks], 7), ([joined(each[1:]) for each in blocks[over]], 5)):
+        assert len(found) > 400
+        wanted = {text: p for text in itertools.product(range(3), repeat=size) if (p := chance(text)) * len(found) > 4}
+        counts = [found.count(text) for text in wanted]
+        rest = 1 - sum(wanted.values())
+        assert chisquare([*counts, len(found) - sum(counts)], [*(p * len(found) for p in wanted.values()), rest * len(found)]).pvalue > 1e-4
 
 
 @pytest.fixture(scope="module", params=["mask", "uniform"])

@@ -1,6 +1,7 @@
 """What is measured on held-out trajectories: which they are, their loss, and the share of the selection learnt."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tsdfm.pipeline.loader.streams import OpenDataset
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import distill, open_start
-from tsdfm.pipeline.training.held_out.measure import SHARE, HeldOut
+from tsdfm.pipeline.training.held_out.measure import COOLED, SHARE, HeldOut
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.student_trainer import proposal_temperature, train
 from tsdfm.schemas.base import InputError
@@ -73,6 +74,12 @@ def test_who_has_learnt_nothing_has_a_share_of_0(data):
         cold.head.bias.div_(0.7)
     assert held(cold)[SHARE] == pytest.approx(0, abs=1e-4)
     assert held(begun)[SHARE] != pytest.approx(0, abs=1e-4)
+    # and a cooler one still carries what it carries, without having learnt anything
+    with torch.no_grad():
+        cold.head.weight.div_(0.8)
+        cold.head.bias.div_(0.8)
+    assert held(cold)[SHARE] <= held(cold)[COOLED] + 1e-6
+    assert held(begun)[COOLED] == held.cooled >= 0
     assert (nothing.dt == 0.25).all()
     batch = held.windows
     with torch.no_grad():
@@ -89,8 +96,9 @@ def test_what_is_learnt_shows_in_log_lines_record_and_card(data, tmp_path):
     assert shares[-1] > shares[0] + 0.02
     found = json.loads((out / "training.json").read_text())["held_out"]
     assert found == {"trajectories": 10, "updates": 48, "loss": pytest.approx(lines[-1][HELD_OUT_LOSS], rel=1e-5),
-                     "share": pytest.approx(shares[-1], rel=1e-4)}
+                     "share": pytest.approx(shares[-1], rel=1e-4), "cooled": pytest.approx(lines[-1][COOLED])}
     assert f"It carries {100 * found['share']:.1f} % of the compass's" in (out / "README.md").read_text()
+    assert f"Its start alone, sampled cooler, carries {100 * found['cooled']:.1f} %." in (out / "README.md").read_text()
     assert report.updates == 48
 
 
@@ -155,3 +163,22 @@ def test_settings_that_would_do_nothing_are_refused(given):
 def test_older_configs_are_written_as_they_were():
     assert not {"event_weight", "alike", "patience"} & DistillConfig().model_dump().keys()
     assert "held_out" not in DistillConfig().model_dump()["data"]
+
+
+def test_a_whole_candidate_is_preferred_by_all_its_positions_together(tiny_models, tmp_path):
+    """A student that tilts each position by its part of an energy carries all of the selection."""
+    out = tmp_path / "data"
+    make_dataset(out, tiny_models, trajectories=24, shard_size=16, shaping={"candidates": 4}, rollout={"steps": 4, "batch_size": 8})
+    made = config(str(out), objective="event")
+    held, begun = held_out_of(made)
+    choices = present(held.choices)
+    weights = torch.zeros_like(present(choices.weights))
+    assert choices.candidates is not None
+    parts = torch.randn(begun.config.vocab_size, generator=torch.Generator().manual_seed(0))  # of each token, wherever it stands
+    for row in range(len(choices)):
+        jumped = choices.target[row] >= 0
+        weights[row, jumped] = parts[choices.candidates[row, jumped]].sum(0).softmax(0)
+    held.choices = replace(choices, weights=weights)
+    with torch.no_grad():
+        begun.head.bias.add_(parts)
+    assert held(begun)[SHARE] == pytest.approx(1, abs=1e-4)

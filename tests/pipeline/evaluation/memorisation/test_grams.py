@@ -1,4 +1,4 @@
-"""Memorised 8-grams are those that a plain search finds, wherever the corpus is cut."""
+"""8-grams that are found are those that a plain search finds, wherever the text that they are looked for in is cut."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsdfm.pipeline.evaluation.measures import memorisation as module
-from tsdfm.pipeline.evaluation.measures.memorisation import GRAM, Memorisation, gram_hashes, standing_in
+from tsdfm.pipeline.evaluation.memorisation import corpus as module
+from tsdfm.pipeline.evaluation.memorisation.corpus import TrainingText
+from tsdfm.pipeline.evaluation.memorisation.grams import GRAM, Search, gram_hashes, standing_in
 from tsdfm.pipeline.evaluation.sample_cache import SampleCache, key_of
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.schemas.corpus import CorpusConfig
@@ -15,6 +16,15 @@ from tsdfm.schemas.corpus import CorpusConfig
 
 def grams(row):
     return [tuple(row[start : start + GRAM]) for start in range(len(row) - GRAM + 1)]
+
+
+def text_of(tokens, asked=None):
+    def stream(progress):
+        if asked is not None:
+            asked.append("words")
+        return tokens
+
+    return TrainingText("words", CorpusConfig(path="nowhere.txt"), stream)
 
 
 @settings(max_examples=60, deadline=None)
@@ -27,7 +37,7 @@ def test_as_many_as_a_plain_search_finds(seed, length, size, ids, cut):
     assert hashes.shape == (3, max(0, length - GRAM + 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "AT_ONCE", cut)
-        there = standing_in(hashes, torch.from_numpy(corpus))
+        there = standing_in(hashes, text_of(torch.from_numpy(corpus)).hashes())
     assert np.isin(hashes, there).tolist() == [[gram in known for gram in grams(row)] for row in texts.tolist()]
 
 
@@ -38,23 +48,19 @@ def test_different_grams_have_different_hashes():
 
 
 def test_the_share_is_over_the_texts_and_kept(tmp_path):
-    corpus = torch.arange(100)
     tokens = np.stack([np.arange(10, 26), np.arange(200, 216), np.r_[np.arange(50, 60), np.arange(200, 206)]])
-    samples = Samples(tokens, ["", "", ""], None, None, "words")
-    asked = []
-
-    def stream(vocabulary):
-        asked.append(vocabulary)
-        return corpus
-
+    samples, asked = Samples(tokens, ["", "", ""], None, None, "words"), list[str]()
+    place = text_of(torch.arange(100), asked)
     for _ in range(2):
-        counted = Memorisation(SampleCache(tmp_path), CorpusConfig(path="nowhere.txt"))
-        counted.add({"texts": 1}, samples)
-        counted.add({"texts": 2}, Samples(tokens[:, :7], ["", "", ""], None, None, "words"))  # too short to have one
-        found = counted.count(stream)
+        search = Search(SampleCache(tmp_path))
+        search.add({"texts": 1}, samples, place)
+        search.add({"texts": 2}, Samples(tokens[:, :7], ["", "", ""], None, None, "words"), place)  # too short to have one
+        for each in search.places:
+            search.look(each)
+        found = search.shares()
         assert list(found) == [key_of({"texts": 1})]
         shares = np.array([1, 0, 3 / 9])
         one = found[key_of({"texts": 1})]
-        assert one.memorised == pytest.approx(shares.mean())
-        assert one.memorised_standard_error == pytest.approx(shares.std(ddof=1) / np.sqrt(3))
+        assert one.mean == pytest.approx(shares.mean())
+        assert one.error == pytest.approx(shares.std(ddof=1) / np.sqrt(3))
     assert asked == ["words"]

@@ -1,0 +1,1 @@
+"""How much of some texts stands in what models were trained on: in the corpus, in trajectories. Start at `memory.py`."""
