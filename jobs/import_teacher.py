@@ -17,10 +17,11 @@ from tsdfm.schemas.reports import ImportReport
 @click.option("--half", is_flag=True, help="Store float16 weights: half the size.")
 def import_command(config: ImportConfig, out: Path | None, half: bool) -> ImportReport:
     """Bring another project's teacher or student: CHECKPOINT is a file of weights, a folder with one, or hub:USER/NAME."""
-    from tsdfm.pipeline.models.folder import load, save
+    from tsdfm.pipeline.models.folder import load, refuse_others, save
     from tsdfm.pipeline.models.foreign.importer import import_teacher
 
     folder = required(out, "--out", "give the folder of the teacher")
+    refuse_others(folder)  # before anything is fetched
     imported = import_teacher(config)
     save(folder, imported.network, imported.vocabulary, imported.record, half=half)
     made, origin = imported.network.config, imported.record.imported

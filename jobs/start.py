@@ -1,19 +1,36 @@
 """Where the command starts: Ctrl-C has its meaning before anything else is loaded."""
 
 import atexit
+import os
 import signal
+import sys
 
 from tsdfm.jobs.shell.signals import STOPPING, interrupt
 
 
 def main() -> None:
     """Entry point of the installed command."""
+    _open_streams()
     atexit.register(_done)  # the first to be registered is the last to be called
     for number in STOPPING:
         signal.signal(number, interrupt)
     from tsdfm.jobs.cli import main
 
     main()
+
+
+def _open_streams() -> None:
+    """A standard stream that was closed (`2>&-`) leads nowhere.
+
+    Otherwise the next file that is opened would get its number, and with it whatever a library writes to standard error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            mode = os.O_WRONLY if number else os.O_RDONLY
+            os.open(os.devnull, mode)  # gets the lowest number that is free
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def _done() -> None:

@@ -55,6 +55,7 @@ class Frozen(BaseModel):
     # Infinity and NaN are refused everywhere: JSON has neither, so they would be lost when the record is written.
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
+    _texts: ClassVar[frozenset[str]] = frozenset()  # fields that hold texts as a model or a user wrote them; see `texts_in`
     _nested: ClassVar[dict[str, dict[str, Any]]] = {}  # field -> what its default record says, where it says anything
 
     @classmethod
@@ -72,6 +73,11 @@ class Frozen(BaseModel):
             return data
         given = {name: data[name] for name in cls._nested if isinstance(data.get(name), Mapping)}
         return {**data, **{name: laid_over(cls._nested[name], value) for name, value in given.items()}}
+
+
+def texts_in(record: object) -> frozenset[str]:
+    """The fields of a record that hold texts as a model or a user wrote them, in which an address is nobody's secret."""
+    return record._texts if isinstance(record, Frozen) else frozenset()
 
 
 def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,8 +35,9 @@ def _budgets(value: Any) -> Any:
     return budgets
 
 
+Weight = Annotated[float, Field(gt=0, le=1e9)]  # beside others: their sum is a number, too
 Budgets = Annotated[
-    dict[Annotated[int, Field(ge=1, le=65536)], Annotated[float, Field(gt=0)]],
+    dict[Annotated[int, Field(ge=1, le=65536)], Weight],
     BeforeValidator(_budgets, json_schema_input_type=Any)]
 
 
@@ -46,7 +47,7 @@ class DataConfig(Frozen):
     paths: list[PathName] = Field(default_factory=list, description=(
         "Dataset to learn from: a local folder, a filesystem URI, or hf://datasets/USER/NAME@REVISION; give several to "
         "mix them"))
-    weights: list[Annotated[float, Field(gt=0)]] | None = Field(None, description=(
+    weights: list[Weight] | None = Field(None, description=(
         "Share of each dataset in every batch, up to a common factor, one for each; null: by their numbers of trajectories"))
     arm: Arm = Field("shaped", description=(
         "Which trajectories: 'shaped' (the compass chose the jumps) or 'blind' (the teacher alone)"))
@@ -76,7 +77,7 @@ class DataConfig(Frozen):
 class RealConfig(Frozen):
     """A denoising loss on real text, mixed in."""
 
-    weight: float = Field(0.0, ge=0, description=(
+    weight: float = Field(0.0, ge=0, le=1e6, description=(
         "Weight of a denoising loss on real text that is added to the objective; 0 adds none"))
     corpus: CorpusConfig = CorpusConfig()
 

@@ -7,6 +7,7 @@ from pydantic import Field
 from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.paths import PathName
 
+RECEIPT_FILE = "published.json"
 RepositoryName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$", max_length=96)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 RepositoryKind = Literal["dataset", "model"]

@@ -1,6 +1,6 @@
 """What a command prints on standard output with `--json`, one model per command (`evaluate`: `evaluate.Results`)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -79,6 +79,8 @@ class TokenChoiceReport(Frozen):
 class FrameReport(Frozen):
     """The state of a trajectory after one step that has events; see `dataset.frames.Frame`."""
 
+    _texts: ClassVar[frozenset[str]] = frozenset({"pieces", "candidates"})
+
     step: int
     t: float
     pieces: list[str]
@@ -92,6 +94,8 @@ class FrameReport(Frozen):
 
 class TrajectoryReport(Frozen):
     """One trajectory in one arm."""
+
+    _texts: ClassVar[frozenset[str]] = frozenset({"text"})
 
     trajectory_id: int
     arm: Arm
@@ -112,12 +116,16 @@ class TrajectoriesReport(Frozen):
 class Prompted(Frozen):
     """What one text was written to."""
 
+    _texts: ClassVar[frozenset[str]] = frozenset({"prompt", "written"})
+
     prompt: str = Field(description="as given: a beginning, or a text with gaps")
     written: list[str] = Field(description="what the model wrote, gap by gap")
 
 
 class SampleReport(Frozen):
     """`sample`."""
+
+    _texts: ClassVar[frozenset[str]] = frozenset({"texts"})
 
     model: str
     texts: list[str] = Field(description="whole, with what was given")

@@ -9,6 +9,7 @@ from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import emit, output_kept_for_json, say
 from tsdfm.jobs.shell.flags import PLAN_OPTIONS, PRINT_CONFIG, SET, GroupedCommand, Planner, planned, required
 from tsdfm.jobs.shell.options import yaml_of
+from tsdfm.schemas.words import count
 
 
 @click.command("ablate", cls=GroupedCommand)
@@ -51,7 +52,7 @@ def ablate_command(  # noqa: PLR0913 (click gives every option as an argument)
         report = ablate(asked, data, required(out, "--out", "give the folder of trials and table"))
     for line in told_effects(asked, report.effects):
         say(line)
-    say(f"{report.out}: {report.trials} trials ({report.made} made, {report.kept} kept), {report.seconds} s; "
+    say(f"{report.out}: {count(report.trials, 'trial')} ({report.made} made, {report.kept} kept), {report.seconds} s; "
         "table.md, table.csv, table.parquet, report.html")
     if as_json:
         emit(report)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tsdfm.jobs.ablate.plan import Trial, plan
-from tsdfm.jobs.ablate.run import START, Work, anchored_evaluation, check_out, workers_of
+from tsdfm.jobs.ablate.run import START, SWEEP_FILE, Work, anchored_evaluation, workers_of
 from tsdfm.jobs.distill.plan import job_of
 from tsdfm.jobs.evaluate.plan import EvaluateJob
 from tsdfm.jobs.plan.plan import Forecast, Measurement, check_writable, plan_of, started_seconds
@@ -25,6 +25,7 @@ from tsdfm.jobs.plan.training import TrainingJob
 from tsdfm.jobs.shell.cluster import cluster
 from tsdfm.jobs.shell.console import say_corpus, ticker
 from tsdfm.pipeline.evaluation.sample_cache import key_of
+from tsdfm.pipeline.storage.targets import check_folder
 from tsdfm.pipeline.training.distill import open_start
 from tsdfm.schemas.ablate import Sweep
 from tsdfm.schemas.base import WorkError
@@ -39,7 +40,7 @@ def plan_ablate(sweep: Sweep, wish: PlanWish, data: Sequence[str], out: Path) ->
     out = out.absolute()
     check_writable(out)
     trials = {trial.key: trial for trial in plan(sweep, data)}
-    check_out(out)
+    check_folder(out, {SWEEP_FILE}, "sweep")
     work = Work(trials, anchored_evaluation(sweep.evaluate), out, b"")
     todo = [key for key in [START, *trials] if not work.is_done(key)]
     if START in todo:

@@ -9,8 +9,7 @@ from safetensors import safe_open
 
 from tsdfm.jobs.ablate.plan import Trial
 from tsdfm.pipeline.evaluation.effects import ScoredTexts
-from tsdfm.pipeline.evaluation.run import RESULTS_FILE
-from tsdfm.pipeline.evaluation.sample_cache import METHOD, kept_texts
+from tsdfm.pipeline.evaluation.sample_cache import METHOD, RESULTS_FILE, kept_texts
 from tsdfm.pipeline.models.folder import WEIGHTS_FILE
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.schemas.ablate import Evaluation, TrialRecord, TrialRow

@@ -31,11 +31,13 @@ from tsdfm.jobs.crew.training.desk import Desk
 from tsdfm.jobs.crew.working import node_name
 from tsdfm.jobs.evaluate.run import evaluated
 from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
-from tsdfm.jobs.shell.console import say, say_corpus
+from tsdfm.jobs.shell.console import Stages, say, say_corpus
 from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count
+from tsdfm.pipeline.evaluation.run import check
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
 from tsdfm.pipeline.storage.store import LocalStore, Store
+from tsdfm.pipeline.storage.targets import check_folder
 from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
@@ -83,15 +85,17 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     """
     out = out.absolute()
     trials = {trial.key: trial for trial in plan(sweep, data)}
-    check_out(out)
+    check_folder(out, {SWEEP_FILE}, "sweep")
     asked = (redacted(sweep.model_dump_json(indent=2)) + "\n").encode()
     work, store = Work(trials, anchored_evaluation(sweep.evaluate), out, asked), LocalStore(out)
     started = time.monotonic()
+    todo = [key for key in [START, *trials] if not work.is_done(key)]
+    if START in todo:
+        say_corpus(work.evaluation.corpus, [str(work.first.start)])
+    if todo and sweep.address == "local":  # nodes may have what this machine has not
+        _check_evaluation(work)
     with store.owned():
         store.write(SWEEP_FILE, asked)
-        todo = [key for key in [START, *trials] if not work.is_done(key)]
-        if START in todo:
-            say_corpus(work.evaluation.corpus, [str(work.first.start)])
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
         faults = _run(work, todo, workers_of(sweep, work.threads), sweep.address) if todo else {}
         done = [trial for trial in trials.values() if work.is_done(trial.key)]
@@ -112,10 +116,11 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         seconds=round(time.monotonic() - started, 2), rows=rows, effects=found)
 
 
-def check_out(out: Path) -> None:
-    """Refuse a folder that holds something else than a sweep. Raises InputError."""
-    if out.exists() and not (out / SWEEP_FILE).is_file() and any(name != ".lock" for name in LocalStore(out).names()):
-        raise InputError(f"{out}: holds files and no sweep; give an empty --out, or that of a sweep")
+def _check_evaluation(work: Work) -> None:
+    """Refuse an evaluation that would fail after the training, of each model that trials start from. Raises InputError."""
+    with Stages() as progress:
+        for start in sorted({str(trial.start) for trial in work.trials.values()}):
+            check(work.evaluation.config(start, None, reference=start == str(work.first.start)), progress)
 
 
 def anchored_evaluation(evaluation: Evaluation) -> Evaluation:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tsdfm.pipeline.storage.targets import check_folder
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.demo import DemoConfig
 from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
@@ -45,10 +46,11 @@ class Plan:
 
 
 def plan(config: DemoConfig) -> Plan:
-    """What a demo runs. Raises InputError: OUT is not a local folder."""
+    """What a demo runs. Raises InputError: OUT is not a local folder, or holds something else."""
     if "://" in config.out:
         raise InputError(f"--out {config.out}: models and pages need a local folder; give one")
     folder, trajectories = Path(config.out), config.trajectories
+    check_folder(folder, {"data"}, "demo")
     data = GenerateConfig(
         out=str(folder / "data"), trajectories=trajectories, arm="both", shard_size=min(SHARD, -(-trajectories // 4)),
         rollout=RolloutConfig(steps=STEPS, temperature=TEMPERATURE, clocks="spaced"),

@@ -96,4 +96,5 @@ def _show(story: Story, page: Path) -> None:
     people.print(table)
     for line in headline(story):
         say(line)
-    say(f"\n{page}: the whole story on one page\n{page.with_name(PLAYER_FILE)}: trajectories, step by step")
+    say(f"{page}: the whole story on one page")
+    say(f"{page.with_name(PLAYER_FILE)}: trajectories, step by step")

@@ -5,6 +5,7 @@ from pathlib import Path
 from tsdfm.jobs.distill.run import pinned, with_anchored_paths
 from tsdfm.jobs.plan.plan import check_writable, plan_of, started_seconds
 from tsdfm.jobs.plan.training import TrainingJob, updates_done
+from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.pipeline.training.distill import opened, train_at
 from tsdfm.pipeline.training.student_trainer import Start
 from tsdfm.schemas.distill import DistillConfig
@@ -13,6 +14,7 @@ from tsdfm.schemas.plan import Plan, PlanWish
 
 def plan_distill(config: DistillConfig, wish: PlanWish, out: Path) -> Plan:
     """The plan of a student. Raises InputError where the run would; nothing is written."""
+    check_tracker(config.tracker)
     check_writable(out)
     config = with_anchored_paths(config)
     start = opened(config, out)

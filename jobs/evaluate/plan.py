@@ -26,7 +26,7 @@ from tsdfm.pipeline.evaluation.measures.prompted import Beginnings, beginnings, 
 from tsdfm.pipeline.evaluation.memorisation.memory import look_in
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.run import evaluate
-from tsdfm.pipeline.evaluation.sample_cache import has_texts, kept_texts
+from tsdfm.pipeline.evaluation.sample_cache import check_results, has_texts, kept_texts
 from tsdfm.pipeline.evaluation.samples import summarise
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
@@ -46,6 +46,7 @@ def plan_evaluate(config: EvaluateConfig, wish: PlanWish) -> Plan:
         torch.set_num_threads(config.threads)
     if config.out is not None:
         check_writable(Path(config.out))
+        check_results(Path(config.out))
     job = EvaluateJob.of(config)
     if config.reads_corpus:
         say_corpus(config.corpus, config.model)

@@ -89,11 +89,13 @@ def write_page(store: Store, path: str, trajectory: int | None, arm: Arm | None 
     from tsdfm.pipeline.dataset.manifest import read_manifest, read_vocabulary
     from tsdfm.pipeline.dataset.player import MAX_TRAJECTORIES, player_page
     from tsdfm.pipeline.storage.atomic import write_atomic
+    from tsdfm.pipeline.storage.targets import check_file
 
     file = Path(path)
     if not file.absolute().parent.is_dir() or file.is_dir():
         raise InputError(f"{path}: not a file in a folder that exists; make the folder, "
                          "or give another --html")
+    check_file(file, "--html", lambda data: data.lstrip()[:9].lower() == b"<!doctype", "page")
     manifest = read_manifest(store)
     count = min(MAX_TRAJECTORIES, manifest.identity.trajectories)
     ids = list(range(count)) if trajectory is None else [trajectory]

@@ -11,6 +11,7 @@ import torch
 
 from tsdfm.jobs.shell.cluster import cores_here
 from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.pipeline.storage.targets import check_file
 from tsdfm.schemas.base import InputError, differences, parse_json, plain_json, to_json
 from tsdfm.schemas.former import told_if_replaced
 from tsdfm.schemas.plan import Machine, PlanWish, Rates
@@ -51,6 +52,14 @@ def checked_wish(wish: PlanWish) -> None:
         target = Path(wish.save_rates)
         if target.is_dir() or not os.access(target.absolute().parent, os.W_OK):
             raise InputError(f"--save-rates {target}: can't be written; give a file in a folder that you can write to")
+        check_file(target, "--save-rates", _is_rates, "file of rates")
+
+
+def _is_rates(data: bytes) -> bool:
+    try:
+        return bool(parse_json(Rates, data, "rates"))
+    except InputError:
+        return False
 
 
 def read_rates(name: str, command: str, measured_for: Mapping[str, Any], address: str) -> Rates:

@@ -1,10 +1,12 @@
 """What people see (standard error) and what machines read (one JSON object on standard output)."""
 
+import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from typing import Any
 
 import click
 from pydantic import BaseModel
@@ -14,9 +16,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
+from rich.text import Text
 
 from tsdfm.pipeline.text.cleaning import told
-from tsdfm.schemas.base import one_line
+from tsdfm.schemas.base import one_line, texts_in
 from tsdfm.schemas.corpus import DEFAULT, PYTHON, CorpusConfig
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.terms import Dtype
@@ -43,10 +46,11 @@ _ours = logging.getLogger("tsdfm")  # its level is what `--log-level` says
 def say(line: str, level: int = logging.INFO) -> None:
     """One line for people, if it is of the level that they want to hear, or above.
 
-    Whatever it quotes, nothing in it steers the terminal, and no URI's secrets are told.
+    Whatever it quotes, a name with a line break say, it is one line (but for a traceback, at 'debug'), nothing in it steers the
+    terminal, and no URI's secrets are told.
     """
     if level >= _least():
-        people.print(redacted(line).translate(CONTROLS), markup=False)
+        people.print(redacted(line).translate(CONTROLS) if level == logging.DEBUG else _harmless(line), markup=False)
 
 
 def _least() -> int:
@@ -132,8 +136,25 @@ def say_if_slow(dtype: Dtype, gpu: bool) -> None:
 
 
 def emit(report: BaseModel) -> None:
-    """Print a report as one machine-readable JSON object on standard output, without the secrets of URIs."""
-    click.echo(redacted(report.model_dump_json()))
+    """Print a report as one machine-readable JSON object on standard output, without the secrets of URIs.
+
+    What a field of `texts_in` holds is a text, of a model or a user, and stays as it is.
+    """
+    click.echo(json.dumps(_untold(report, report.model_dump(mode="json")), ensure_ascii=False, separators=(",", ":")))
+
+
+def _untold(value: object, data: Any) -> Any:
+    """The JSON data of a value without the secrets of URIs, but for texts."""
+    if isinstance(data, str):
+        return redacted(data)
+    if isinstance(data, list):
+        items = value if isinstance(value, list | tuple) and len(value) == len(data) else [None] * len(data)
+        return [_untold(*each) for each in zip(items, data, strict=True)]
+    if isinstance(data, dict):
+        fields = value if isinstance(value, Mapping) else getattr(value, "__dict__", {})
+        return {redacted(name): each if name in texts_in(value) else _untold(fields.get(name), each)
+                for name, each in data.items()}
+    return data
 
 
 @contextmanager
@@ -155,22 +176,29 @@ def print_whole(table: Table, keys: int = 1) -> None:
     """Print a table on standard output, one row a line: where the terminal is too narrow, in parts that repeat the key columns.
 
     Args:
-        table: with cells of plain text.
+        table: with cells of plain text, whatever brackets stand in it: a name of a model, say.
         keys: how many columns, from the left, tell a row from others.
     """
     for columns in _parts([_width(column) for column in table.columns], keys, results.width - EDGES):
-        part = Table(title=table.title if columns[-1] < keys or columns[keys] == keys else None, title_justify="left",
-                     title_style="bold", box=table.box, pad_edge=False)
+        titled = table.title and (columns[-1] < keys or columns[keys] == keys)
+        part = Table(title=Text(_harmless(str(table.title)), "bold") if titled else None, title_justify="left", box=table.box,
+                     pad_edge=False)
         for index in columns:
             column = table.columns[index]
-            part.add_column(column.header, justify=column.justify, no_wrap=True, overflow="ellipsis")
+            part.add_column(Text(_harmless(str(column.header))), justify=column.justify, no_wrap=True, overflow="ellipsis")
         for row, cells in zip(table.rows, zip(*(table.columns[index].cells for index in columns), strict=True), strict=True):
-            part.add_row(*cells, end_section=row.end_section)
-        results.print(part)
+            part.add_row(*(Text(_harmless(str(cell))) for cell in cells), end_section=row.end_section)
+        needed = sum(_width(table.columns[index]) + GAP for index in columns) + EDGES
+        # A terminal of no width at all, as some CI says, gets lines that are too long for it: no figure is ever cut.
+        (results if needed <= results.width else Console(highlight=False, soft_wrap=True, width=needed)).print(part)
+
+
+def _harmless(words: str) -> str:
+    return redacted(one_line(words)).translate(CONTROLS)
 
 
 def _width(column: Column) -> int:
-    return max(cell_len(str(cell)) for cell in [column.header, *column.cells])
+    return max(cell_len(_harmless(str(cell))) for cell in [column.header, *column.cells])
 
 
 def _parts(widths: Sequence[int], keys: int, room: int) -> list[list[int]]:

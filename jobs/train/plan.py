@@ -6,6 +6,7 @@ from pathlib import Path
 from tsdfm.jobs.plan.plan import check_writable, plan_of, started_seconds
 from tsdfm.jobs.plan.training import TrainingJob, updates_done
 from tsdfm.jobs.shell.console import say_corpus
+from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.jobs.train.run import with_anchored_paths
 from tsdfm.pipeline.models.folder import load_denoiser, teacher_folder
 from tsdfm.pipeline.text.vocabulary import Vocabulary
@@ -18,6 +19,7 @@ from tsdfm.schemas.train import CompassConfig, PretrainConfig
 
 def plan_pretrain(config: PretrainConfig, wish: PlanWish, out: Path, *, half: bool) -> Plan:
     """The plan of a teacher. Raises InputError where the run would; nothing is written."""
+    check_tracker(config.tracker)
     check_writable(out)
     config = with_anchored_paths(config)
     if config.tokenizer is not None:
@@ -31,6 +33,7 @@ def plan_pretrain(config: PretrainConfig, wish: PlanWish, out: Path, *, half: bo
 
 def plan_fit_compass(config: CompassConfig, wish: PlanWish, out: Path, *, half: bool) -> Plan:
     """The plan of a compass or judge. Raises InputError where the run would; nothing is written."""
+    check_tracker(config.tracker)
     check_writable(out)
     config = with_anchored_paths(config)
     teacher = load_denoiser(teacher_folder(config.teacher)).network.config

@@ -98,7 +98,7 @@ def _transformers(name: str, folder: Path, gguf: str | None, device: torch.devic
         start, encode, backend, unknown = vocabulary.eos_id, vocabulary.encode, vocabulary.tokenizer, None
     else:
         assert tokenizer is not None
-        start, encode = _start(name, opened.model, tokenizer), _reader(tokenizer)
+        start, encode = _start(name, opened, tokenizer), _reader(tokenizer)
         backend, unknown = getattr(tokenizer, "backend_tokenizer", None), tokenizer.unk_token_id
     if backend is not None:
         _check_ids(opened, backend, start)
@@ -139,14 +139,13 @@ def _parsed(name: str, folder: Path) -> Tokenizer:
         raise InputError(f"judge {name}: {folder / TOKENIZER_FILE} can't be read ({error.strerror}); copy it anew") from None
 
 
-def _start(name: str, model: Any, tokenizer: Any) -> int:
+def _start(name: str, opened: CausalModel, tokenizer: Any) -> int:
     """The token before a text: bos, else eos; where bos opens a chat turn (SmolLM2, Qwen), the document separator."""
     bos, separator = tokenizer.bos_token, "<|endoftext|>"
     if bos in (None, "<|im_start|>") and separator in tokenizer.get_vocab():
         return int(tokenizer.convert_tokens_to_ids(separator))
-    eos = model.config.eos_token_id
-    for start in (tokenizer.bos_token_id, model.config.bos_token_id, tokenizer.eos_token_id,
-                  eos[0] if isinstance(eos, list) else eos):
+    for start in (tokenizer.bos_token_id, *opened.special_ids("bos_token_id"), tokenizer.eos_token_id,
+                  *opened.special_ids("eos_token_id")):
         if start is not None:
             return int(start)
     raise InputError(f"judge {name}: its tokenizer has no bos and no eos token to start a text with; give another judge")

@@ -33,14 +33,16 @@ from tsdfm.pipeline.evaluation.measures.corpus_texts import (
 )
 from tsdfm.pipeline.evaluation.measures.distances import RealTexts, why_few
 from tsdfm.pipeline.evaluation.measures.frontier import draw_frontier, frontier_of
-from tsdfm.pipeline.evaluation.measures.likelihoods import Bounds
+from tsdfm.pipeline.evaluation.measures.likelihoods import Bounds, why_one
 from tsdfm.pipeline.evaluation.measures.prompted import beginnings, read_prompts
 from tsdfm.pipeline.evaluation.memorisation.memory import Memory
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.sample_cache import (
     METHOD,
+    RESULTS_FILE,
     Identity,
     SampleCache,
+    check_results,
     identity_of_scores,
     identity_of_texts,
     key_of,
@@ -54,11 +56,11 @@ from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.evaluate import EvaluateConfig, JudgeFacts, Measures, Results, Row
-from tsdfm.schemas.measures import Distances, Memorised
+from tsdfm.schemas.measures import Bound, Distances, Memorised
 from tsdfm.schemas.progress import Progress, unheard
 
 LIBRARIES = ("tsdfm-pipeline", "torch", "numpy", "tokenizers", "transformers")
-RESULTS_FILE, FRONTIER_FILE, PLOT_FILE = "results.json", "frontier.json", "frontier.png"
+FRONTIER_FILE, PLOT_FILE = "frontier.json", "frontier.png"
 
 
 def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str = "", maker: Maker | None = None) -> Results:
@@ -97,7 +99,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
             command=command, settings=config, versions=_versions(), method=METHOD,
             device=", ".join(sorted(devices)) or device_name(device),
             threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, likelihood=likelihood,
-            remarks=[*run.told([*reference, *naive, *rows]), *run.memory.remarks, *since],
+            remarks=[*run.told([*reference, *naive, *rows], likelihood), *run.memory.remarks, *since],
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
@@ -105,6 +107,19 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
             run.cache.write(FRONTIER_FILE, (frontier.model_dump_json(indent=2) + "\n").encode())
             run.cache.write(PLOT_FILE, draw_frontier(frontier))
     return results
+
+
+def check(config: EvaluateConfig, progress: Progress = unheard) -> None:
+    """What `evaluate` asks of models, judges and the corpus before it samples anything, for who has long work to do before.
+
+    Raises InputError, or WorkError where the Hub can't be reached; nothing is written but the corpus's cache.
+    """
+    device = torch.device("cpu")
+    models = [open_subject(name, config, device).opened for name in config.model]
+    for name in config.evaluator:
+        open_judge(name, device, [each.vocabulary for each in models])
+    for opened in kinds_of(config, models) if config.real else []:
+        real_texts(config, opened, progress).make()
 
 
 @dataclass(frozen=True)
@@ -247,10 +262,10 @@ class _Run:
         return self.cache.likelihood(identity_of_scores(identity, judge.fingerprint, METHOD),
                                      partial(likelihood, samples, judge), self.config.distances)
 
-    def told(self, rows: list[Row]) -> list[str]:
-        """What to know before reading a figure of these rows."""
-        few = why_few([each for row in rows for each in row.distances.values()])
-        return [*self.remarks.values(), *([] if few is None else [few])]
+    def told(self, rows: list[Row], bounds: list[Bound]) -> list[str]:
+        """What to know before reading a figure of these rows and bounds."""
+        few = why_few([each for row in rows for each in row.distances.values()]), why_one(bounds)
+        return [*self.remarks.values(), *filter(None, few)]
 
     def _note(self, judge: Judge, samples: Samples, found: Likelihood) -> None:
         """Remember what makes a judge's figures of some texts worth little, once for each vocabulary."""
@@ -280,6 +295,7 @@ def _folder(out: str | None) -> Iterator[Path]:
             yield Path(temporary)
         return
     folder = Path(out)
+    check_results(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

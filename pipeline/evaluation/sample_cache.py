@@ -26,11 +26,13 @@ import pyarrow.parquet as pq
 from tsdfm.pipeline.evaluation.judge import Likelihood, Prefixes
 from tsdfm.pipeline.evaluation.samples import Samples
 from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.pipeline.storage.targets import check_folder
 from tsdfm.schemas.base import InputError, WorkError, plain_json
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.former import replaced, told
 from tsdfm.schemas.regular import check_regular, read_regular
 
+RESULTS_FILE, FOLDERS = "results.json", ("samples", "scores", "features", "counts")
 METADATA = b"tsdfm"
 METHOD: Literal[2] = 2  # of `Results`; texts and scores of another are never taken for these
 PROMPTS = "prompts"  # of an identity: its texts go on from some
@@ -192,6 +194,11 @@ def has_texts(config: EvaluateConfig, model: str, steps: int, temperature: float
     """Whether the folder of an evaluation has texts: model and prompts by fingerprint, step count, temperature."""
     identity = {**identity_of_texts(config, model, steps, temperature, prompts), **of_method(METHOD)}
     return config.out is not None and SampleCache(Path(config.out)).has_samples(identity)
+
+
+def check_results(folder: Path) -> None:
+    """Refuse a folder that holds something else than an evaluation. Raises InputError."""
+    check_folder(folder, {RESULTS_FILE, *FOLDERS}, "evaluation")
 
 
 def replaced_since(results: Path, fingerprints: Sequence[str]) -> list[str]:

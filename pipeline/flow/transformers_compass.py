@@ -44,11 +44,11 @@ class TransformersCompass:
         if other is not None:
             raise InputError(f"{what}: its tokenizer is not the teacher's ({other}); use a causal LM of the same vocabulary")
         opened = open_causal(what, folder, device)
-        positions, bos = opened.positions, opened.model.config.bos_token_id
+        positions = opened.positions
         if positions is not None and positions < length:
             raise InputError(f"{what}: has {positions} positions, the texts have {length} tokens; give another compass, or "
                              "a shorter --length")
-        bos_id = vocabulary.eos_id if bos is None else int(bos)
+        bos_id = next(iter(opened.special_ids("bos_token_id")), vocabulary.eos_id)
         opened.check_ids([bos_id, *(number for number in vocabulary.tokenizer.get_vocab().values()
                                     if number != vocabulary.mask_id)])
         opened.check_positions(length)

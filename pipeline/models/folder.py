@@ -30,10 +30,13 @@ from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
 from tsdfm.schemas.base import Frozen, InputError, WorkError, first_line, plain_json, to_json
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, own_config, parse_model_config
+from tsdfm.schemas.publish import RECEIPT_FILE
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.terms import Source
 
 CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE = "config.json", "model.safetensors", "training.json", "README.md"
+REPLACED = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TRAINING_FILE, CARD_FILE, RECEIPT_FILE}  # what a new model may replace
+NAMED = 3  # files in a message
 Network = Denoiser | CausalLM | NceEncoder
 N = TypeVar("N", bound=Network, covariant=True)
 EMBEDDED = "embedded"
@@ -111,11 +114,26 @@ def check_target(out: Path) -> None:
 
 
 def refuse_others(folder: Path) -> None:
-    """Raises InputError for whatever a model folder must not replace."""
+    """Raises InputError for whatever a model folder must not replace: all but a model of this project and nothing else."""
     if folder.is_symlink():
         raise InputError(f"{folder}: is a symbolic link, which a finished model can't replace; give the folder itself as --out")
-    if folder.exists() and not (folder / CONFIG_FILE).is_file():
-        raise InputError(f"{folder}: exists and is not a model folder; give another --out")
+    if not folder.exists():
+        return
+    if not _is_ours(folder / CONFIG_FILE):
+        raise InputError(f"{folder}: exists and is not a model folder of this project, and nothing else is replaced; give "
+                         "another --out")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in REPLACED)
+    if others:
+        raise InputError(f"{folder}: holds more than a model ({', '.join(others[:NAMED])}), which would be lost if a new one "
+                         "replaced it; move that away, or give another --out")
+
+
+def _is_ours(config: Path) -> bool:
+    try:
+        data = plain_json(read_regular(config), str(config))
+    except (OSError, InputError):
+        return False
+    return isinstance(data, dict) and "kind" in data
 
 
 def save(

@@ -47,9 +47,23 @@ class CausalModel:
         found = (getattr(config, name, None) for name in POSITIONS)
         return next((number for number in found if isinstance(number, int) and number > 0), None)
 
+    @property
+    def rows(self) -> int:
+        """The number of ids that have a row in both embeddings."""
+        return min(len(self.weight), len(self.model.get_input_embeddings().weight))
+
+    def special_ids(self, name: str) -> list[int]:
+        """The ids that config.json names, as 'bos_token_id' say, without those that have no row.
+
+        A model of an own vocabulary often keeps the library's defaults, which are ids of another tokenizer.
+        """
+        named = getattr(self.model.config, name, None)
+        ids = named if isinstance(named, list) else [named]
+        return [number for number in ids if isinstance(number, int) and 0 <= number < self.rows]
+
     def check_ids(self, ids: Collection[int]) -> None:
         """Raises InputError unless every id has a row in both embeddings."""
-        rows = min(len(self.weight), len(self.model.get_input_embeddings().weight))
+        rows = self.rows
         lost = [number for number in ids if not 0 <= number < rows]
         if lost:
             raise InputError(f"{self.what}: has rows for {rows} ids, and its tokenizer gives {max(lost)}; give the model that "
@@ -224,7 +238,7 @@ def quiet() -> Iterator[None]:
 def _check(opened: CausalModel) -> None:
     """What the scores rest on: hidden states that don't look ahead, and finite logits that are a head of them."""
     what, positions = opened.what, min(PROBE, opened.positions or PROBE)
-    rows = min(len(opened.weight), len(opened.model.get_input_embeddings().weight))
+    rows = opened.rows
     opened.check_positions(positions)
     ids = torch.linspace(0, rows - 1, positions, device=opened.weight.device).long()[None]
     hidden, logits = opened.hidden(ids), opened.model(input_ids=ids, use_cache=False).logits

@@ -5,9 +5,7 @@ from datetime import UTC, datetime
 from tsdfm.pipeline.publishing.upload import Upload
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.base import parse_json
-from tsdfm.schemas.publish import Receipt
-
-RECEIPT_FILE = "published.json"
+from tsdfm.schemas.publish import RECEIPT_FILE, Receipt
 
 
 def leave_receipt(store: Store, upload: Upload, revision: str) -> Receipt:

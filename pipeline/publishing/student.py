@@ -39,13 +39,13 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
     Raises InputError (not a student, an evaluation of something else, the login, name or repository not fit: nothing was sent),
     or WorkError (what arrived is kept, the same call goes on).
     """
-    check_login(config.repo)
     opened = load_denoiser(folder)
     network = opened.network
     if not network.config.step_size:
         raise InputError(f"{folder}: holds a teacher; publish takes finished datasets and students")
     record = without_folders(_record(folder))
     results, frontier = _evaluation(config.evaluation, opened.fingerprint)
+    check_login(config.repo)
     files = {name: read_regular(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)}
     files[CONFIG_FILE] = own_config(files[CONFIG_FILE])
     beside = transformers_files(opened, files[CONFIG_FILE])

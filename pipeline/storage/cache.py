@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from os.path import expanduser, isabs
 from pathlib import Path
 
 from tsdfm.pipeline.storage.atomic import write_atomic
@@ -53,12 +54,13 @@ def corpora_folder() -> Path:
     """
     given = os.environ.get(CORPORA)
     if given:
+        named = Path(expanduser(given))  # which no shell has seen in a Dockerfile
         try:
-            Path(given).mkdir(parents=True, exist_ok=True)
+            named.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{CORPORA}={given}: cannot write there ({error.strerror}); name a folder that you can write"
                              ) from None
-        return Path(given)
+        return named
     with contextlib.suppress(OSError, RuntimeError):  # no home, or a read-only one
         folder = _folder() / "corpora"
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,8 @@ def _of_this_process() -> Path:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tsdfm-pipeline"
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if isabs(given) else Path.home() / ".cache") / "tsdfm-pipeline"  # by its standard a relative is none
 
 
 def _read(name: str) -> bytes | None:

@@ -135,6 +135,23 @@ def test_an_out_that_cannot_be_used_is_refused_and_left_alone(cli, tmp_path, tin
     assert tree(foreign).keys() == {"thesis.tex"}
 
 
+def test_what_is_there_is_lost_to_no_other_command(cli, tmp_path, tiny_models):
+    """Story: `inspect OUT --html OUT/manifest.json` took the dataset's manifest, and `evaluate --out OUT` left its results among shards."""
+    out = tmp_path / "out"
+    make_dataset(out, tiny_models)
+    before = tree(out)
+    sampling = ("--model", tiny_models.mask, "--steps", 1, "--number", 2, "--evaluator", tiny_models.ar, "--no-reference", "--out", out)
+    assert_refused(cli("inspect", out, "--html", out / "manifest.json"), "manifest.json", "is no page", "would be lost")
+    assert_refused(cli("evaluate", *sampling), "holds files and no evaluation", "README.md, data, manifest.json")
+    assert_refused(cli("evaluate", *sampling, "--plan"), "holds files and no evaluation")
+    assert_refused(cli("demo", "--out", tiny_models.mask), "holds files and no demo", "config.json")
+    assert_refused(cli("import-teacher", tiny_models.mask, "--out", out), "not a model folder")
+    assert_refused(cli("evaluate", *sampling[:-1], tmp_path / "new", "--plan", "--save-rates", out / "manifest.json"), "is no file of rates")
+    assert tree(out) == before
+    for _ in range(2):  # a page is written over
+        assert cli("inspect", out, "--html", tmp_path / "page.html").code == 0
+
+
 def test_another_config_in_the_same_out_is_refused_with_the_fields_named(cli, tmp_path, tiny_models):
     out = tmp_path / "out"
     make_dataset(out, tiny_models)

@@ -70,6 +70,7 @@ def test_a_folder_that_is_no_model_is_kept(source, tmp_path, cli):
     (tmp_path / "mine" / "notes.txt").write_text("keep")
     assert_refused(cli("import-teacher", source, "--out", tmp_path / "mine"), "not a model folder")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    assert_refused(cli("import-teacher", tmp_path / "nowhere", "--out", tmp_path / "mine"), "not a model folder")  # asked first
 
 
 def test_a_checkpoint_of_the_hub_is_imported_by_name(hub, tmp_path, cli):

@@ -1,5 +1,6 @@
 """What opens a store is told nowhere: not in a record, a card, a manifest or a message, whatever the command and however it ends."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,16 @@ def test_no_command_tells_them(cli, tmp_path, tiny_models, monkeypatch):
         outcome = cli(*arguments)
         assert clean(outcome.stdout), arguments
         assert clean(outcome.stderr), arguments
+
+
+def test_a_text_is_told_as_it_is_written(cli, tiny_models):
+    """An address in a text is no secret of the machine's: it was cut in `--json`, and so was not what the model had been given."""
+    prompt = "a s3://k@b/?q"
+    outcome = cli("sample", "--model", tiny_models.uniform, "--steps", 1, "-n", 1, "--length", 16, "--prompt", prompt, "--json")
+    assert outcome.code == 0, outcome.stderr
+    report = json.loads(outcome.stdout)
+    assert report["prompted"][0]["prompt"] == prompt
+    assert report["texts"][0].startswith(prompt)
 
 
 def test_a_student_and_its_card_do_not_tell_them(tmp_path, tiny_models):

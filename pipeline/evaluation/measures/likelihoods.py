@@ -96,6 +96,13 @@ class Bounds:
             low=low, high=high, bits_per_byte=float(found.nats.sum()) / log(2) / written if written else None)
 
 
+def why_one(bounds: Sequence[Bound]) -> str | None:
+    """What to know of bounds whose text is a single one, of which intervals over texts are a point; None if there are none."""
+    single = next((each for each in bounds if each.texts == 1), None)
+    return None if single is None else (f"{single.text} is a single text of {single.tokens:,} tokens, of which an interval "
+                                        "over texts says nothing; give more text")
+
+
 def _within(progress: Progress, number: int, of: int, what: str) -> Progress:
     """Progress of one of several rows, told as progress of all of them."""
     def tell(stage: str, done: int, total: int, note: str = "") -> None:

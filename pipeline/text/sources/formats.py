@@ -3,7 +3,7 @@
     .txt .text .md .markdown .rst   plain text: blank lines separate documents
     .jsonl .ndjson .json            records, a line each, or an array of them
     .csv .tsv                       a table whose first line names the columns
-    .parquet .arrow                 a table; .arrow is what `datasets` saves to disk
+    .parquet .arrow                 a table; .arrow as a stream, which `datasets` saves to disk, or as a file of batches
 
 All but the last, which compress by themselves, may be compressed (`compression`). A text is a string, or None where the file
 says null.
@@ -33,6 +33,7 @@ ROWS_AT_ONCE = 256
 LONGEST = 1 << 26  # characters of a document, and of a line: it is held as a whole, and its tokens take many times that
 BYTES_AT_ONCE = 1 << 20  # of a column, or characters of a line, read to see what they are
 NAMES_SHOWN = 12
+ARROW_FILE = b"ARROW1"  # which the file format of Arrow begins with, and its streams don't
 END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream, which the library does not miss
 
 Texts = Iterator[str | None]
@@ -259,6 +260,9 @@ def _parquet(path: Path, field: str) -> Texts:
 def _arrow(path: Path, field: str) -> Texts:
     check_regular(path)
     with pa.memory_map(str(path)) as source:
+        if source.read(len(ARROW_FILE)) == ARROW_FILE:
+            yield from _batches_of_a_file(path, field, source)
+            return
         source.seek(max(0, source.size() - len(END_OF_ARROW)))
         if source.read() != END_OF_ARROW:
             raise InputError(f"{path}: ends in the middle of an Arrow stream, or is none; download or copy it anew")
@@ -266,14 +270,27 @@ def _arrow(path: Path, field: str) -> Texts:
         batches = pa.ipc.open_stream(source)
         _check_column(path, field, batches.schema)
         for batch in batches:
-            column = batch.column(field)
-            for start in range(0, len(column), ROWS_AT_ONCE):
-                yield from column.slice(start, ROWS_AT_ONCE).to_pylist()
+            yield from _texts_of(batch, field)
+
+
+def _batches_of_a_file(path: Path, field: str, source: pa.MemoryMappedFile) -> Texts:
+    batches = pa.ipc.open_file(source)  # which looks for the end of the file by itself
+    _check_column(path, field, batches.schema)
+    for number in range(batches.num_record_batches):
+        yield from _texts_of(batches.get_batch(number), field)
+
+
+def _texts_of(batch: pa.RecordBatch, field: str) -> Texts:
+    column = batch.column(field)
+    for start in range(0, len(column), ROWS_AT_ONCE):
+        yield from column.slice(start, ROWS_AT_ONCE).to_pylist()
 
 
 def _check_column(path: Path, field: str, schema: pa.Schema) -> None:
     if field not in schema.names:
         raise no_field(str(path), field, schema.names)
+    if schema.names.count(field) > 1:
+        raise InputError(f"{path}: has {schema.names.count(field)} columns named '{field}'; rename all but one")
     kind = schema.field(field).type
     if not is_text(kind):
         raise InputError(f"{path}: column '{field}' holds {kind}, not text; {CURE}")

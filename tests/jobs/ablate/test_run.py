@@ -95,6 +95,18 @@ def test_files_of_the_evaluation_may_be_relative(fields, root, tmp_path, tiny_mo
     assert Path(found.evaluator[0]).is_absolute()
 
 
+def test_an_evaluation_that_would_fail_is_refused_before_any_training(fields, root, tmp_path, tiny_models, in_process):
+    """Story: two students were trained for a night, and then the judge was not there."""
+    (tmp_path / "short.txt").write_text("A word.\n\nAnother.")
+    for change, words in (({"evaluator": ["no/judge"]}, "no/judge"), ({"corpus": {"path": "no.txt"}}, "no.txt: no such file"),
+                          ({"evaluator": [str(tiny_models.mask)]}, "a judge is a causal LM"),
+                          ({"corpus": {"path": str(tmp_path / "short.txt")}}, "held-out text")):
+        with pytest.raises(InputError, match=words):
+            run(fields, root, tmp_path / "out", evaluate={**fields["evaluate"], **change})
+    assert not in_process
+    assert not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------ which trials
 
 def test_a_grid_is_every_combination_with_every_seed(fields, root):

@@ -80,6 +80,7 @@ def faults(data: dict[str, Path], models: TinyModels) -> dict[str, Fault]:
         "a budget of no step": ([*mask, "--budgets", "0"], ["budgets.0", "greater than or equal to 1"]),
         "a negative budget": ([*mask, "--budgets=-2"], ["budgets.-2", "greater than or equal to 1"]),
         "a budget twice": ([*mask, "--budgets", "8,4,8:2"], ["budgets", "8", "twice"]),
+        "a budget of more weight than a sum can hold": ([*mask, "--budgets", "4:1e308,8:1e308"], ["budgets.4", "1000000000"]),
         "a budget of weight zero": ([*mask, "--budgets", "8:0"], ["budgets.8", "greater than 0"]),
         "a budget of infinite weight": ([*mask, "--budgets", "8:inf"], ["budgets.8", "finite"]),
         "a weight too many": ([*mask, "--weight", 1, "--weight", 2], ["data", "2 given for 1 datasets"]),

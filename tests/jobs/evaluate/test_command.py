@@ -271,6 +271,7 @@ def test_the_likelihood_of_any_text_file(cli, arguments, tmp_path):
     report, _ = run(cli, arguments, "--text", short, "--no-sampling")
     assert report["likelihood"][0]["texts"] == 1
     assert report["likelihood"][0]["length"] < LENGTH
+    assert any("is a single text" in remark for remark in report["remarks"])
 
 
 def test_shorter_texts_of_all_models(cli, arguments, tmp_path):

@@ -158,7 +158,6 @@ def test_a_page_of_the_first_trajectories(paired, tmp_path):
 def test_a_page_of_one_trajectory_has_all_its_arms(paired, tmp_path):
     store, _ = paired
     file = tmp_path / "page.html"
-    file.write_text("an older page")
     run(store, "--trajectory", 5, "--html", file)
     assert rows_of(file.read_text()) == [(5, "shaped"), (5, "blind")]
     run(store, "--trajectory", 5, "--arm", "blind", "--html", file)

@@ -110,6 +110,9 @@ def test_what_the_run_would_refuse_is_refused_before_anything_is_measured(genera
     assert_refused(cli(*generating, "--out", tmp_path / "x", "--price", 3), "--plan")
     assert_refused(cli(*generating, "--out", tmp_path / "x", "--plan", "--price", -1), "price")
     assert_refused(cli(*generating, "--out", tmp_path / "x", "--plan", "--save-rates", tmp_path / "no" / "r.json"), "r.json")
+    for training in (["pretrain", *TINY], ["fit-compass", "--teacher", tiny_models.mask], ["distill", "--data", tmp_path / "x"]):
+        monkeypatch.setattr("tsdfm.jobs.shell.trackers.find_spec", lambda name: None)
+        assert_refused(cli(*training, "--out", tmp_path / "new", "--plan", "--tracker", "wandb"), "client is not installed")
 
 
 def test_rates_are_kept_and_taken_elsewhere(generating, tmp_path, cli, monkeypatch):

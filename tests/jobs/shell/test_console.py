@@ -1,5 +1,6 @@
 """Progress on a terminal: what a bar shows is what was done of what there is."""
 
+import json
 import os
 import pty
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from rich.console import Console
 
 from tests.support import make_dataset
 from tsdfm.jobs.shell import console
@@ -65,6 +67,42 @@ def test_a_table_is_one_row_a_line_at_80_columns(capsys):
         mine = [line for line in lines if line.split()[:3] == ["a", "model", str(row)]]
         assert len(mine) == 3
         assert all(f"{row}{n}.1 (50.2-60.3)" in " ".join(mine) for n in range(4))
+
+
+@pytest.mark.parametrize("columns", [0, 1, 20])
+def test_no_figure_is_cut_however_narrow_the_terminal(columns, monkeypatch, capsys):
+    """Some CI says that it has 0 columns: every table was empty, with exit code 0."""
+    monkeypatch.setattr(console, "results", Console(highlight=False, soft_wrap=True, width=columns))
+    table = figures_table("Figures", ["model", "perplexity", "entropy"])
+    table.add_row("a model of a long name", "1,945 (1,306-2,698)", "5.523")
+    print_whole(table)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert all(cell in shown for cell in ("a model of a long name", "1,945 (1,306-2,698)", "5.523"))
+
+
+def test_a_name_is_told_as_it_is_and_steers_nothing(capsys):
+    """A model's folder may be called anything; brackets in a cell were taken for a style, and left out."""
+    name = "w [bold]x[/] \x1b[31m\ny"
+    table = figures_table(f"Bounds of {name}", ["model", "perplexity"])
+    table.add_row(name, "1")
+    print_whole(table)
+    assert capsys.readouterr().out.count("w [bold]x[/] ␛[31m y") == 2
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line(capsys):
+    console.say("runs/a\nb\x1b[2J: trained")
+    assert capsys.readouterr().err == "runs/a b␛[2J: trained\n"
+
+
+def test_a_standard_stream_that_is_closed_keeps_nothing_from_being_written(tmp_path, tiny_models):
+    """Under cron, `2>&-`: the results were lost, and the next file that was opened got the number of standard error."""
+    make_dataset(tmp_path / "out", tiny_models)
+    code = "from tsdfm.jobs.start import main; main()"
+    shell = 'exec "$0" -c "$1" inspect "$2" --json <&- 2>&- >"$3"'
+    done = subprocess.run(["sh", "-c", shell, sys.executable, code, str(tmp_path / "out"), str(tmp_path / "figures")], check=False)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "figures").read_text())["out"] == str(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("number", "seconds", "told"), [

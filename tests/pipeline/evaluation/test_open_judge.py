@@ -20,7 +20,7 @@ from tsdfm.pipeline.evaluation import open_judge as module
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import embedded, load, save
-from tsdfm.pipeline.models.transformers import accelerate
+from tsdfm.pipeline.models.transformers import CausalModel, accelerate
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError, WorkError
 
@@ -226,8 +226,9 @@ def test_texts_start_as_documents_did(bos, eos, expected):
     vocab = {"<|endoftext|>": 0, "<|im_start|>": 1, "<|im_end|>": 2} if eos != "</s>" else {"<s>": 3, "</s>": 4}
     tokenizer = SimpleNamespace(bos_token=bos, bos_token_id=vocab.get(bos), eos_token_id=vocab[eos], get_vocab=lambda: vocab,
                                 convert_tokens_to_ids=vocab.get)
-    model = SimpleNamespace(config=SimpleNamespace(bos_token_id=None, eos_token_id=None))
-    assert module._start("x", model, tokenizer) == vocab[expected]
+    model = SimpleNamespace(config=SimpleNamespace(bos_token_id=None, eos_token_id=None), get_input_embeddings=lambda: nn.Embedding(9, 1))
+    opened = CausalModel("x", model, nn.Identity(), torch.zeros(9, 1), None)
+    assert module._start("x", opened, tokenizer) == vocab[expected]
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -10,6 +10,7 @@ from torch import nn
 from tests.support import LENGTH, SHAPE, present, scatter_weights, tiny_config, vocabulary
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.opening import open_models
+from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.folder import load, save
 from tsdfm.pipeline.models.nce import NceEncoder
@@ -94,6 +95,14 @@ def test_a_transformers_compass_with_too_few_rows(tmp_path, tiny_models, transfo
 
 def test_a_row_for_mask_is_not_needed(tmp_path, tiny_models, transformers):
     assert energies(tiny_models, llama(transformers, tmp_path, vocab_size=299)).isfinite().all()
+
+
+@pytest.mark.parametrize("bos", [50256, -1, None])
+def test_a_start_that_is_another_tokenizers_is_none(tmp_path, tiny_models, transformers, bos):
+    """Story: a GPT-2 of one's own small vocabulary keeps the library's default start, 50256; it was a judge, and no compass."""
+    found = present(open_models(config_of(tiny_models, llama(transformers, tmp_path, bos_token_id=bos)), CPU).compass)
+    assert isinstance(found, TransformersCompass)
+    assert found.bos_id == vocabulary().eos_id
 
 
 class Own:

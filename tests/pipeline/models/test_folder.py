@@ -16,6 +16,7 @@ from tsdfm.pipeline.models.folder import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FIL
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.schemas.base import Frozen, InputError, WorkError
+from tsdfm.schemas.publish import RECEIPT_FILE
 
 
 class Note(Frozen):
@@ -303,6 +304,34 @@ def test_a_model_folder_is_replaced_and_anything_else_is_not(tmp_path, tiny_mode
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError):
         save(tmp_path / "file", opened.network, opened.vocabulary, None)
+
+
+@pytest.mark.parametrize(("name", "text", "words"), [
+    ("config.json", '{"model_type": "gpt2"}', "not a model folder"),
+    ("config.json", '{"port": 8080}', "not a model folder"),
+    ("config.json", "[", "not a model folder"),
+    ("notes.txt", "years of work", r"more than a model \(notes.txt\), which would be lost"),
+    ("inner/model.safetensors", "another model", r"more than a model \(inner\)"),
+])
+def test_what_a_model_of_this_project_does_not_hold_is_never_lost(tmp_path, tiny_models, name, text, words):
+    """Story: `fit-compass --out gpt2` took the place of a downloaded GPT-2, and `pretrain --out T` of notes kept beside T's weights."""
+    opened = load(tiny_models.mask)
+    save(tmp_path / "model", opened.network, opened.vocabulary, None)
+    (tmp_path / "model" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "model" / name).write_text(text)
+    for refuse in (checkpoint.check_target, lambda out: save(out, opened.network, opened.vocabulary, None)):
+        with pytest.raises(InputError, match=words):
+            refuse(tmp_path / "model")
+    assert (tmp_path / "model" / name).read_text() == text
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_published_student_is_replaced_with_its_receipt(tmp_path, tiny_models):
+    opened, other = load(tiny_models.mask), load(tiny_models.uniform)
+    save(tmp_path / "model", opened.network, opened.vocabulary, None, card="a student")
+    (tmp_path / "model" / RECEIPT_FILE).write_text("{}")
+    save(tmp_path / "model", other.network, other.vocabulary, None)
+    assert load(tmp_path / "model").fingerprint == other.fingerprint
 
 
 def test_a_save_that_fails_leaves_the_old_folder_and_no_litter(tmp_path, tiny_models, monkeypatch):

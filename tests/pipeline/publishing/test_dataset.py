@@ -21,11 +21,10 @@ from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.publishing import upload as hub_upload
 from tsdfm.pipeline.publishing.dataset import publish_dataset
-from tsdfm.pipeline.publishing.receipt import RECEIPT_FILE
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DataConfig
-from tsdfm.schemas.publish import PublishConfig, Receipt
+from tsdfm.schemas.publish import RECEIPT_FILE, PublishConfig, Receipt
 from tsdfm.schemas.trajectory import ARROW_SCHEMA
 
 KEY = ("dataset", "team/runs")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import select
+from tsdfm.pipeline.storage.cache import corpora_folder
 from tsdfm.pipeline.text import documents, stored_text, token_file
 from tsdfm.pipeline.text.corpus import prepare, windows_of
 from tsdfm.pipeline.text.token_file import TokenJob, TokenStream, one_by_one, token_stream
@@ -182,6 +183,18 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_passing_one(config, wor
     monkeypatch.delenv("TSDFM_CORPORA")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert prepare(config, words, 300).facts.documents == len(DOCUMENTS)
+
+
+def test_where_the_cache_lies_is_no_matter_of_where_a_command_was_started(tmp_path, monkeypatch):
+    """No shell has seen what a Dockerfile sets: `~` stayed one, and a relative XDG_CACHE_HOME was another folder each time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TSDFM_CORPORA", "~/texts")
+    assert corpora_folder() == tmp_path / "home" / "texts"
+    monkeypatch.delenv("TSDFM_CORPORA")
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert corpora_folder() == tmp_path / "home" / ".cache" / "tsdfm-pipeline" / "corpora"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
 def test_windows_of_a_stream_in_files_are_those_of_one_in_memory(config, words):

@@ -87,6 +87,26 @@ def test_parquet_gives_the_same_documents(tmp_path):
     assert load(tmp_path / "a.PARQUET") == DOCUMENTS
 
 
+def test_the_file_format_of_arrow(tmp_path):
+    """Which most libraries write, where `datasets` writes streams."""
+    file = tmp_path / "a.arrow"
+    rows = pa.table({"id": range(len(DOCUMENTS)), "text": DOCUMENTS})
+    with pa.ipc.new_file(file, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=7)
+    assert load(file) == DOCUMENTS
+    assert "text" in refused(file, text_field="body")
+    whole = file.read_bytes()
+    for lacking in (8, 400, len(whole) - 8):
+        file.write_bytes(whole[:-lacking])
+        assert str(file) in refused(file)
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path):
+    rows = pa.Table.from_arrays([pa.array(DOCUMENTS), pa.array(DOCUMENTS)], names=["text", "text"])
+    pq.write_table(rows, tmp_path / "a.parquet")
+    assert "2 columns named 'text'" in refused(tmp_path / "a.parquet")
+
+
 def test_what_datasets_saves_to_disk(tmp_path):
     from datasets import Dataset, DatasetDict
 
