@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import json
+import shutil
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -127,11 +128,14 @@ def test_a_training_that_goes_on_goes_on_in_its_run(client, cli, config, tmp_pat
     first = cli("pretrain", config, "--out", out, "--tracker", client.__name__)
     assert first.code == 0, first.stderr
     assert json.loads((state_folder(out) / RUNS_FILE).read_text()) == {client.__name__: next(iter(client.runs))}
+    shutil.rmtree(out)  # a model that is there would be finished
     again = cli("pretrain", config, "--out", out, "--tracker", client.__name__)
     assert again.code == 0, again.stderr
     assert len(client.opened) == 2
     assert len(client.runs) == 1
+    shutil.rmtree(out)
     assert cli("pretrain", config, "--out", out, "--tracker", "none").code == 0
+    assert len(client.opened) == 2
 
 
 def test_secrets_of_uris_are_not_told(client, tmp_path):
