@@ -85,9 +85,9 @@ def _learnt(learnt: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     """What shaped students carry of the compass's preference, by source, beside their teacher alone."""
     said = []
     for source, found in learnt.items():
-        shares = [100 * each["share"] for each in found]
+        shares, cooled = ([100 * each[name] for each in found] for name in ("share", "cooled"))
         said.append(f"{source} source {min(shares):.0f} to {max(shares):.0f} %, the teacher alone, sampled cooler, "
-                    f"{100 * found[0]['cooled']:.0f} %")
+                    f"{min(cooled):.0f} to {max(cooled):.0f} %")
     if not said:
         return ""
     return ("**Why.** What a student has learnt of the compass's choices can be read off trajectories that it did not learn from: of the preference "

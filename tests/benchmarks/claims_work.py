@@ -248,11 +248,16 @@ class Work:
         return found
 
     def learnt(self) -> dict[str, list[dict[str, Any]]]:
-        """What the shaped students of each source carry of the compass's preference on held-out trajectories, by training seed."""
-        folders = {source: [self.folder / f"student-{source}-{SPREAD[source]}-shaped-{seed}" for seed in self.settings.seeds]
-                   for source in self.settings.sources}
-        return {source: [json.loads((each / "training.json").read_text())["held_out"] for each in found]
-                for source, found in folders.items()}
+        """What the shaped students of each source carry of the compass's preference on held-out trajectories, by training seed;
+        without those whose record does not tell it.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
+        for source, seed in itertools.product(self.settings.sources, self.settings.seeds):
+            file = self.folder / f"student-{source}-{SPREAD[source]}-shaped-{seed}" / "training.json"
+            held_out = json.loads(file.read_text()).get("held_out") or {}
+            if held_out.get("cooled") is not None:
+                found.setdefault(source, []).append(held_out)
+        return found
 
     def evaluate(self) -> dict[str, dict[str, Any]]:
         """The results of all evaluations by name, the costly ones begun first."""

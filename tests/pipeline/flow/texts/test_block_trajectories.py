@@ -99,6 +99,21 @@ def test_a_block_is_the_trajectory_of_its_number_given_the_overlap(made, tiny_mo
         assert log.final_energy == pytest.approx(row.final_energy, abs=2e-3)
 
 
+def assert_others_make_the_same(made, tmp_path, tiny_models, **settings):
+    """A worker of a cluster, and a dataset that grows, make the bytes of `made`."""
+    whole = tree(made / "data")
+    config = GenerateConfig.model_validate(tiny_config(tmp_path / "work", tiny_models) | LONG | settings)
+    identity, store = read_manifest(open_store(str(made))).identity, LocalStore(tmp_path / "work")
+    claim(store, identity)
+    for item in plan(identity):
+        worker.make(Order.of(config, identity, str(tmp_path / "work")), item, None)
+    assert tree(tmp_path / "work" / "data") == whole
+    long(tmp_path / "grown", tiny_models, trajectories=8, **settings)
+    assert grow(tmp_path / "grown", tiny_models, **settings).grown_from == 8
+    assert tree(tmp_path / "grown" / "data") == whole
+
+
+
 def test_the_bytes_are_those_of_the_settings_whoever_makes_what(made, tmp_path, tiny_models, teacher):
     """Made backwards, killed, by workers of a run; and grown from fewer texts."""
     class Backwards(InThisProcess):
@@ -110,15 +125,7 @@ def test_the_bytes_are_those_of_the_settings_whoever_makes_what(made, tmp_path, 
     next((tmp_path / "back" / "data").glob("*00001-of*")).unlink()
     assert grow(tmp_path / "back", tiny_models, **teacher).made == 1
     assert tree(tmp_path / "back" / "data") == whole
-    config = GenerateConfig.model_validate(tiny_config(tmp_path / "work", tiny_models) | LONG | teacher)
-    identity, store = read_manifest(open_store(str(made))).identity, LocalStore(tmp_path / "work")
-    claim(store, identity)
-    for item in plan(identity):
-        worker.make(Order.of(config, identity, str(tmp_path / "work")), item, None)
-    assert tree(tmp_path / "work" / "data") == whole
-    long(tmp_path / "grown", tiny_models, trajectories=8, **teacher)
-    assert grow(tmp_path / "grown", tiny_models, **teacher).grown_from == 8
-    assert tree(tmp_path / "grown" / "data") == whole
+    assert_others_make_the_same(made, tmp_path, tiny_models, **teacher)
     with pytest.raises(InputError, match=r"blocks\.overlap \(there 6, here 7\)"):
         grow(tmp_path / "grown", tiny_models, overlap=7, **teacher)
     torch.set_num_threads(1)
@@ -253,16 +260,7 @@ def test_the_block_behind_an_end_begins_another_text(tmp_path, tiny_models, endi
 
 
 def test_texts_that_end_are_made_by_whoever_and_grow(tmp_path, tiny_models, ending, ended):
-    settings, whole = ending[0] | BLIND, tree(ended / "data")
-    config = GenerateConfig.model_validate(tiny_config(tmp_path / "work", tiny_models) | LONG | settings)
-    identity, store = read_manifest(open_store(str(ended))).identity, LocalStore(tmp_path / "work")
-    claim(store, identity)
-    for item in plan(identity):
-        worker.make(Order.of(config, identity, str(tmp_path / "work")), item, None)
-    assert tree(tmp_path / "work" / "data") == whole
-    long(tmp_path / "grown", tiny_models, trajectories=8, **settings)
-    assert grow(tmp_path / "grown", tiny_models, **settings).grown_from == 8
-    assert tree(tmp_path / "grown" / "data") == whole
+    assert_others_make_the_same(ended, tmp_path, tiny_models, **ending[0], **BLIND)
 
 
 def test_another_text_of_a_prompt_begins_with_it_too(tmp_path, tiny_models, ending):
