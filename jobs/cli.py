@@ -32,7 +32,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "distill": ("tsdfm.jobs.distill.command:distill_command", "A few-step student, from frozen datasets"),
         "pretrain": ("tsdfm.jobs.train.pretrain:pretrain_command", "A teacher, from your text"),
         "fit-compass": ("tsdfm.jobs.train.fit_compass:fit_compass_command", "A compass or a judge, from your text"),
-        "import-teacher": ("tsdfm.jobs.import_teacher:import_command", "A checkpoint of FS-DFM or MDLM as a teacher"),
+        "import-teacher": ("tsdfm.jobs.import_teacher:import_command", "Another project's checkpoint as a teacher"),
     },
     "Judge": {
         "evaluate": ("tsdfm.jobs.evaluate.command:evaluate_command", "Perplexity, entropy, diversity and cost of models"),

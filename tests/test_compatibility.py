@@ -18,8 +18,8 @@ from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.schemas.base import parse_json, to_json
 from tsdfm.schemas.distill import RealConfig

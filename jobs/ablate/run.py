@@ -38,9 +38,9 @@ from tsdfm.pipeline.evaluation.run import check
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
 from tsdfm.pipeline.storage.store import LocalStore, Store
 from tsdfm.pipeline.storage.targets import check_folder
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
-from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
+from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.ablate import Effect, Evaluation, Sweep, TrialRecord, TrialRow, TrialSeconds
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.paths import redacted

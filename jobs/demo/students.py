@@ -12,7 +12,7 @@ from tsdfm.jobs.distill.run import with_anchored_paths
 from tsdfm.jobs.shell.console import say
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
 from tsdfm.pipeline.training.distill import check, open_start, train_at
-from tsdfm.pipeline.training.trainer import HEADER_FILE
+from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE
 from tsdfm.schemas.base import InputError, parse_json, plain_json
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.optim import HELD_OUT_LOSS

@@ -31,16 +31,17 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
     reads = config.data.best is not None or config.data.energy_beta  # before the training: energies
     with readers_at(config.address if reads else "local") as mapper:
         start = opened(config, out, mapper)
-        config = pinned(config, start.reader)
+        config, made = pinned(config, start.reader), is_made(start, out)
+        if not made:
+            check_target(out)
         say(f"{count(start.reader.rows_per_epoch, 'trajectory')}, {config.objective} objective, "
             f"{count(config.optim.steps, 'update')} of {config.optim.batch_size}, from {start.weights.path}")
         if config.real.weight:
             say_corpus(config.real.corpus, [str(start.weights.path)])
         started, last = time.monotonic(), dict[str, float]()
-        if is_made(start, out):
+        if made:
             say(f"{out}: {FINISHED}")
         else:
-            check_target(out)
             start.weights.network.to("meta")  # they have been found fit; training processes open their own
             last = Group("distill", train_at, config, out).run(_line)
     record = record_in(out)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from tsdfm.jobs.plan.plan import Forecast, Measurement
 from tsdfm.jobs.plan.rates import this_machine
@@ -20,11 +19,10 @@ from tsdfm.jobs.shell.console import ticker
 from tsdfm.jobs.shell.interrupts import Interrupted
 from tsdfm.pipeline.models.folder import refuse_others, state_folder
 from tsdfm.pipeline.storage.store import explained
-from tsdfm.pipeline.training.data_parallel import Place
-from tsdfm.pipeline.training.trainer import CHECKPOINT_SECONDS, HEADER_FILE, STATE_FILE, Report, Watch
-from tsdfm.schemas.base import InputError, differences, plain_json
+from tsdfm.pipeline.training.loop.checkpoint import refuse_other, updates_in
+from tsdfm.pipeline.training.loop.data_parallel import Place
+from tsdfm.pipeline.training.loop.trainer import CHECKPOINT_SECONDS, Report, Watch
 from tsdfm.schemas.distill import DistillConfig
-from tsdfm.schemas.former import told_if_replaced
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.plan import Machine, Rates, Stage
 from tsdfm.schemas.regular import read_regular
@@ -201,20 +199,5 @@ def updates_done(out: Path, settings: Mapping[str, Any]) -> int:
     `settings`: what must not change between a run and its resumption, as JSON, as far as it is known before the text is read.
     """
     refuse_others(out)
-    header, state = state_folder(out) / HEADER_FILE, state_folder(out) / STATE_FILE
-    if not (header.is_file() and state.is_file()):
-        return 0
-    found = plain_json(read_regular(header), str(header))
-    old = found.get("identity") if isinstance(found, dict) else None
-    if not isinstance(old, dict):
-        raise InputError(f"{header}: unreadable training checkpoint; remove the folder")
-    known = json.loads(json.dumps(settings))
-    differing = differences({name: value for name, value in old.items() if name in known}, known)
-    if differing:
-        raise InputError(f"{state_folder(out)}: holds a run of another config; give another --out, remove the folder, or make "
-                         "these equal: " + "; ".join(differing) + told_if_replaced(old, known))
-    try:
-        with safe_open(str(state), framework="pt") as file:
-            return int((file.metadata() or {})["step"])
-    except (SafetensorError, OSError, KeyError, ValueError):
-        raise InputError(f"{state}: unreadable training checkpoint; remove the folder") from None
+    refuse_other(state_folder(out), settings)
+    return updates_in(state_folder(out))

@@ -93,7 +93,12 @@ def _raised() -> bool:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Signals that ask to stop wait for the end of the block, which must not be left half done."""
+    """Signals that ask to stop wait for the end of the block, which must not be left half done.
+
+    One that has been waiting already, for the end of an import, is raised now instead of after the block.
+    """
+    if waiting():
+        raise KeyboardInterrupt
     if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
         yield
         return

@@ -13,7 +13,7 @@ from tsdfm.schemas.optim import HELD_OUT_AUC, OptimConfig
 from tsdfm.schemas.progress import Progress
 
 if TYPE_CHECKING:
-    from tsdfm.pipeline.training.trainer import Report
+    from tsdfm.pipeline.training.loop.trainer import Report
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from tsdfm.jobs.shell.console import FINISHED, say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
 from tsdfm.jobs.train.progress import stopped, told, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
-from tsdfm.pipeline.training.data_parallel import Place
+from tsdfm.pipeline.training.loop.data_parallel import Place
+from tsdfm.pipeline.training.loop.trainer import Watch
 from tsdfm.pipeline.training.text_trainer import corpus_of
-from tsdfm.pipeline.training.trainer import Watch
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.corpus import HUB, NAMED
 from tsdfm.schemas.regular import read_regular

@@ -4,7 +4,7 @@ Key: (seed, trajectory_id). Counter: (position, candidate + 256 block, step, pur
 takes several stages within a step gives each its own number, trajectories that are rolled out for another use have counters of
 their own, and so have the blocks of a text that is written in several (`texts/blocks.py`). So no number is used twice, and none
 that measures a model is one that its training data was made with, whatever the seeds. Training draws its batches from other
-generators altogether (`loader/streams.py`, `training/trainer.py`).
+generators altogether (`loader/streams.py`, `training/loop/trainer.py`).
 """
 
 from enum import IntEnum

@@ -119,7 +119,7 @@ def refuse_others(folder: Path) -> None:
         raise InputError(f"{folder}: is a symbolic link, which a finished model can't replace; give the folder itself as --out")
     if not folder.exists():
         return
-    if not _is_ours(folder / CONFIG_FILE):
+    if not is_ours(folder / CONFIG_FILE):
         raise InputError(f"{folder}: exists and is not a model folder of this project, and nothing else is replaced; give "
                          "another --out")
     others = sorted(path.name for path in folder.iterdir() if path.name not in REPLACED)
@@ -128,7 +128,8 @@ def refuse_others(folder: Path) -> None:
                          "replaced it; move that away, or give another --out")
 
 
-def _is_ours(config: Path) -> bool:
+def is_ours(config: Path) -> bool:
+    """Whether a config.json is of a model of this project."""
     try:
         data = plain_json(read_regular(config), str(config))
     except (OSError, InputError):

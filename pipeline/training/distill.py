@@ -21,14 +21,16 @@ from tsdfm.pipeline.models.folder import (
     load,
     load_denoiser,
     save,
+    state_folder,
     teacher_folder,
 )
 from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.storage.in_order import Mapper, in_order
-from tsdfm.pipeline.training.data_parallel import Place, state_owned
+from tsdfm.pipeline.training.loop.checkpoint import refuse_other
+from tsdfm.pipeline.training.loop.data_parallel import Place, state_owned
+from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.pipeline.training.student_trainer import Start, train
-from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch
 from tsdfm.schemas.base import InputError, parse_json
 from tsdfm.schemas.corpus import DEFAULT, PYTHON
 from tsdfm.schemas.distill import DistillConfig
@@ -114,6 +116,7 @@ def opened(config: DistillConfig, out: Path, mapper: Mapper = in_order) -> Start
     start = open_start(config, mapper)
     if out.resolve() == start.weights.path.resolve():
         raise InputError(f"{out}: holds the weights to start from, which the student would replace; give another --out")
+    refuse_other(state_folder(out), start.identity)
     return start
 
 

@@ -14,10 +14,10 @@ from tsdfm.pipeline.text.corpus import Corpus, corpus_sha256, prepare
 from tsdfm.pipeline.training.contrast.loss import Candidates, NoiseContrast
 from tsdfm.pipeline.training.contrast.separation import LINE_TEXTS, auc_per_bin, scalars_of
 from tsdfm.pipeline.training.contrast.states import kept_states
-from tsdfm.pipeline.training.data_parallel import Place, state_owned
+from tsdfm.pipeline.training.loop.data_parallel import Place, state_owned
+from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.pipeline.training.losses import CausalNLL
 from tsdfm.pipeline.training.text_trainer import Texts, TextTrainer, held_out_texts, record_in, texts_of
-from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
 from tsdfm.schemas.optim import DIVISION
 from tsdfm.schemas.progress import Progress, unheard

@@ -9,10 +9,10 @@ from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import holds_whole, save
 from tsdfm.pipeline.text.corpus import corpus_sha256
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.pipeline.training.data_parallel import Place, state_owned
+from tsdfm.pipeline.training.loop.data_parallel import Place, state_owned
+from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_loss
 from tsdfm.pipeline.training.text_trainer import TextTrainer, corpus_of, held_out_texts, record_in, texts_of
-from tsdfm.pipeline.training.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.optim import DIVISION
 from tsdfm.schemas.progress import Progress, unheard

@@ -22,11 +22,11 @@ from tsdfm.pipeline.models.layers import compile_blocks, recompute_blocks
 from tsdfm.pipeline.models.student import student_of, with_blocks
 from tsdfm.pipeline.text.corpus import Corpus, prepare
 from tsdfm.pipeline.text.ends.written import is_written
-from tsdfm.pipeline.training.data_parallel import DataParallel, Place
 from tsdfm.pipeline.training.held_out.measure import HeldOut
+from tsdfm.pipeline.training.loop.data_parallel import DataParallel, Place
+from tsdfm.pipeline.training.loop.trainer import Part, Report, Stop, Trainer, never, seeded
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.text_trainer import texts_of
-from tsdfm.pipeline.training.trainer import Part, Report, Stop, Trainer, never, seeded
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.training_record import HeldOutFacts
 

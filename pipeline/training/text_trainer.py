@@ -14,9 +14,9 @@ from tsdfm.pipeline.text.corpus import EVAL_WINDOWS, Corpus, prepare, windows_of
 from tsdfm.pipeline.text.ends.documents import Documents
 from tsdfm.pipeline.text.token_file import Spread, Tokens, one_by_one
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.pipeline.training.data_parallel import DataParallel, Place
+from tsdfm.pipeline.training.loop.data_parallel import DataParallel, Place
+from tsdfm.pipeline.training.loop.trainer import Gauges, Part, Report, Stop, Trainer, generator_of, never
 from tsdfm.pipeline.training.losses import TextLoss
-from tsdfm.pipeline.training.trainer import Gauges, Part, Report, Stop, Trainer, generator_of, never
 from tsdfm.schemas.base import InputError, parse_json
 from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress, unheard

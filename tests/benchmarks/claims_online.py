@@ -18,8 +18,8 @@ from tsdfm.pipeline.flow.mixture_path import MixturePath, stratified_times
 from tsdfm.pipeline.models.folder import embedded, load_denoiser, save
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.text.corpus import training_stream
+from tsdfm.pipeline.training.loop.trainer import Trainer, whole
 from tsdfm.pipeline.training.text_trainer import TokenWindows
-from tsdfm.pipeline.training.trainer import Trainer, whole
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.distill import DistillOptim
 

@@ -64,9 +64,9 @@ from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.pipeline.training.loop.trainer import Trainer, whole
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.text_trainer import TokenWindows
-from tsdfm.pipeline.training.trainer import Trainer, whole
 from tsdfm.schemas.distill import DataConfig, DistillConfig, DistillOptim
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.model import DenoiserConfig, NceConfig

@@ -28,8 +28,8 @@ from tsdfm.jobs.shell.console import say, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
 from tsdfm.jobs.shell.trackers import tracked
 from tsdfm.pipeline.models.folder import state_folder
-from tsdfm.pipeline.training.data_parallel import Place
-from tsdfm.pipeline.training.trainer import Report, Watch
+from tsdfm.pipeline.training.loop.data_parallel import Place
+from tsdfm.pipeline.training.loop.trainer import Report, Watch
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.train import TextTraining

@@ -22,8 +22,8 @@ from tsdfm.jobs.crew.training.desk import Desk
 from tsdfm.jobs.crew.training.group import Loop, TrainingConfig, Wish
 from tsdfm.jobs.shell.cluster import gpus_at
 from tsdfm.jobs.shell.console import say
-from tsdfm.pipeline.training.data_parallel import Place
-from tsdfm.pipeline.training.trainer import Watch
+from tsdfm.pipeline.training.loop.data_parallel import Place
+from tsdfm.pipeline.training.loop.trainer import Watch
 from tsdfm.schemas.optim import HELD_OUT_LOSS
 
 NEWS_SECONDS = 15.0  # between two lines that say how far they are

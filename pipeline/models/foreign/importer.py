@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import CONFIG_FILE
+from tsdfm.pipeline.models.folder import CONFIG_FILE, is_ours
 from tsdfm.pipeline.models.foreign.imported import Imported, end_of
 from tsdfm.pipeline.models.foreign.layouts import layouts_of, shape_of, to_denoiser, without_padding, without_time
 from tsdfm.pipeline.models.foreign.masked_lm import import_masked_lm, is_masked_lm
@@ -49,6 +49,9 @@ def import_teacher(config: ImportConfig) -> Imported:
     Raises InputError naming what is wrong with it, or what it leaves open; WorkError if the Hub can't be reached.
     """
     place = find(config.checkpoint, config.file)
+    if is_ours(place.folder / CONFIG_FILE):
+        raise InputError(f"{config.checkpoint}: is a model of this project, nothing is to be imported; name it where a command "
+                         "takes one, --teacher or --compass say")
     if is_masked_lm(config, place):
         return import_masked_lm(config, place)
     told = _told(place)

@@ -15,7 +15,7 @@ from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.ends.written import padded_state
-from tsdfm.pipeline.training.data_parallel import Place
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import CompassConfig

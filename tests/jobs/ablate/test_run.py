@@ -23,8 +23,8 @@ from tsdfm.jobs.ablate import run as module
 from tsdfm.jobs.ablate.plan import plan, read_sweep, studies
 from tsdfm.jobs.ablate.table import at_equal_entropy, markdown
 from tsdfm.pipeline.models.folder import load, load_denoiser, state_folder
-from tsdfm.pipeline.training.data_parallel import Place
-from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
+from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.ablate import Sweep, TrialRow
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.evaluate import Perplexity

@@ -15,8 +15,8 @@ from tests.jobs.distill.test_run import step_of
 from tests.jobs.generate.test_clusters import cluster
 from tests.jobs.generate.test_run import running, wait_for
 from tests.support import make_dataset, present, write_corpus
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import Results

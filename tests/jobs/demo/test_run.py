@@ -15,7 +15,7 @@ from tests.support import make_dataset, present, ray_here
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.demo import plan as module
 from tsdfm.jobs.demo import students as students_of
-from tsdfm.pipeline.training.data_parallel import Place
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.demo import DemoConfig
 from tsdfm.schemas.distill import DistillConfig

@@ -23,10 +23,10 @@ from tests.support import Outcome, TinyModels, assert_refused, make_dataset, pre
 from tsdfm.jobs.distill import run as module
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import distill, open_reader, open_start
+from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.student_trainer import train_student
-from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.distill import DistillConfig
 
@@ -304,6 +304,17 @@ def test_what_is_finished_is_said_to_be_and_nothing_is_started(cli, tmp_path, da
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-1])
     assert_refused(cli("distill", config, "--out", out), "started", code=1)
     assert len(started) == 2
+
+
+def test_a_folder_with_a_training_of_another_config_is_refused_before_anything_starts(cli, tmp_path, data, monkeypatch):
+    out, config = tmp_path / "student", config_file(tmp_path, data["mask"], optim={"steps": 4, "log_every": 1})
+    assert distill(DistillConfig.model_validate(yaml.safe_load(config.read_text())), out, lambda step, _: step == 2) is None
+    before = tree(state_of(out))
+    monkeypatch.setattr(module, "Group", None)
+    end = cli("distill", config, "--out", out, "--seed", 5)
+    assert_refused(end, str(state_of(out)), "a run of another config", "optim.seed")
+    assert "updates of" not in end.stderr
+    assert tree(state_of(out)) == before
 
 
 @pytest.mark.slow

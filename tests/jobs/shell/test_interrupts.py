@@ -121,6 +121,31 @@ except KeyboardInterrupt:
 """
 
 
+EARLY = """
+import os, signal, sys, time
+from tsdfm.jobs.shell.signals import STOPPING, held_back, interrupt
+for number in STOPPING:
+    signal.signal(number, interrupt)
+class Finder:
+    def find_spec(name, path=None, target=None):
+        os.kill(os.getpid(), signal.SIGTERM)
+        sys.meta_path.remove(Finder)
+sys.meta_path.insert(0, Finder)
+import colorsys
+try:
+    with held_back():
+        time.sleep(0.5)
+        print("started")
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_an_interrupt_that_waited_for_an_import_does_not_wait_for_what_may_not_be_left_half_done_too():
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "heard\n", done.stderr
+
+
 def test_an_interrupt_is_neither_lost_nor_repeated():
     done = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, text=True, timeout=60)
     assert done.stdout == "heard\nwhole\nthen\n", done.stderr

@@ -83,7 +83,7 @@ def test_a_uniform_teacher_trains_with_the_generalized_kl(cli, configs, tmp_path
 
 
 def test_an_interrupted_training_resumes_to_the_same_weights(cli, configs, tmp_path, monkeypatch):
-    from tsdfm.pipeline.training.trainer import Trainer
+    from tsdfm.pipeline.training.loop.trainer import Trainer
 
     assert cli("pretrain", configs / "teacher.yaml", "--out", tmp_path / "whole").code == 0
     update = Trainer.update

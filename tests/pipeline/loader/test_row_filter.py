@@ -16,8 +16,8 @@ from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard
 from tsdfm.pipeline.loader.row_filter import energies_of, filter_by_energy
 from tsdfm.pipeline.models.student import student_of
 from tsdfm.pipeline.storage.open_store import open_store
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import open_start
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.student_trainer import train_student
 from tsdfm.schemas.base import InputError

@@ -254,6 +254,12 @@ def test_other_models_are_refused(bring):
     assert "of no known layout" in refusal(bring, {"vocab_embed.weight": torch.ones(3, 4)})
 
 
+def test_a_model_of_ours_is_told_to_be_one(tiny_models):
+    for ours in (tiny_models.mask, tiny_models.ar / "model.safetensors"):
+        with pytest.raises(InputError, match=r"is a model of this project.*--teacher"):
+            import_teacher(ImportConfig(checkpoint=str(ours)))
+
+
 @pytest.mark.parametrize(("named", "options", "source"), [
     ({"model_type": "mdlm"}, {}, "mask"), ({"model_type": "duo"}, {}, "uniform"), ({"model_type": "DUO"}, {}, "uniform"),
     ({"algo": {"name": "duo_base", "time_conditioning": True}}, {}, "uniform"), ({"algo": {"name": "mdlm"}}, {}, "mask"),

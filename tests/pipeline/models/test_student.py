@@ -6,8 +6,8 @@ import torch
 from tests.support import denoiser_config, make_dataset, present, scatter_weights, vocabulary
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.student import evenly_spaced, with_blocks
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import open_start
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.student_trainer import train_student
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.distill import DistillConfig

@@ -21,12 +21,13 @@ from tsdfm.pipeline.dataset.manifest import digest
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import load, load_denoiser, save
 from tsdfm.pipeline.models.student import student_of
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import open_init, open_reader, open_start, record_of
+from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
+from tsdfm.pipeline.training.loop.data_parallel import Place
+from tsdfm.pipeline.training.loop.trainer import Trainer
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.pipeline.training.student_trainer import train_student
-from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE, Trainer
 from tsdfm.schemas.base import InputError, WorkError, parse_json
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.former import FORMER, FormerModel

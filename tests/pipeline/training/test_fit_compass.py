@@ -11,8 +11,8 @@ from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models import folder as checkpoint
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.training.contrast.states import noise_states
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.fit_compass import fit_at
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.generate import GenerateConfig, ShapingConfig
 from tsdfm.schemas.train import CompassConfig
 

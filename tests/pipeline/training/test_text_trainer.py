@@ -12,8 +12,8 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.support import make_models, present, write_corpus
 from tsdfm.pipeline.models.folder import load_denoiser
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.fit_compass import Setting, fit
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.pretrain import pretrain
 from tsdfm.schemas.train import CompassConfig, PretrainConfig
 

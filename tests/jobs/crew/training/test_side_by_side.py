@@ -8,8 +8,8 @@ import torch
 from tests.support import make_dataset
 from tsdfm.jobs.crew.training.side_by_side import Training, _far, train_all
 from tsdfm.jobs.shell.cluster import cluster
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import train_at
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.distill import DistillConfig
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tsdfm.pipeline.training.held_out.early_stop import EarlyStop
-from tsdfm.pipeline.training.trainer import Trainer, whole
+from tsdfm.pipeline.training.loop.trainer import Trainer, whole
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.optim import HELD_OUT_LOSS, OptimConfig
 

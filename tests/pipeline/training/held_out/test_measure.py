@@ -10,9 +10,9 @@ from tests.support import assert_refused, make_dataset, present
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.loader.streams import OpenDataset
 from tsdfm.pipeline.models.student import student_of
-from tsdfm.pipeline.training.data_parallel import Place
 from tsdfm.pipeline.training.distill import distill, open_start
 from tsdfm.pipeline.training.held_out.measure import COOLED, SHARE, HeldOut
+from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.student_trainer import proposal_temperature, train
 from tsdfm.schemas.base import InputError

@@ -1,13 +1,10 @@
 """The one training loop: AdamW, warm-up and cosine, clipping, EMA, exact resume.
 
 Every random number of update s comes from a generator seeded with (seed, s), so an interrupted run that resumes takes the
-same updates as one that never stopped. A training checkpoint is tensors in one safetensors file plus a JSON header.
+same updates as one that never stopped. Its checkpoints are those of `checkpoint`.
 """
 
-import hashlib
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,22 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from tsdfm.pipeline.storage.atomic import write_atomic
-from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.training.held_out.early_stop import EarlyStop
-from tsdfm.schemas.base import InputError, WorkError, differences, first_line, plain_json
-from tsdfm.schemas.former import told_if_replaced
+from tsdfm.pipeline.training.loop import checkpoint
+from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.optim import HELD_OUT_LOSS, OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
-from tsdfm.schemas.regular import read_regular
 
 CHECKPOINT_SECONDS = 300.0  # between checkpoints at the most, however long an update takes
-STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
 
 # torch's CPU generator uses only the low 32 bits of its seed; an odd stride spreads all seeds over them.
 SEED_STRIDE = 0x9E3779B1
@@ -168,28 +159,19 @@ class Trainer:
             self._check_finite("largest weight", float(parameter.detach().abs().max()))
         if not self.writes:
             return
-        header = {"step": self.step, "identity": self.identity}
-        tensors = self._tensors()
-        data = save(tensors, metadata={"step": str(self.step), "sha256": _digest(tensors)})
-        with explained("write there", str(self.folder)):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.folder / STATE_FILE, data)
-            write_atomic(self.folder / HEADER_FILE, json.dumps(header, indent=2, sort_keys=True).encode())
+        checkpoint.write(self.folder, self._tensors(), self.step, self.identity)
 
     def resume(self) -> bool:
         """Load the training checkpoint if there is one. Raises InputError if it belongs to another config."""
-        state_file, header_file = self.folder / STATE_FILE, self.folder / HEADER_FILE
-        if not (state_file.is_file() and header_file.is_file()):
+        old = checkpoint.identity_in(self.folder)
+        if old is None:
             return False
-        try:
-            old = plain_json(read_regular(header_file), str(header_file))["identity"]
-        except (InputError, KeyError, TypeError):
-            raise InputError(f"{header_file}: unreadable training checkpoint; remove the folder") from None
-        differing = differences(old, json.loads(json.dumps(self.identity)))
-        if differing:
-            raise InputError(f"{self.folder}: holds a run of another config; give another --out, remove the folder, "
-                             "or make these equal: " + "; ".join(differing) + told_if_replaced(old, self.identity))
-        tensors, step = self._read(state_file)
+        checkpoint.refuse_differing(self.folder, old, self.identity)
+        wanted = {f"{index}.{part}": parameter.shape for index, parameter in enumerate(self.parameters)
+                  for part in ("weight", "ema", "exp_avg", "exp_avg_sq")}
+        if self.early is not None:
+            wanted |= {name: tensor.shape for name, tensor in self.early.tensors().items()}
+        tensors, step = checkpoint.read(self.folder, wanted, self.config.steps)
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"{index}.weight"])
@@ -203,28 +185,6 @@ class Trainer:
             self.early.load(tensors)
         self.step = step
         return True
-
-    def _read(self, state_file: Path) -> tuple[dict[str, Tensor], int]:
-        """The tensors of a training checkpoint and their update. Raises InputError if they are damaged, or not this model's.
-
-        The tensors' own step rules: a crash between the two files leaves newer tensors under an older header.
-        """
-        try:
-            tensors = load_file(state_file)
-            with safe_open(os.fspath(state_file), framework="pt") as file:
-                noted = file.metadata() or {}
-            step, digest = int(noted["step"]), noted.get("sha256")  # which the first versions did not note
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise InputError(f"{state_file}: unreadable training checkpoint ({first_line(error)}); remove the folder") from None
-        wanted = {f"{index}.{part}": parameter.shape for index, parameter in enumerate(self.parameters)
-                  for part in ("weight", "ema", "exp_avg", "exp_avg_sq")}
-        if self.early is not None:
-            wanted |= {name: tensor.shape for name, tensor in self.early.tensors().items()}
-        if {name: tensor.shape for name, tensor in tensors.items()} != wanted or not 0 <= step <= self.config.steps:
-            raise InputError(f"{state_file}: not a training checkpoint of this model and config; remove the folder")
-        if digest is not None and digest != _digest(tensors):
-            raise InputError(f"{state_file}: damaged, its tensors are not those that were written; remove the folder")
-        return tensors, step
 
     def update(self, parts: Parts) -> tuple[float, float]:
         """One update. Returns this process's loss and the gradient norm. Raises WorkError on a loss that is not finite."""
@@ -310,11 +270,3 @@ class Trainer:
     @property
     def _ended(self) -> bool:
         return self.step >= self.config.steps or (self.early is not None and self.early.spent)
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """sha256 of the bytes of all tensors, in order of their names."""
-    found = hashlib.sha256()
-    for _, tensor in sorted(tensors.items()):
-        found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

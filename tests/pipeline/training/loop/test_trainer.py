@@ -17,9 +17,10 @@ from torch import nn
 from tests.support import present, write_corpus
 from tsdfm.pipeline.text.corpus import prepare, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
+from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
+from tsdfm.pipeline.training.loop.trainer import Trainer, Watch, generator_of, learning_rate, whole
 from tsdfm.pipeline.training.pretrain import evaluate, pretrain
 from tsdfm.pipeline.training.text_trainer import TokenWindows
-from tsdfm.pipeline.training.trainer import HEADER_FILE, STATE_FILE, Trainer, Watch, generator_of, learning_rate, whole
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.former import FORMER, FormerModel
@@ -212,7 +213,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 
 def test_a_checkpoint_is_written_after_a_while_however_long_updates_take(tmp_path, monkeypatch):
-    monkeypatch.setattr("tsdfm.pipeline.training.trainer.CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr("tsdfm.pipeline.training.loop.trainer.CHECKPOINT_SECONDS", -1.0)
     train(tmp_path, die_at=(4,), stay_dead=True)  # before the first of every five
     assert json.loads((tmp_path / HEADER_FILE).read_text())["step"] == 4
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tsdfm.pipeline.models.folder import state_folder
 from tsdfm.pipeline.storage.store import LocalStore
-from tsdfm.pipeline.training.trainer import Part, Report, Stop, never
+from tsdfm.pipeline.training.loop.trainer import Part, Report, Stop, never
 from tsdfm.schemas.base import InputError
 
 LOCK_SECONDS = 20.0  # to wait for the training folder: processes of a killed run may outlive it by a few
