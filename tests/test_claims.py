@@ -60,16 +60,18 @@ def measured(modules):
     """What `measure(shaped)` gives: at entropy 5 a teacher of 200 in 1,024 steps, of 300 in 8 spaced ones, blind students of 280; real text has 5."""
     subject, evaluation = modules.work.Subject, modules.work.Evaluation
 
-    def measure(shaped=(100.0, 110.0, 121.0)):
+    def measure(shaped=(100.0, 110.0, 121.0), contrast=()):
         teachers = {clocks: subject("teacher", "mask", clocks, "embedded:mask") for clocks in ("spaced", "independent")}
         students = [subject(arm, "mask", "spaced", f"{arm}-{seed}", seed) for arm in ("shaped", "blind") for seed in range(len(shaped))]
+        students += [subject("contrast", "mask", "spaced", f"contrast-{seed}", seed) for seed in range(len(contrast))]
+        of = {"shaped": shaped, "contrast": contrast, "blind": [280.0] * len(shaped)}
         real = [row("bible", None, None, 40, 5.0)]
         parts = [
             (evaluation("few", (teachers["spaced"],), (8,), ()), sweep("embedded:mask", 8, 300, 5.0)),
             (evaluation("chance", (teachers["independent"],), (8,), ()), sweep("embedded:mask", 8, 500, 5.0)),
             (evaluation("long", (teachers["independent"],), (1024,), ()), sweep("embedded:mask", 1024, 200, 5.0)),
             (evaluation("students", tuple(students), (8,), ()), [
-                each for s in students for each in sweep(s.model, 8, shaped[s.seed] if s.who == "shaped" else 280.0, 5.0)])]
+                each for s in students for each in sweep(s.model, 8, of[s.who][s.seed], 5.0)])]
         results = {each.name: {"rows": rows, "reference": real} for each, rows in parts}
         return modules.verdicts.collect([each for each, _ in parts], results)
 
@@ -78,7 +80,7 @@ def measured(modules):
 
 SPEED = {"mask": {"every_step_ratio": 120.0, "skipping_ratio": 7.0}}
 SETTINGS = {"steps": 8, "samples": 9, "trajectories": 5, "candidates": 8, "tau": 0.25, "objective": "event", "updates": 7, "batch_size": 2, "seeds": [0, 1, 2],
-            "judge_updates": 3, "temperature": 0.9, "teacher_steps": [8, 1024], "more": 6}
+            "judge_updates": 3, "temperature": 0.9, "teacher_steps": [8, 1024], "more": 6, "nce_updates": 11, "nce_event_weight": 0.2}
 
 
 def concluded(modules, figures, speed=SPEED):
@@ -182,12 +184,25 @@ def test_what_students_have_learnt_stands_beside_a_cooler_teacher(modules, measu
     for each in modules.verdicts.pick(figures, who="shaped"):
         each["in_trajectories"] = 0.0321
     result = {"rows": figures, "settings": SETTINGS, "conclusion": modules.verdicts.conclude(figures, SETTINGS, SPEED),
-              "learnt": {"mask": [{"share": 0.18, "cooled": 0.26}, {"share": 0.2, "cooled": 0.22}]}}
+              "learnt": [{"source": "mask", "compass": "ar", "by_seed": [{"share": 0.18, "cooled": 0.26}, {"share": 0.2, "cooled": 0.22}]}]}
     page = modules.table.markdown(result)
-    assert "shaped students carry: mask source 18 to 20 %, the teacher alone, sampled cooler, 22 to 26 %." in page
+    assert "shaped students carry: mask source, `ar`: 18 to 20 %, the teacher alone, sampled cooler, 22 to 26 %." in page
     assert "| memorised | in trajectories | MAUVE |" in page
     assert "| 0.0100 | 0.0321 |" in page
-    assert "in trajectories" not in modules.table.markdown(result | {"rows": measured(), "learnt": {}})
+    assert "in trajectories" not in modules.table.markdown(result | {"rows": measured(), "learnt": []})
+
+
+def test_each_compass_has_its_own_verdict_beside_the_same_blind_students(modules, measured):
+    figures = measured((100.0, 110.0, 121.0), (250.0, 260.0, 270.0))
+    by_ar, by_nce = modules.verdicts.conclude(figures, SETTINGS, SPEED)
+    assert (by_ar["compass"], by_nce["compass"]) == ("ar", "nce")
+    assert by_ar == concluded(modules, measured())
+    assert {round(each["ratio"], 4) for each in by_nce["ratios"]["blind"]} == {0.8929, 0.9286, 0.9643}
+    assert by_nce["perplexities"].keys() == by_ar["perplexities"].keys() - {"shaped"} | {"contrast"}
+    page = modules.table.markdown({"rows": figures, "settings": SETTINGS, "conclusion": [by_ar, by_nce]})
+    assert "- **mask source, spaced clocks, shaped by `nce`: at equal diversity (ii) not met" in page
+    assert "trained to tell real text from the teacher's (11 updates)" in page
+    assert "`nce`" not in modules.table.markdown({"rows": measured(), "settings": SETTINGS, "conclusion": [by_ar]})
 
 
 def test_one_seed_is_not_apart_from_anything(modules, measured):
@@ -269,7 +284,7 @@ def test_the_claims_commands_use_options_that_exist(modules, tmp_path, monkeypat
     work.make_models()
     work.evaluate()
     kinds = Counter(shlex.split(line)[1].split("/")[-1] for line in runner.commands)
-    assert kinds == {"generate": 2 * (3 + 1 + 3), "fit-compass": 1, "pretrain": 2, "distill": 2 * (2 * 2 * 3 + 1 + 1 + 3), "claims_online.py": 2,
+    assert kinds == {"generate": 2 * (3 + 1 + 1 + 3), "fit-compass": 1 + 2, "pretrain": 2, "distill": 2 * ((2 * 2 + 1) * 3 + 1 + 1 + 3), "claims_online.py": 2,
                      "evaluate": 2 * (2 * 2 + 2 * 2 + 1)}
     for line in runner.commands:
         command, *words = shlex.split(line)[1:]

@@ -18,14 +18,15 @@ JUDGES = {
     "SmolLM2": "short for SmolLM2-135M-Instruct in 4 bits (Q4_1), which shares neither weights nor vocabulary with anything here",
 }
 ON = {"entropy_bits": "entropy", "distinct_2": "distinct-2"}
-CURVES = (LONG, "teacher, independent clocks", "teacher", "blind", "shaped", "more", "large", "online", "rounds")
+CURVES = (LONG, "teacher, independent clocks", "teacher", "blind", "shaped", "contrast", "more", "large", "online", "rounds")
 COPIED = {"memorised": "memorised", "in_trajectories": "in trajectories"}  # shares of 8-grams
-ORDER = ("real", "teacher", "blind", "shaped", "more", "large", "online", "rounds")
+ORDER = ("real", "teacher", "blind", "shaped", "contrast", "more", "large", "online", "rounds")
 
 
 def names(settings: Mapping[str, Any]) -> dict[str, str]:
     """How each subject is called."""
     return {"real": "real held-out text", "teacher": "teacher", "blind": "student, blind", "shaped": "**student, shaped**",
+            "contrast": "**student, shaped by `nce`**",
             "more": f"student, blind, {settings['more']} times the trajectories and updates",
             "large": "student, blind, about 5 times the parameters", "online": "student, online scheme, as many core-seconds",
             "rounds": "student, rounds that halve the steps"}
@@ -54,7 +55,7 @@ source) and *even* ones (uniform source) evenly over the text, which is a matter
 
 {chr(10).join(_answer(found) for found in conclusion)}
 
-{_learnt(result.get("learnt", {}))}**At equal diversity.** Perplexity where a curve over temperatures passes {SHARE * 100:.0f} % of real text's entropy / of its distinct-2; where there are
+{_learnt(result.get("learnt", ()))}**At equal diversity.** Perplexity where a curve over temperatures passes {SHARE * 100:.0f} % of real text's entropy / of its distinct-2; where there are
 several training seeds the geometric mean. `-`: the curve does not reach there.
 
 {_lines(_equal(conclusion, settings, judges_of(figures)))}
@@ -64,7 +65,7 @@ several training seeds the geometric mean. `-`: the curve does not reach there.
 {readers}
 
 **At temperature 1.** {settings['samples']} texts per row; {settings['trajectories']:,} trajectories a source, clocks and arm ({settings['steps']} steps, temperature
-{settings['temperature']:g}, K = {settings['candidates']}, tau = {settings['tau']:g}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}, {seeds} training seed{'s' if seeds > 1 else ''}. Perplexity with its 95 % bootstrap
+{settings['temperature']:g}, K = {settings['candidates']}, tau = {settings['tau']:g}, argmin), objective `{settings['objective']}`, {settings['updates']} updates of {settings['batch_size']}, {seeds} training seed{'s' if seeds > 1 else ''}.{_of_contrast(figures, settings)} Perplexity with its 95 % bootstrap
 interval over texts, or, where there are several training seeds, their geometric mean with least and greatest; *memorised*: share of 8-grams
 that stand in the training text{_beside_trajectories(figures)}; MAUVE under the largest judge, with its interval, or least and greatest.
 
@@ -81,13 +82,21 @@ def _beside_trajectories(figures: Figures) -> str:
     return "; *in trajectories*: in those that a student learnt from" if there else ""
 
 
-def _learnt(learnt: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """What shaped students carry of the compass's preference, by source, beside their teacher alone."""
+def _of_contrast(figures: Figures, settings: Mapping[str, Any]) -> str:
+    if not any(row["who"] == "contrast" for row in figures):
+        return ""
+    return (" Beside the usual compass (`ar`, a causal language model) stands `nce`, a network that was trained to tell real text from the "
+            f"teacher's ({settings['nce_updates']} updates): it chooses from tau = 0, and its students learn by `tilt` with "
+            f"{settings['nce_event_weight']:g} of `event`.")
+
+
+def _learnt(learnt: Sequence[Mapping[str, Any]]) -> str:
+    """What shaped students carry of the compass's preference, by source and compass, beside their teacher alone."""
     said = []
-    for source, found in learnt.items():
-        shares, cooled = ([100 * each[name] for each in found] for name in ("share", "cooled"))
-        said.append(f"{source} source {min(shares):.0f} to {max(shares):.0f} %, the teacher alone, sampled cooler, "
-                    f"{min(cooled):.0f} to {max(cooled):.0f} %")
+    for found in learnt:
+        shares, cooled = ([100 * each[name] for each in found["by_seed"]] for name in ("share", "cooled"))
+        said.append(f"{found['source']} source, `{found['compass']}`: {min(shares):.0f} to {max(shares):.0f} %, the teacher alone, sampled "
+                    f"cooler, {min(cooled):.0f} to {max(cooled):.0f} %")
     if not said:
         return ""
     return ("**Why.** What a student has learnt of the compass's choices can be read off trajectories that it did not learn from: of the preference "
@@ -176,10 +185,17 @@ def second(found: Mapping[str, Any]) -> str:
     return _met(parts == ["met", "met"] and all(each["not_worse"] for each in found["mauve"].values()))
 
 
+def _head(found: Mapping[str, Any]) -> str:
+    """Whose verdicts these are."""
+    by = {"ar": "", "nce": ", shaped by `nce`"}[found["compass"]]
+    return f"{found['source']} source, {found['clocks']} clocks{by}"
+
+
 def _answer(found: Mapping[str, Any]) -> str:
     """The students of one source and clocks in plain words: first what a sceptic asks."""
     few, long, ratios = found["steps"], found["longest"], found["ratios"]
-    said = [f"- **{found['source']} source, {found['clocks']} clocks: at equal diversity (ii) {second(found)}, at temperature 1 (i) "
+    head = _head(found)
+    said = [f"- **{head}: at equal diversity (ii) {second(found)}, at temperature 1 (i) "
             f"{_met(found['first']['met'])}, speed (iii) {_met(found['speed']['met'])}.**"]
     if ratios["teacher"]:
         said.append(f"Is it the student, or only its clocks and a cooler temperature? At equal diversity the shaped student is {beside(ratios['teacher'])} "
@@ -204,7 +220,7 @@ def _by_judge(first: Mapping[str, Any]) -> str:
 
 def _said(found: Mapping[str, Any]) -> list[str]:
     """The verdicts with their numbers."""
-    head, first, speed = f"{found['source']}, {found['clocks']} clocks", found["first"], found["speed"]
+    head, first, speed = _head(found), found["first"], found["speed"]
     lines = [f"- **{head}, (i) {_met(first['met'])}**: {_by_judge(first)} the teacher, against the {REDUCTION * 100:.0f} % asked; entropy {first['entropy']:.3f} "
              f"bits (the least of all training seeds), asked {first['floor']:.3f}."]
     titles = {LONG: f"the teacher in {found['longest']:,} steps", "teacher": f"the teacher in {found['steps']} steps, same clocks",
@@ -236,7 +252,7 @@ def draw(figures: Figures, file: Path) -> None:
     from matplotlib import pyplot as plt
 
     sources, judges = sorted({row["source"] for row in figures}), judges_of(figures)
-    colours = {"teacher": "#555555", "shaped": "#0072B2", "blind": "#D55E00", "more": "#E69F00", "large": "#009E73", "online": "#CC79A7",
+    colours = {"teacher": "#555555", "shaped": "#0072B2", "contrast": "#7E2F8E", "blind": "#D55E00", "more": "#E69F00", "large": "#009E73", "online": "#CC79A7",
                "rounds": "#56B4E9"}
     panels = [(source, axis) for source in sources for axis in AXES]
     canvas, axes = plt.subplots(len(panels), len(judges), figsize=(4.6 * len(judges), 3.6 * len(panels)), squeeze=False)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from claims_work import SPREAD, Evaluation, Settings
+from claims_work import BY, SPREAD, Compass, Evaluation, Settings
 
 from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
 
@@ -77,17 +77,17 @@ def read(rows: Figures, axis: str, place: float, judge: str) -> float | None:
 
 
 def conclude(figures: Figures, settings: Settings | Mapping[str, Any], speeds: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """The verdicts on the students of each source and clocks, spread clocks first."""
+    """The verdicts on the students of each source, clocks and compass, spread clocks first."""
     steps = settings["steps"] if isinstance(settings, Mapping) else settings.steps
-    return [_verdicts(figures, source, clocks, steps, speeds[source])
-            for source in speeds for clocks in (SPREAD[source], "independent")
-            if pick(figures, source=source, who="shaped", clocks=clocks)]
+    return [_verdicts(figures, source, clocks, steps, speeds[source], compass)
+            for source in speeds for clocks in (SPREAD[source], "independent") for compass, who in BY.items()
+            if pick(figures, source=source, who=who, clocks=clocks)]
 
 
-def _verdicts(figures: Figures, source: str, clocks: str, steps: int, speed: Mapping[str, float]) -> dict[str, Any]:
+def _verdicts(figures: Figures, source: str, clocks: str, steps: int, speed: Mapping[str, float], compass: Compass) -> dict[str, Any]:
     real = pick(figures, source=source, who="real")[0]
     own = pick(figures, source=source)
-    students = pick(own, who="shaped", clocks=clocks, steps=steps)
+    students = pick(own, who=BY[compass], clocks=clocks, steps=steps)
     seeds = sorted({row["seed"] for row in students})
     longest = max(row["steps"] for row in pick(own, who="teacher"))
     others = {LONG: pick(own, who="teacher", clocks="independent", steps=longest),
@@ -96,13 +96,13 @@ def _verdicts(figures: Figures, source: str, clocks: str, steps: int, speed: Map
         others["teacher, independent clocks"] = pick(own, who="teacher", clocks="independent", steps=steps)
         others |= {who: rows for who in ("more", "large", "online", "rounds") if (rows := pick(own, who=who, steps=steps))}
     blind = {seed: pick(own, who="blind", clocks=clocks, steps=steps, seed=seed) for seed in seeds}
-    found: dict[str, Any] = {"source": source, "clocks": clocks, "longest": longest, "steps": steps,
+    found: dict[str, Any] = {"source": source, "clocks": clocks, "compass": compass, "longest": longest, "steps": steps,
                              "places": {axis: _places(axis, real, [students, *others.values()]) for axis in AXES},
                              "first": _first(real, students, others[LONG]), "ratios": {}, "perplexities": {}}
     for name in (*others, "blind"):
         by_seed = {seed: blind[seed] if name == "blind" else others[name] for seed in seeds}
         found["ratios"][name] = list(_ratios(students, by_seed, real, found["places"]))
-    curves = {**others, "shaped": students, "blind": pick(own, who="blind", clocks=clocks, steps=steps)}
+    curves = {**others, BY[compass]: students, "blind": pick(own, who="blind", clocks=clocks, steps=steps)}
     for name, rows in curves.items():
         found["perplexities"][name] = {judge: {axis: _by_place(rows, axis, found["places"][axis], judge) for axis in AXES}
                                        for judge in by_size(real["judges"])}

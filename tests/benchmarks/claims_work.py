@@ -25,8 +25,9 @@ from smollm2 import fetch
 COMMAND = Path(sys.executable).with_name("tsdfm-pipeline")
 ONLINE = Path(__file__).with_name("claims_online.py")
 SPREAD = {"mask": "spaced", "uniform": "even"}  # clocks by source, beside independent ones
-ARMS = ("shaped", "blind")
-Who = Literal["teacher", "shaped", "blind", "more", "large", "online", "rounds"]
+Compass = Literal["ar", "nce"]
+Who = Literal["teacher", "shaped", "contrast", "blind", "more", "large", "online", "rounds"]
+BY: dict[Compass, Who] = {"ar": "shaped", "nce": "contrast"}  # whose students are called what
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,13 @@ class Settings:
     both_clocks: bool = True  # students of independent clocks, too
     trajectories: int = 4096  # an arm
     candidates: int = 8
-    tau: float = 0.25  # from which the compass chooses
+    compasses: tuple[Compass, ...] = ("ar", "nce")  # each has students of its own; `nce` those of spread clocks alone
+    tau: float = 0.25  # from which the `ar` compass chooses; `nce` does throughout
     steps: int = 8  # of rollouts and students
     temperature: float = 0.9  # of rollouts
     objective: str = "event"
+    nce_updates: int = 400  # of that compass, by 2,048 rollouts
+    nce_event_weight: float = 0.2  # its students learn by `tilt`, and this much of `event`
     updates: int = 600
     batch_size: int = 32
     lr: float = 2e-4
@@ -62,7 +66,7 @@ class Settings:
     smollm2: bool = True
 
 
-QUICK = Settings(both_clocks=False, long_spread=False, trajectories=512, updates=120, seeds=(0,), extras=(), samples=64, teacher_steps=(8, 1024),
+QUICK = Settings(both_clocks=False, long_spread=False, compasses=("ar",), trajectories=512, updates=120, seeds=(0,), extras=(), samples=64, teacher_steps=(8, 1024),
                  student_steps=(8,), temperatures=(0.7, 0.8, 1.0), temperatures_long=(0.7, 0.8, 1.0),
                  temperatures_student=(0.9, 1.0, 1.15), judge_updates=100, smollm2=False)
 
@@ -148,6 +152,8 @@ class Work:
 
     def make_data(self) -> None:
         """Paired trajectories, shaped and blind, of both embedded teachers; `generate` itself uses all cores."""
+        if "nce" in self.settings.compasses:
+            self.runner.together([partial(self._contrast, source) for source in self.settings.sources])
         for source in self.settings.sources:
             for clocks in self.clocks(source):
                 self._generate(f"data-{source}-{clocks}", "--source", source, "--clocks", clocks, "--arm", "both", "--candidates",
@@ -155,6 +161,17 @@ class Work:
             if "more" in self.settings.extras:
                 self._generate(f"data-{source}-more", "--source", source, "--clocks", SPREAD[source], "--arm", "blind",
                                "--trajectories", self.settings.more * self.settings.trajectories)
+
+            if "nce" in self.settings.compasses:
+                self._generate(f"data-{source}-contrast", "--source", source, "--clocks", SPREAD[source], "--compass",
+                               self.folder / f"compass-{source}", "--logprobs", "--candidates", self.settings.candidates,
+                               "--trajectories", self.settings.trajectories)
+
+    def _contrast(self, source: str) -> None:
+        """The `nce` compass of a source."""
+        self.runner.run("fit-compass", "--kind", "nce", "--teacher", f"embedded:{source}", "--out", self.folder / f"compass-{source}",
+                        "--rollouts", 2048, "--rollout-steps", self.settings.steps, "--hard-negatives", 3, "--batch-size", 32, "--updates",
+                        self.settings.nce_updates, "--lr", 0.0005, "--warmup", self.settings.nce_updates // 10, "--ema", 0.99)
 
     def _generate(self, name: str, *flags: object) -> None:
         self.runner.run("generate", "--out", self.folder / name, "--steps", self.settings.steps, "--temperature",
@@ -170,16 +187,29 @@ class Work:
             for name, make in (("large", self._large), ("rounds", self._rounds)):  # the longest first
                 if name in settings.extras:
                     tasks.append(partial(make, source))
-        for source, arm, seed in itertools.product(settings.sources, ARMS, settings.seeds):
-            for clocks in self.clocks(source):
-                student = f"student-{source}-{clocks}-{arm}-{seed}"
-                tasks.append(partial(self._distill, f"data-{source}-{clocks}", student, self.learning(settings.steps), arm, seed))
+        for source, seed in itertools.product(settings.sources, settings.seeds):
+            for clocks, who in itertools.product(self.clocks(source), self.students(SPREAD[source])):
+                if who in self.students(clocks):
+                    tasks.append(partial(self._student, source, clocks, who, seed))
         for source in settings.sources:
             if "more" in settings.extras:
                 longer = self.learning(settings.steps, updates=settings.more * settings.updates)
                 tasks.append(partial(self._distill, f"data-{source}-more", f"student-{source}-more", longer))
         self.runner.together(tasks)
         self.runner.together([partial(self._online, source) for source in settings.sources if "online" in settings.extras])
+
+    def students(self, clocks: str) -> tuple[Who, ...]:
+        """The students with training seeds that are made for these clocks: by each compass, then blind."""
+        chosen: list[Who] = [BY[each] for each in self.settings.compasses if each == "ar" or clocks != "independent"]
+        return (*chosen, "blind")
+
+    def _student(self, source: str, clocks: str, who: Who, seed: int) -> None:
+        name, learning = f"student-{source}-{clocks}-{who}-{seed}", self.learning(self.settings.steps)
+        if who == "contrast":
+            learning = self.learning(self.settings.steps, "tilt")
+            self._distill(f"data-{source}-contrast", name, [*learning, "--event-weight", self.settings.nce_event_weight], "shaped", seed)
+        else:
+            self._distill(f"data-{source}-{clocks}", name, learning, who, seed)
 
     def learning(self, budget: int, objective: str | None = None, updates: int | None = None) -> list[object]:
         """The flags of how a student learns to write in `budget` steps."""
@@ -235,7 +265,7 @@ class Work:
                     found.append(Evaluation(f"{source}-{clocks}-teacher-long", teacher, (long,), settings.temperatures_long))
             for clocks in self.clocks(source):
                 students = tuple(Subject(arm, source, clocks, str(self.folder / f"student-{source}-{clocks}-{arm}-{seed}"), seed)
-                                 for arm in ("shaped", "blind") for seed in settings.seeds)
+                                 for arm in self.students(clocks) for seed in settings.seeds)
                 found.append(Evaluation(f"{source}-{clocks}-students", students, (settings.steps,), settings.temperatures_student))
                 others = tuple(n for n in settings.student_steps if n != settings.steps)
                 firsts = tuple(each for each in students if each.seed == settings.seeds[0])
@@ -247,16 +277,19 @@ class Work:
                 found.append(Evaluation(f"{source}-extras", extras, (settings.steps,), settings.temperatures_student))
         return found
 
-    def learnt(self) -> dict[str, list[dict[str, Any]]]:
-        """What the shaped students of each source carry of the compass's preference on held-out trajectories, by training seed;
+    def learnt(self) -> list[dict[str, Any]]:
+        """What the students of each source and compass carry of its preference on held-out trajectories, by training seed;
         without those whose record does not tell it.
         """
-        found: dict[str, list[dict[str, Any]]] = {}
-        for source, seed in itertools.product(self.settings.sources, self.settings.seeds):
-            file = self.folder / f"student-{source}-{SPREAD[source]}-shaped-{seed}" / "training.json"
-            held_out = json.loads(file.read_text()).get("held_out") or {}
-            if held_out.get("cooled") is not None:
-                found.setdefault(source, []).append(held_out)
+        found = []
+        for source, compass in itertools.product(self.settings.sources, self.settings.compasses):
+            by_seed = []
+            for seed in self.settings.seeds:
+                file = self.folder / f"student-{source}-{SPREAD[source]}-{BY[compass]}-{seed}" / "training.json"
+                by_seed.append(json.loads(file.read_text()).get("held_out") or {})
+            told = [{name: each[name] for name in ("share", "cooled")} for each in by_seed if each.get("cooled") is not None]
+            if told:
+                found.append({"source": source, "compass": compass, "by_seed": told})
         return found
 
     def evaluate(self) -> dict[str, dict[str, Any]]:
