@@ -1,0 +1,261 @@
+"""Would a joint law repair few steps? `python tests/benchmarks/joint.py [--texts N] [--smollm2] [--work DIR] [--quick] [--json FILE]`.
+
+In N steps a student draws L / N tokens at once, each by itself given the text so far. Three students of one dataset, with the same
+updates, batches, learning rate and seed, say what that costs (`joint_layer.py`): the package's, *factorised*; one with a causal
+block more that is told the tokens drawn before in the same jump, *joint*; and one with that block told nothing, *deeper*, a control
+of size. Asked of each: nats per target on trajectories that were held out, of which the difference between deeper and joint is what
+the tokens of a jump tell of each other as far as the block can use it; perplexity over that of the factorised student, and of the
+teacher in as many and in 64 steps, at equal entropy; and CPU time over that of the factorised student. One seed.
+
+Trajectories are blind rollouts of the embedded mask teacher in 16 steps on spaced clocks: each step jumps at 4 positions that lie 16
+apart, and so is nearly exact, for a quarter of the cost of 64. Everything is kept in DIR, so that what was cut goes on.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from joint_layer import Deeper, Factorised, Joint, write
+from measure import Ratio as CostRatio
+from measure import machine, report, say, table
+from smollm2 import fetch
+
+from tsdfm.pipeline.evaluation.effects import JudgedTexts, Ratio, ratio_at_equal_entropy
+from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
+from tsdfm.pipeline.evaluation.open_judge import open_judge
+from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens
+from tsdfm.pipeline.flow.generate import generate_dataset
+from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
+from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.models.folder import ModelFolder, load_model
+from tsdfm.pipeline.models.student import student_of
+from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.pipeline.text.metrics import distinct_n
+from tsdfm.pipeline.training.loop.trainer import Trainer, seeded, whole
+from tsdfm.schemas.distill import DataConfig, DistillOptim
+from tsdfm.schemas.generate import GenerateConfig, RolloutConfig
+
+CPU = torch.device("cpu")
+SIDES: dict[str, type[Factorised]] = {"factorised": Factorised, "joint": Joint, "deeper": Deeper}
+BUDGETS = {4: 2.0, 2: 1.0, 1: 1.0}  # steps, and how often a window of that budget is trained
+TEMPERATURES, LONG_TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1), (0.7, 0.8, 0.9, 1.0)
+LONG = 64  # steps of the teacher that is the measure of all; it writes half as many texts
+HELD_OUT = 1 / 16  # of the trajectories
+BATCH = 32
+COST_TEXTS, COST_ROUNDS = 64, 5
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything: trajectories, updates of a student, texts of every row."""
+
+    trajectories: int = 3072
+    updates: int = 400
+    texts: int = 256
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's texts in so many steps at a temperature."""
+
+    model: str
+    steps: int
+    temperature: float
+    samples: Samples
+
+
+def kept(file: Path, make: Callable[[], object]) -> Any:
+    """What a JSON file holds, made and written now if it isn't there."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps(make()).encode())
+    return json.loads(file.read_bytes())
+
+
+class Bench:
+    """Makes data, students and texts, each once."""
+
+    def __init__(self, scale: Scale, work: Path) -> None:
+        self.teacher: ModelFolder[Denoiser] = load_model("embedded")
+        self.scale, self.data = scale, work / f"trajectories-{scale.trajectories}"
+        self.work = work / f"{self.teacher.fingerprint[:12]}-{scale.trajectories}-{scale.updates}"
+
+    def generate(self) -> None:
+        """Make the trajectories, or go on."""
+        say(f"generate {self.data}")
+        generate_dataset(GenerateConfig.model_validate({
+            "out": str(self.data), "trajectories": self.scale.trajectories, "compass": "none", "arm": "blind",
+            "rollout": {"steps": 16, "clocks": "spaced", "temperature": 0.9}}))
+
+    @cached_property
+    def models(self) -> dict[str, Factorised]:
+        """The students, trained, and the teacher."""
+        return {**{name: self._trained(name) for name in SIDES}, "teacher": Factorised(self.teacher.network)}
+
+    def _trained(self, name: str) -> Factorised:
+        optim = DistillOptim(steps=self.scale.updates, warmup=min(50, self.scale.updates), log_every=25, checkpoint_every=25)
+        with seeded(optim.seed):
+            side = SIDES[name](student_of(self.teacher.network, "spaced"))
+        data = DataConfig(paths=[str(self.data)], arm="blind", held_out=HELD_OUT)
+        reader = Reader.open(data, ReaderSettings(budgets=BUDGETS, batch_size=optim.batch_size, seed=optim.seed))
+        folder = self.work / name
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(side, optim, folder, {"side": name, "optim": optim.model_dump(mode="json"), "budgets": str(BUDGETS)})
+        trainer.resume()
+        batches = reader.batches(trainer.step, optim.steps)
+        trainer.run(whole(lambda step, generator: side.nats(next(batches)).mean()),
+                    lambda step, scalars: say(f"{name}, update {step}: {scalars['loss']:.4f} nats"))
+        return side
+
+    def held_out(self, name: str, budget: int) -> list[float]:
+        """Nats per target of every window of a budget, of trajectories that were not learnt from."""
+        return list(kept(self.work / "held-out" / f"{name}-{budget}.json", lambda: self._held_out(name, budget)))
+
+    @torch.no_grad()
+    def _held_out(self, name: str, budget: int) -> list[float]:
+        data = DataConfig(paths=[str(self.data)], arm="blind", held_out=HELD_OUT)
+        reader = Reader.open_held_out(data, ReaderSettings(budgets={budget: 1.0}, batch_size=BATCH))
+        found = list[float]()
+        for update in range(reader.rows_per_epoch // BATCH):
+            batch = reader.batch(update)
+            nats = self.models[name].nats(batch).double()  # spaced clocks: every window has L / n targets
+            found += nats.view(len(batch), -1).mean(1).tolist()
+        return found
+
+    def row(self, model: str, steps: int, temperature: float) -> Row:
+        """Texts 0..n-1 of one row."""
+        texts = self.scale.texts // 2 if steps == LONG else self.scale.texts
+        rollout = RolloutConfig(steps=steps, temperature=temperature, clocks="spaced")
+
+        def make() -> list[list[int]]:
+            say(f"{model}: {steps} steps, temperature {temperature:g} ...")
+            parts = [range(start, min(texts, start + BATCH)) for start in range(0, texts, BATCH)]
+            return [tokens for part in parts for tokens in write(self.models[model], rollout, part).tolist()]
+
+        tokens = kept(self._file("texts", model, steps, temperature), make)
+        return Row(model, steps, temperature, of_tokens(np.array(tokens, dtype=np.int64), self.teacher.vocabulary))
+
+    def judged(self, row: Row, judge: Judge) -> JudgedTexts:
+        """What a judge says of a row."""
+        def make() -> dict[str, list[float]]:
+            found = likelihood(row.samples, judge)
+            return {"nats": found.nats.tolist(), "tokens": found.tokens.tolist()}
+
+        found = kept(self._file(f"judged-{Path(judge.name).stem}", row.model, row.steps, row.temperature), make)
+        return JudgedTexts(Likelihood(np.array(found["nats"]), np.array(found["tokens"])), row.samples.entropies)
+
+    def _file(self, kind: str, model: str, steps: int, temperature: float) -> Path:
+        return self.work / kind / f"{model}-{steps}-{temperature:g}-{self.scale.texts}.json"
+
+
+def losses(bench: Bench) -> dict[str, object]:
+    """Held-out nats per target by budget, and how far each student is below the factorised one, with its standard error."""
+    found, rows = dict[str, object](), list[list[object]]()
+    for budget in BUDGETS:
+        nats = {name: np.array(bench.held_out(name, budget)) for name in (*SIDES, "teacher")}
+        below = {name: nats["factorised"] - nats[name] for name in SIDES}
+        error = {name: float(each.std(ddof=1) / len(each) ** 0.5) for name, each in below.items()}
+        found[str(budget)] = {
+            "windows": len(nats["factorised"]), "nats": {name: float(each.mean()) for name, each in nats.items()},
+            "below_factorised": {name: {"nats": float(below[name].mean()), "standard_error": error[name]} for name in below}}
+        rows.append([f"{budget} steps", *(f"{each.mean():.4f}" for each in nats.values()),
+                     *(f"{below[name].mean():+.4f} +- {error[name]:.4f}" for name in ("deeper", "joint"))])
+    table("held-out nats per target", ("", *SIDES, "teacher", "deeper: below", "joint: below"), rows)
+    return found
+
+
+def costs(bench: Bench) -> dict[str, object]:
+    """CPU time of a text in multiples of the factorised student's, in turn."""
+    found, rows = dict[str, object](), list[list[object]]()
+    for steps in BUDGETS:
+        rollout = RolloutConfig(steps=steps, clocks="spaced")
+        seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+        for name in SIDES:
+            write(bench.models[name], rollout, range(2))  # pages the weights in
+        for _ in range(COST_ROUNDS):
+            for name, each in seconds.items():
+                began = time.process_time()
+                write(bench.models[name], rollout, range(COST_TEXTS))
+                each.append(time.process_time() - began)
+        ratios = {name: CostRatio.of(each, seconds["factorised"]) for name, each in seconds.items()}
+        milliseconds = {name: 1000 * sorted(each)[len(each) // 2] / COST_TEXTS for name, each in seconds.items()}
+        found[str(steps)] = {name: {"cpu_ms_a_text": milliseconds[name], "over_factorised": asdict(ratios[name])} for name in SIDES}
+        rows += [[f"{steps} steps, {name}", milliseconds[name], ratios[name]] for name in SIDES]
+    table(f"CPU time, {COST_TEXTS} texts at once", ("", "ms a text", "over factorised"), rows)
+    return found
+
+
+def compare(bench: Bench, steps: int, judge: Judge, temperatures: tuple[float, ...]) -> list[dict[str, object]]:
+    """Every model in so many steps: its figures, and its perplexity over that of others at equal entropy."""
+    rows = {name: [bench.row(name, steps, each) for each in temperatures] for name in (*SIDES, "teacher")}
+    curves = {name: [bench.judged(row, judge) for row in each] for name, each in rows.items()}
+    long = [bench.judged(bench.row("teacher", LONG, each), judge) for each in LONG_TEMPERATURES]
+    found = list[dict[str, object]]()
+    for name, each in rows.items():
+        for row, judged in zip(each, curves[name], strict=True):
+            ratios = {other: ratio_at_equal_entropy(judged, curves[other]) for other in ("factorised", "teacher") if other != name}
+            ratios[f"teacher, {LONG} steps"] = ratio_at_equal_entropy(_first(judged, len(long[0].entropy)), long)
+            found.append(_figures(row, judged, ratios))
+    found += [] if steps != max(BUDGETS) else [
+        _figures(bench.row("teacher", LONG, at), judged, {}) for at, judged in zip(LONG_TEMPERATURES, long, strict=True)]
+    over = ("factorised", "teacher", f"teacher, {LONG} steps")
+    table(f"{steps} steps, {bench.scale.texts} texts a row, judge {Path(judge.name).stem}",
+          ("", "T", "ppl (95 %)", "entropy", "distinct-2", *(f"over {name}" for name in over)),
+          [(f"{each['model']}, {each['steps']}", each["temperature"], each["shown"], f"{each['entropy_bits']:.3f}",
+            f"{each['distinct_2']:.3f}", *(_shown(each["over"], name) for name in over)) for each in found])
+    return found
+
+
+def _first(texts: JudgedTexts, count: int) -> JudgedTexts:
+    return JudgedTexts(Likelihood(texts.judged.nats[:count], texts.judged.tokens[:count]), texts.entropy[:count])
+
+
+def _figures(row: Row, judged: JudgedTexts, ratios: Mapping[str, Ratio | None]) -> dict[str, object]:
+    low, high = judged.judged.interval()
+    perplexity = judged.judged.perplexity
+    return {"model": row.model, "steps": row.steps, "temperature": row.temperature, "perplexity": perplexity, "low": low,
+            "high": high, "shown": f"{perplexity:.1f} ({low:.1f}-{high:.1f})", "entropy_bits": float(judged.entropy.mean()),
+            "distinct_2": distinct_n(list(row.samples.written), 2),
+            "over": {name: None if each is None else asdict(each) for name, each in ratios.items()}}
+
+
+def _shown(over: Any, name: str) -> str:
+    ratio = over.get(name)
+    return "-" if ratio is None else f"{ratio['value']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+
+
+def main() -> None:
+    """Generate, train, sample, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trajectories", type=int, default=Scale.trajectories, help="that the students learn from")
+    parser.add_argument("--updates", type=int, default=Scale.updates, help="of every student, 32 windows each")
+    parser.add_argument("--texts", type=int, default=Scale.texts, help="of every row")
+    parser.add_argument("--smollm2", action="store_true", help=f"also judge the rows of {max(BUDGETS)} steps by SmolLM2 (minutes)")
+    parser.add_argument("--quick", action="store_true", help="128 trajectories, 8 updates, 16 texts, two temperatures: not to be quoted")
+    parser.add_argument("--work", type=Path, default=Path("out/joint"), help="where everything is kept")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    scale = Scale(128, 8, 16) if options.quick else Scale(options.trajectories, options.updates, options.texts)
+    bench = Bench(scale, options.work)
+    bench.generate()
+    temperatures = (0.7, 1.0) if options.quick else TEMPERATURES
+    found: dict[str, object] = {"machine": machine(1), "scale": asdict(scale), "teacher": bench.teacher.fingerprint,
+                                "held_out": losses(bench), "cost": costs(bench)}
+    judges = {"embedded": open_judge("embedded", CPU, [bench.teacher.vocabulary])}
+    found["embedded"] = {str(steps): compare(bench, steps, judges["embedded"], temperatures) for steps in BUDGETS}
+    if options.smollm2:
+        smollm2 = open_judge(str(fetch(options.work / "smollm2")), CPU, [bench.teacher.vocabulary])
+        found["SmolLM2"] = {str(max(BUDGETS)): compare(bench, max(BUDGETS), smollm2, temperatures)}
+    report(found, options.json)
+
+
+if __name__ == "__main__":
+    main()
