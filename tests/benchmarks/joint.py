@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +56,9 @@ COST_TEXTS, COST_ROUNDS = 64, 5
 class Scale:
     """How much of everything: trajectories, updates of a student, texts of every row."""
 
-    trajectories: int = 3072
+    trajectories: int = 2048
     updates: int = 400
-    texts: int = 256
+    texts: int = 128
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,14 @@ class Bench:
         texts = self.scale.texts // 2 if steps == LONG else self.scale.texts
         rollout = RolloutConfig(steps=steps, temperature=temperature, clocks="spaced")
 
-        def make() -> list[list[int]]:
-            say(f"{model}: {steps} steps, temperature {temperature:g} ...")
-            parts = [range(start, min(texts, start + BATCH)) for start in range(0, texts, BATCH)]
-            return [tokens for part in parts for tokens in write(self.models[model], rollout, part).tolist()]
+        def part(ids: range) -> list[list[int]]:
+            say(f"{model}: {steps} steps, temperature {temperature:g}, texts from {ids.start} on ...")
+            return list(write(self.models[model], rollout, ids).tolist())
 
-        tokens = kept(self._file("texts", model, steps, temperature), make)
+        tokens = list[list[int]]()
+        for start in range(0, texts, BATCH):
+            ids = range(start, min(texts, start + BATCH))
+            tokens += kept(self.work / "texts" / f"{model}-{steps}-{temperature:g}-{ids.start}-{ids.stop}.json", partial(part, ids))
         return Row(model, steps, temperature, of_tokens(np.array(tokens, dtype=np.int64), self.teacher.vocabulary))
 
     def judged(self, row: Row, judge: Judge) -> JudgedTexts:
@@ -148,11 +150,9 @@ class Bench:
             found = likelihood(row.samples, judge)
             return {"nats": found.nats.tolist(), "tokens": found.tokens.tolist()}
 
-        found = kept(self._file(f"judged-{Path(judge.name).stem}", row.model, row.steps, row.temperature), make)
+        file = f"{row.model}-{row.steps}-{row.temperature:g}-{len(row.samples.tokens)}.json"
+        found = kept(self.work / f"judged-{Path(judge.name).stem}" / file, make)
         return JudgedTexts(Likelihood(np.array(found["nats"]), np.array(found["tokens"])), row.samples.entropies)
-
-    def _file(self, kind: str, model: str, steps: int, temperature: float) -> Path:
-        return self.work / kind / f"{model}-{steps}-{temperature:g}-{self.scale.texts}.json"
 
 
 def losses(bench: Bench) -> dict[str, object]:
