@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,6 +34,7 @@ from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens
 from tsdfm.pipeline.flow.generate import generate_dataset
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
+from tsdfm.pipeline.loader.streams import OpenDataset
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, load_model
 from tsdfm.pipeline.models.student import student_of
@@ -47,7 +49,9 @@ SIDES: dict[str, type[Factorised]] = {"factorised": Factorised, "joint": Joint, 
 BUDGETS = {4: 2.0, 2: 1.0, 1: 1.0}  # steps, and how often a window of that budget is trained
 TEMPERATURES, LONG_TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1), (0.7, 0.8, 0.9, 1.0)
 LONG = 64  # steps of the teacher that is the measure of all; it writes half as many texts
+DRAWN_IN, DRAWN_AT = 16, 0.9  # steps and temperature of the trajectories
 HELD_OUT = 1 / 16  # of the trajectories
+LAW = "law"  # by which the trajectories were drawn
 BATCH = 32
 COST_TEXTS, COST_ROUNDS = 64, 5
 
@@ -92,7 +96,7 @@ class Bench:
         say(f"generate {self.data}")
         generate_dataset(GenerateConfig.model_validate({
             "out": str(self.data), "trajectories": self.scale.trajectories, "compass": "none", "arm": "blind",
-            "rollout": {"steps": 16, "clocks": "spaced", "temperature": 0.9}}))
+            "rollout": {"steps": DRAWN_IN, "clocks": "spaced", "temperature": DRAWN_AT}}))
 
     @cached_property
     def models(self) -> dict[str, Factorised]:
@@ -115,19 +119,32 @@ class Bench:
         return side
 
     def held_out(self, name: str, budget: int) -> list[float]:
-        """Nats per target of every window of a budget, of trajectories that were not learnt from."""
+        """Nats per token of every text that was not learnt from, [texts]: all its tokens, in the windows of a budget."""
         return list(kept(self.work / "held-out" / f"{name}-{budget}.json", lambda: self._held_out(name, budget)))
 
-    @torch.no_grad()
     def _held_out(self, name: str, budget: int) -> list[float]:
-        data = DataConfig(paths=[str(self.data)], arm="blind", held_out=HELD_OUT)
-        reader = Reader.open_held_out(data, ReaderSettings(budgets={budget: 1.0}, batch_size=BATCH))
+        say(f"held-out nats of {name}, {budget} steps ...")
+        model = self.law if name == LAW else self.models[name]
+        source = OpenDataset.open_held_out(str(self.data), DataConfig(arm="blind", held_out=HELD_OUT))
         found = list[float]()
-        for update in range(reader.rows_per_epoch // BATCH):
-            batch = reader.batch(update)
-            nats = self.models[name].nats(batch).double()  # spaced clocks: every window has L / n targets
-            found += nats.view(len(batch), -1).mean(1).tolist()
+        for shard in range(len(source.shards)):
+            trajectories = source.load(shard)
+            rows, width = np.arange(len(trajectories.tokens)), trajectories.steps // budget
+            starts = [np.full(len(rows), start) for start in range(0, trajectories.steps, width)]
+            windows = [trajectories.window(rows, start, start + width, "event", 0.0) for start in starts]
+            with torch.no_grad():  # spaced clocks: every window has L / n targets
+                nats = torch.cat([model.nats(each).view(len(rows), -1) for each in windows], 1)
+            found += nats.double().mean(1).tolist()
         return found
+
+    @cached_property
+    def law(self) -> Factorised:
+        """By what the trajectories were drawn: the teacher at their temperature."""
+        cooled = deepcopy(self.teacher.network)
+        with torch.no_grad():
+            cooled.head.weight /= DRAWN_AT
+            cooled.head.bias /= DRAWN_AT
+        return Factorised(cooled)
 
     def row(self, model: str, steps: int, temperature: float) -> Row:
         """Texts 0..n-1 of one row."""
@@ -156,18 +173,21 @@ class Bench:
 
 
 def losses(bench: Bench) -> dict[str, object]:
-    """Held-out nats per target by budget, and how far each student is below the factorised one, with its standard error."""
+    """Held-out nats per token by budget, and how far each is below the factorised student, with its standard error over texts.
+
+    `law`: of the process that drew the trajectories, told every state it went through: what no student can be far below.
+    """
+    law = np.array(bench.held_out(LAW, DRAWN_IN))
     found, rows = dict[str, object](), list[list[object]]()
     for budget in BUDGETS:
-        nats = {name: np.array(bench.held_out(name, budget)) for name in (*SIDES, "teacher")}
-        below = {name: nats["factorised"] - nats[name] for name in SIDES}
+        nats = {**{name: np.array(bench.held_out(name, budget)) for name in (*SIDES, "teacher")}, LAW: law}
+        below = {name: nats["factorised"] - each for name, each in nats.items()}
         error = {name: float(each.std(ddof=1) / len(each) ** 0.5) for name, each in below.items()}
-        found[str(budget)] = {
-            "windows": len(nats["factorised"]), "nats": {name: float(each.mean()) for name, each in nats.items()},
-            "below_factorised": {name: {"nats": float(below[name].mean()), "standard_error": error[name]} for name in below}}
+        found[str(budget)] = {"texts": len(law), "nats": {name: float(each.mean()) for name, each in nats.items()},
+                              "below_factorised": {name: {"nats": float(below[name].mean()), "standard_error": error[name]} for name in below}}
         rows.append([f"{budget} steps", *(f"{each.mean():.4f}" for each in nats.values()),
-                     *(f"{below[name].mean():+.4f} +- {error[name]:.4f}" for name in ("deeper", "joint"))])
-    table("held-out nats per target", ("", *SIDES, "teacher", "deeper: below", "joint: below"), rows)
+                     *(f"{below[name].mean():+.4f} +- {error[name]:.4f}" for name in ("deeper", "joint", LAW))])
+    table("held-out nats per token", ("", *SIDES, "teacher", LAW, *(f"{name}: below" for name in ("deeper", "joint", LAW))), rows)
     return found
 
 
