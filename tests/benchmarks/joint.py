@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ CPU = torch.device("cpu")
 SIDES: dict[str, type[Factorised]] = {"factorised": Factorised, "joint": Joint, "deeper": Deeper}
 BUDGETS = {4: 2.0, 2: 1.0, 1: 1.0}  # steps, and how often a window of that budget is trained
 TEMPERATURES, LONG_TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1), (0.7, 0.8, 0.9, 1.0)
+STRANGERS = (0.8, 0.9, 1.0)  # temperatures at which the slow judge is asked
 LONG = 64  # steps of the teacher that is the measure of all; it writes half as many texts
 DRAWN_IN, DRAWN_AT = 16, 0.9  # steps and temperature of the trajectories
 HELD_OUT = 1 / 16  # of the trajectories
@@ -216,21 +217,43 @@ def compare(bench: Bench, steps: int, judge: Judge, temperatures: tuple[float, .
     """Every model in so many steps: its figures, and its perplexity over that of others at equal entropy."""
     rows = {name: [bench.row(name, steps, each) for each in temperatures] for name in (*SIDES, "teacher")}
     curves = {name: [bench.judged(row, judge) for row in each] for name, each in rows.items()}
-    long = [bench.judged(bench.row("teacher", LONG, each), judge) for each in LONG_TEMPERATURES]
+    long_rows = [bench.row("teacher", LONG, each) for each in LONG_TEMPERATURES]
+    long = [bench.judged(row, judge) for row in long_rows]
     found = list[dict[str, object]]()
     for name, each in rows.items():
         for row, judged in zip(each, curves[name], strict=True):
             ratios = {other: ratio_at_equal_entropy(judged, curves[other]) for other in ("factorised", "teacher") if other != name}
             ratios[f"teacher, {LONG} steps"] = ratio_at_equal_entropy(_first(judged, len(long[0].entropy)), long)
             found.append(_figures(row, judged, ratios))
-    found += [] if steps != max(BUDGETS) else [
-        _figures(bench.row("teacher", LONG, at), judged, {}) for at, judged in zip(LONG_TEMPERATURES, long, strict=True)]
+    if steps == max(BUDGETS):
+        found += [_figures(row, judged, {}) for row, judged in zip(long_rows, long, strict=True)]
+    _tell(f"{steps} steps, {bench.scale.texts} texts a row, judge embedded", found)
+    return found
+
+
+def by_stranger(bench: Bench, judge: Judge, temperatures: tuple[float, ...]) -> list[dict[str, object]]:
+    """The joint and the factorised student in the most steps, as a judge sees them that is slow: of every row half the texts."""
+    rows = {name: [_half(bench.row(name, max(BUDGETS), each)) for each in temperatures] for name in ("factorised", "joint")}
+    curves = {name: [bench.judged(row, judge) for row in each] for name, each in rows.items()}
+    ratios: dict[str, list[dict[str, Ratio | None]]] = {
+        "factorised": [{} for _ in temperatures],
+        "joint": [{"factorised": ratio_at_equal_entropy(each, curves["factorised"])} for each in curves["joint"]]}
+    found = [_figures(*each) for name in rows for each in zip(rows[name], curves[name], ratios[name], strict=True)]
+    _tell(f"{max(BUDGETS)} steps, {len(rows['joint'][0].samples.tokens)} texts a row, judge SmolLM2", found)
+    return found
+
+
+def _tell(title: str, found: list[dict[str, object]]) -> None:
     over = ("factorised", "teacher", f"teacher, {LONG} steps")
-    table(f"{steps} steps, {bench.scale.texts} texts a row, judge {Path(judge.name).stem}",
-          ("", "T", "ppl (95 %)", "entropy", "distinct-2", *(f"over {name}" for name in over)),
+    table(title, ("", "T", "ppl (95 %)", "entropy", "distinct-2", *(f"over {name}" for name in over)),
           [(f"{each['model']}, {each['steps']}", each["temperature"], each["shown"], f"{each['entropy_bits']:.3f}",
             f"{each['distinct_2']:.3f}", *(_shown(each["over"], name) for name in over)) for each in found])
-    return found
+
+
+def _half(row: Row) -> Row:
+    samples = row.samples
+    count = len(samples.tokens) // 2
+    return replace(row, samples=replace(samples, tokens=samples.tokens[:count], texts=samples.texts[:count]))
 
 
 def _first(texts: JudgedTexts, count: int) -> JudgedTexts:
@@ -257,7 +280,7 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=Scale.trajectories, help="that the students learn from")
     parser.add_argument("--updates", type=int, default=Scale.updates, help="of every student, 32 windows each")
     parser.add_argument("--texts", type=int, default=Scale.texts, help="of every row")
-    parser.add_argument("--smollm2", action="store_true", help=f"also judge the rows of {max(BUDGETS)} steps by SmolLM2 (minutes)")
+    parser.add_argument("--smollm2", action="store_true", help="ask SmolLM2, too, of a part of the texts (minutes)")
     parser.add_argument("--quick", action="store_true", help="128 trajectories, 8 updates, 16 texts, two temperatures: not to be quoted")
     parser.add_argument("--work", type=Path, default=Path("out/joint"), help="where everything is kept")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")
@@ -269,11 +292,11 @@ def main() -> None:
     temperatures = (0.7, 1.0) if options.quick else TEMPERATURES
     found: dict[str, object] = {"machine": machine(1), "scale": asdict(scale), "teacher": bench.teacher.fingerprint,
                                 "held_out": losses(bench), "cost": costs(bench)}
-    judges = {"embedded": open_judge("embedded", CPU, [bench.teacher.vocabulary])}
-    found["embedded"] = {str(steps): compare(bench, steps, judges["embedded"], temperatures) for steps in BUDGETS}
+    judge = open_judge("embedded", CPU, [bench.teacher.vocabulary])
+    found["embedded"] = {str(steps): compare(bench, steps, judge, temperatures) for steps in BUDGETS}
     if options.smollm2:
         smollm2 = open_judge(str(fetch(options.work / "smollm2")), CPU, [bench.teacher.vocabulary])
-        found["SmolLM2"] = {str(max(BUDGETS)): compare(bench, max(BUDGETS), smollm2, temperatures)}
+        found["SmolLM2"] = by_stranger(bench, smollm2, STRANGERS)
     report(found, options.json)
 
 
