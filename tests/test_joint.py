@@ -56,7 +56,7 @@ def batch():
     return windows(torch.where(where, tokens, -1), torch.where(where, MASK, tokens), 0.5, 0.25)
 
 
-@pytest.mark.parametrize("name", ["Factorised", "Deeper", "Joint"])
+@pytest.mark.parametrize("name", ["Factorised", "Joint", "Added"])
 def test_every_side_begins_as_the_packages_student(layers, batch, name):
     model = student()
     expected = StudentLoss(model, "event")(batch)[batch.target >= 0]
@@ -72,7 +72,13 @@ def test_a_token_is_told_to_later_targets_of_its_jump_alone(layers, batch):
         after = side.seen(hidden, together, tokens.scatter(0, torch.tensor([k]), (tokens[k, None] + 1) % MASK))
         changed = (after != before).any(1).nonzero()[:, 0].tolist()
         assert changed == list(range(k + 1, 4 if k < 4 else 7))
-    assert not torch.equal(opened(layers.Deeper(student())).seen(hidden, together, tokens), hidden)
+
+
+def test_what_is_added_to_a_teacher_learns_alone(layers, batch):
+    side = opened(layers.Added(student()))
+    side.nats(batch).sum().backward()
+    assert all(each.grad is not None for each in side.fitted.parameters())
+    assert all(each.grad is None for each in side.student.parameters())
 
 
 def test_what_is_drawn_one_by_one_is_drawn_from_what_was_trained(layers, batch):
@@ -114,8 +120,8 @@ def test_of_two_tokens_that_always_agree_the_joint_layer_learns_one(layers):
     sides = {name: getattr(layers, name)(student(words=4, length=2)) for name in ("Factorised", "Joint")}
     nats = {}
     for name, side in sides.items():
-        optimizer, numbers = torch.optim.AdamW(side.parameters(), lr=0.02), torch.Generator().manual_seed(0)
-        for _ in range(60):
+        optimizer, numbers = torch.optim.AdamW(side.parameters(), lr=0.03), torch.Generator().manual_seed(0)
+        for _ in range(50):
             tokens = torch.randint(3, (32, 1), generator=numbers).expand(-1, 2)
             loss = side.nats(windows(tokens, torch.full_like(tokens, 3))).mean()
             optimizer.zero_grad()

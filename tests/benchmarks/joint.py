@@ -1,9 +1,9 @@
 """Would a joint law repair few steps? `python tests/benchmarks/joint.py [--texts N] [--smollm2] [--work DIR] [--quick] [--json FILE]`.
 
-In N steps a student draws L / N tokens at once, each by itself given the text so far. Three students of one dataset, with the same
-updates, batches, learning rate and seed, say what that costs (`joint_layer.py`): the package's, *factorised*; one with a causal
-block more that is told the tokens drawn before in the same jump, *joint*; and, with --control, one with that block told nothing,
-*deeper*. Asked of each: nats per token of texts that were held out, beside those of the *law* that drew them, token by token nearly, so
+In N steps a student draws L / N tokens at once, each by itself given the text so far. Two students of one dataset, with the same updates,
+batches, learning rate and seed, say what that costs (`joint_layer.py`): the package's, *factorised*, and one with a causal block more
+that is told the tokens drawn before in the same jump, *joint*. A third, *added*, is the teacher as it stands with such a block: what it
+changes is the block's doing, and nothing that a student forgot. Asked of each: nats per token of texts that were held out, beside those of the *law* that drew them, token by token nearly, so
 that the factorised student is above it by what the tokens of a jump tell of each other, and by what it has not learnt; perplexity
 over that of the factorised student, and of the teacher in as many and in 64 steps, at equal entropy; and CPU time. One seed.
 
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from joint_layer import Deeper, Factorised, Joint, write
+from joint_layer import Added, Factorised, Joint, write
 from measure import Ratio as CostRatio
 from measure import machine, report, say, table
 from smollm2 import fetch
@@ -45,7 +45,8 @@ from tsdfm.schemas.distill import DataConfig, DistillOptim
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig
 
 CPU = torch.device("cpu")
-SIDES: dict[str, type[Factorised]] = {"factorised": Factorised, "joint": Joint, "deeper": Deeper}
+SIDES: dict[str, type[Factorised]] = {"factorised": Factorised, "joint": Joint, "added": Added}
+RATES = {"factorised": 5e-4, "joint": 5e-4, "added": 1e-3}  # of learning; a block alone takes a higher one
 BUDGETS = {4: 2.0, 2: 1.0, 1: 1.0}  # steps, and how often a window of that budget is trained
 TEMPERATURES, LONG_TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1), (0.7, 0.8, 0.9, 1.0)
 STRANGERS = (0.8, 0.9, 1.0)  # temperatures at which the slow judge is asked
@@ -85,10 +86,9 @@ def kept(file: Path, make: Callable[[], object]) -> Any:
 
 
 class Bench:
-    """Makes data, students (`sides`, names) and texts, each once."""
+    """Makes data, students and texts, each once."""
 
-    def __init__(self, scale: Scale, work: Path, sides: tuple[str, ...]) -> None:
-        self.sides = sides
+    def __init__(self, scale: Scale, work: Path) -> None:
         self.teacher: ModelFolder[Denoiser] = load_model("embedded")
         self.scale, self.data = scale, work / f"trajectories-{scale.trajectories}"
         self.work = work / f"{self.teacher.fingerprint[:12]}-{scale.trajectories}-{scale.updates}"
@@ -103,17 +103,17 @@ class Bench:
     @cached_property
     def models(self) -> dict[str, Factorised]:
         """The students, trained, and the teacher."""
-        return {**{name: self._trained(name) for name in self.sides}, "teacher": Factorised(self.teacher.network)}
+        return {**{name: self._trained(name) for name in SIDES}, "teacher": Factorised(self.teacher.network)}
 
     def _trained(self, name: str) -> Factorised:
-        optim = DistillOptim(steps=self.scale.updates, warmup=min(50, self.scale.updates), log_every=25, checkpoint_every=25)
+        optim = DistillOptim(steps=self.scale.updates, warmup=min(50, self.scale.updates), log_every=25, checkpoint_every=25, lr=RATES[name])
         with seeded(optim.seed):
             side = SIDES[name](student_of(self.teacher.network, "spaced"))
         data = DataConfig(paths=[str(self.data)], arm="blind", held_out=HELD_OUT)
         reader = Reader.open(data, ReaderSettings(budgets=BUDGETS, batch_size=optim.batch_size, seed=optim.seed))
         folder = self.work / name
         folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(side, optim, folder, {"side": name, "optim": optim.model_dump(mode="json"), "budgets": str(BUDGETS)})
+        trainer = Trainer(side.fitted, optim, folder, {"side": name, "optim": optim.model_dump(mode="json"), "budgets": str(BUDGETS)})
         trainer.resume()
         batches = reader.batches(trainer.step, optim.steps)
         trainer.run(whole(lambda step, generator: side.nats(next(batches)).mean()),
@@ -182,14 +182,14 @@ def losses(bench: Bench) -> dict[str, object]:
     law = np.array(bench.held_out(LAW, DRAWN_IN))
     found, rows = dict[str, object](), list[list[object]]()
     for budget in BUDGETS:
-        nats = {**{name: np.array(bench.held_out(name, budget)) for name in (*bench.sides, "teacher")}, LAW: law}
+        nats = {**{name: np.array(bench.held_out(name, budget)) for name in (*SIDES, "teacher")}, LAW: law}
         below = {name: nats["factorised"] - each for name, each in nats.items()}
         error = {name: float(each.std(ddof=1) / len(each) ** 0.5) for name, each in below.items()}
         found[str(budget)] = {"texts": len(law), "nats": {name: float(each.mean()) for name, each in nats.items()},
                               "below_factorised": {name: {"nats": float(below[name].mean()), "standard_error": error[name]} for name in below}}
         rows.append([f"{budget} steps", *(f"{each.mean():.4f}" for each in nats.values()),
-                     *(f"{below[name].mean():+.4f} +- {error[name]:.4f}" for name in (*bench.sides[1:], LAW))])
-    table("held-out nats per token", ("", *bench.sides, "teacher", LAW, *(f"{name}: below" for name in (*bench.sides[1:], LAW))), rows)
+                     *(f"{below[name].mean():+.4f} +- {error[name]:.4f}" for name in (*"joint", "added", LAW))])
+    table("held-out nats per token", ("", *SIDES, "teacher", LAW, *(f"{name}: below" for name in (*"joint", "added", LAW))), rows)
     return found
 
 
@@ -197,26 +197,31 @@ def costs(bench: Bench) -> dict[str, object]:
     """CPU time of a text in multiples of the factorised student's, in turn."""
     found, rows = dict[str, object](), list[list[object]]()
     for steps in BUDGETS:
-        rollout = RolloutConfig(steps=steps, clocks="spaced")
-        seconds: dict[str, list[float]] = {name: [] for name in bench.sides}
-        for name in bench.sides:
-            write(bench.models[name], rollout, range(2))  # pages the weights in
-        for _ in range(COST_ROUNDS):
-            for name, each in seconds.items():
-                began = time.process_time()
-                write(bench.models[name], rollout, range(COST_TEXTS))
-                each.append(time.process_time() - began)
+        seconds = kept(bench.work / "cost" / f"{steps}.json", partial(_seconds, bench, RolloutConfig(steps=steps, clocks="spaced")))
         ratios = {name: CostRatio.of(each, seconds["factorised"]) for name, each in seconds.items()}
         milliseconds = {name: 1000 * sorted(each)[len(each) // 2] / COST_TEXTS for name, each in seconds.items()}
-        found[str(steps)] = {name: {"cpu_ms_a_text": milliseconds[name], "over_factorised": asdict(ratios[name])} for name in bench.sides}
-        rows += [[f"{steps} steps, {name}", milliseconds[name], ratios[name]] for name in bench.sides]
+        found[str(steps)] = {name: {"cpu_ms_a_text": milliseconds[name], "over_factorised": asdict(ratios[name])} for name in seconds}
+        rows += [[f"{steps} steps, {name}", milliseconds[name], ratios[name]] for name in seconds]
     table(f"CPU time, {COST_TEXTS} texts at once", ("", "ms a text", "over factorised"), rows)
     return found
 
 
+def _seconds(bench: Bench, rollout: RolloutConfig) -> dict[str, list[float]]:
+    """CPU seconds of COST_TEXTS texts, COST_ROUNDS times each student."""
+    seconds: dict[str, list[float]] = {name: [] for name in ("factorised", "joint")}
+    for name in seconds:
+        write(bench.models[name], rollout, range(2))  # pages the weights in
+    for _ in range(COST_ROUNDS):
+        for name, each in seconds.items():
+            began = time.process_time()
+            write(bench.models[name], rollout, range(COST_TEXTS))
+            each.append(time.process_time() - began)
+    return seconds
+
+
 def compare(bench: Bench, steps: int, judge: Judge, temperatures: tuple[float, ...]) -> list[dict[str, object]]:
     """Every model in so many steps: its figures, and its perplexity over that of others at equal entropy."""
-    rows = {name: [bench.row(name, steps, each) for each in temperatures] for name in (*bench.sides, "teacher")}
+    rows = {name: [bench.row(name, steps, each) for each in temperatures] for name in (*SIDES, "teacher")}
     curves = {name: [bench.judged(row, judge) for row in each] for name, each in rows.items()}
     long_rows = [bench.row("teacher", LONG, each) for each in LONG_TEMPERATURES]
     long = [bench.judged(row, judge) for row in long_rows]
@@ -281,7 +286,6 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=Scale.trajectories, help="that the students learn from")
     parser.add_argument("--updates", type=int, default=Scale.updates, help="of every student, 32 windows each")
     parser.add_argument("--texts", type=int, default=Scale.texts, help="of every row")
-    parser.add_argument("--control", action="store_true", help="train and measure 'deeper', too")
     parser.add_argument("--smollm2", action="store_true", help="ask SmolLM2, too, of a part of the texts (minutes)")
     parser.add_argument("--quick", action="store_true", help="128 trajectories, 8 updates, 16 texts, two temperatures: not to be quoted")
     parser.add_argument("--work", type=Path, default=Path("out/joint"), help="where everything is kept")
@@ -289,7 +293,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     scale = Scale(128, 8, 16) if options.quick else Scale(options.trajectories, options.updates, options.texts)
-    bench = Bench(scale, options.work, tuple(SIDES) if options.control else ("factorised", "joint"))
+    bench = Bench(scale, options.work)
     bench.generate()
     temperatures = (0.7, 1.0) if options.quick else TEMPERATURES
     found: dict[str, object] = {"machine": machine(1), "scale": asdict(scale), "teacher": bench.teacher.fingerprint,

@@ -1,13 +1,13 @@
-"""Three students that say differently how the tokens of one jump hang together; what `joint.py` trains, samples and compares.
+"""Students that say differently how the tokens of one jump hang together; what `joint.py` trains, samples and compares.
 
     factorised  the package's student: given x_t, every token that jumps is drawn by itself.
-    deeper      the same with one causal block more on top of the trunk, which is told no token: a control of size.
-    joint       the same with that block told the tokens that were drawn before, in reading order, so that
+    joint       the same with one causal block more on top of the trunk, which is told the tokens drawn before, in reading order:
                 q(x_1 .. x_M | x_t) = prod_k q(x_k | x_t, x_1 .. x_{k-1}), which any joint law can be.
+    added       such a block on top of the teacher, which stays as it is.
 
 The block's input at the k-th of M positions that jump together is the trunk's state there, plus an embedding of the token that was
 written at the (k-1)-th (zero at the first); what it gives is added to the trunk's state before the head, through a matrix that
-is zero at first: so all three begin as one and the same student. The trunk runs once a jump in all of them.
+is zero at first: so all begin as one and the same student, the teacher. The trunk runs once a jump in all of them.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Together:
 
 
 class JointLayer(nn.Module):
-    """A causal block over the positions that jump together. `embedded` [V, D]: what the tokens' embeddings begin as."""
+    """A causal block over the positions that jump together; its embeddings of tokens begin as those of the student's trunk."""
 
     def __init__(self, student: Denoiser) -> None:
         super().__init__()
@@ -94,6 +94,11 @@ class Factorised(nn.Module):
         super().__init__()
         self.student = student
 
+    @property
+    def fitted(self) -> nn.Module:
+        """What a training changes."""
+        return self
+
     def seen(self, hidden: Tensor, together: Together, tokens: Tensor) -> Tensor:
         """The states [R, D] that the head is given, of the trunk's [R, D] and the tokens [R] that are written."""
         return hidden
@@ -110,7 +115,7 @@ class Factorised(nn.Module):
 
     def draw(self, hidden: Tensor, together: Together, uniforms: Tensor, temperature: float) -> Tensor:
         """Tokens [R] of the positions that jump, from the trunk's states [R, D] and uniforms [R]."""
-        return self.drawn(self.seen(hidden, together, torch.zeros(len(hidden), dtype=torch.long)), uniforms, temperature)
+        return self.drawn(hidden, uniforms, temperature)
 
     def drawn(self, hidden: Tensor, uniforms: Tensor, temperature: float) -> Tensor:
         """Tokens [R] from what the head is given, [R, D]."""
@@ -119,8 +124,8 @@ class Factorised(nn.Module):
                            excluded=self.student.config.mask_id).tokens[:, 0]
 
 
-class Deeper(Factorised):
-    """One block more, told no token."""
+class Joint(Factorised):
+    """A student with one block more, which is told the tokens before."""
 
     def __init__(self, student: Denoiser) -> None:
         super().__init__(student)
@@ -128,20 +133,9 @@ class Deeper(Factorised):
 
     def seen(self, hidden: Tensor, together: Together, tokens: Tensor) -> Tensor:
         """See `Factorised.seen`."""
-        states, _ = self.layer(together.packed(hidden), self.previous(together, tokens), together.positions)
+        previous = F.pad(together.packed(tokens)[:, :-1], (1, 0), value=self.layer.nothing)
+        states, _ = self.layer(together.packed(hidden), previous, together.positions)
         return torch.as_tensor(states)[together.there]
-
-    def previous(self, together: Together, tokens: Tensor) -> Tensor:
-        """What the block is told at each position, [B, M]: nothing."""
-        return torch.full_like(together.positions, self.layer.nothing)
-
-
-class Joint(Deeper):
-    """One block more, told the tokens before."""
-
-    def previous(self, together: Together, tokens: Tensor) -> Tensor:
-        """The token before each position, [B, M]; nothing before the first."""
-        return F.pad(together.packed(tokens)[:, :-1], (1, 0), value=self.layer.nothing)
 
     def draw(self, hidden: Tensor, together: Together, uniforms: Tensor, temperature: float) -> Tensor:
         """See `Factorised.draw`: one position after another, each given those before; the block keeps its keys and values."""
@@ -154,6 +148,19 @@ class Joint(Deeper):
             tokens[:, k] = self.drawn(seen[:, 0], numbers[:, k], temperature)
             previous = tokens[:, one]
         return tokens[together.there]
+
+
+class Added(Joint):
+    """As `Joint`, but that the trunk and its head stay as they are, and the block alone is fitted."""
+
+    def __init__(self, student: Denoiser) -> None:
+        super().__init__(student)
+        student.requires_grad_(False)
+
+    @property
+    def fitted(self) -> nn.Module:
+        """See `Factorised.fitted`."""
+        return self.layer
 
 
 @torch.no_grad()
