@@ -144,8 +144,8 @@ class Bench:
         """By what the trajectories were drawn: the teacher at their temperature."""
         cooled = deepcopy(self.teacher.network)
         with torch.no_grad():
-            cooled.head.weight /= DRAWN_AT
-            cooled.head.bias /= DRAWN_AT
+            cooled.head.weight.div_(DRAWN_AT)
+            cooled.head.bias.div_(DRAWN_AT)
         return Factorised(cooled)
 
     def row(self, model: str, steps: int, temperature: float) -> Row:

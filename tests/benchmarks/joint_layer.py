@@ -108,7 +108,7 @@ class Factorised(nn.Module):
         where = batch.target >= 0
         tokens, head, mask_id = batch.target[where], self.student.head, self.student.config.mask_id
         hidden = self.student.hidden_where(where, batch.x_t, batch.t, batch.dt)
-        bias = head.bias
+        bias: Tensor = head.bias
         if mask_id is not None:
             bias = bias.index_fill(0, torch.tensor(mask_id), -torch.inf)
         return -linear_logprob(self.seen(hidden, Together.of(where), tokens), head.weight, bias, tokens)
