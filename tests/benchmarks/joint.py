@@ -53,7 +53,7 @@ STRANGERS = (0.8, 0.9, 1.0)  # temperatures at which the slow judge is asked
 LONG = 64  # steps of the teacher that is the measure of all; it writes half as many texts
 DRAWN_IN, DRAWN_AT = 16, 0.9  # steps and temperature of the trajectories
 HELD_OUT = 1 / 16  # of the trajectories
-LAW = "law"  # by which the trajectories were drawn
+LAW, COOLED = "law", f"teacher, T = {DRAWN_AT:g}"  # by which the trajectories were drawn; and the same in fewer steps
 BATCH = 32
 COST_TEXTS, COST_ROUNDS = 64, 5
 
@@ -182,14 +182,15 @@ def losses(bench: Bench) -> dict[str, object]:
     law = np.array(bench.held_out(LAW, DRAWN_IN))
     found, rows = dict[str, object](), list[list[object]]()
     for budget in BUDGETS:
-        nats = {**{name: np.array(bench.held_out(name, budget)) for name in (*SIDES, "teacher")}, LAW: law}
+        nats = {**{name: np.array(bench.held_out(name, budget)) for name in (*SIDES, "teacher")},
+                COOLED: np.array(bench.held_out(LAW, budget)), LAW: law}
         below = {name: nats["factorised"] - each for name, each in nats.items()}
         error = {name: float(each.std(ddof=1) / len(each) ** 0.5) for name, each in below.items()}
         found[str(budget)] = {"texts": len(law), "nats": {name: float(each.mean()) for name, each in nats.items()},
                               "below_factorised": {name: {"nats": float(below[name].mean()), "standard_error": error[name]} for name in below}}
         rows.append([f"{budget} steps", *(f"{each.mean():.4f}" for each in nats.values()),
                      *(f"{below[name].mean():+.4f} +- {error[name]:.4f}" for name in ("joint", "added", LAW))])
-    table("held-out nats per token", ("", *SIDES, "teacher", LAW, *(f"{name}: below" for name in ("joint", "added", LAW))), rows)
+    table("held-out nats per token", ("", *SIDES, "teacher", COOLED, LAW, *(f"{name}: below" for name in ("joint", "added", LAW))), rows)
     return found
 
 
