@@ -13,7 +13,10 @@ leaves them out). A dataset of one arm needs no copies: its split is `data/`.
 The manifest's hint of where the teacher was is left out if it is a folder of this machine.
 """
 
+import os
 import re
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +36,13 @@ from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.manifest import DatasetManifest, Identity
+from tsdfm.schemas.manifest import DatasetManifest, Identity, ShardRecord
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.publish import PublishConfig, Receipt
 from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.words import count
 
+PREPARED_BYTES = 1 << 30  # of shards that are made ready before they are sent
 _OWNED = re.compile(r"(data|arms)/([0-9]+/)?[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
 
 
@@ -60,15 +64,12 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
     upload = Upload(config.repo, "dataset", f"{count(manifest.totals.rows, 'trajectory')}, identity {digest(identity)[:16]}")
     upload.open(config.private, MANIFEST_FILE, _paths(manifest, config))
     energies: dict[Arm, list[npt.NDArray[np.float32]]] = {arm: [] for arm in identity.arms}
-    for done, record in enumerate(manifest.shards):
-        data = read_shard_bytes(store, record)
-        upload.add(record.path, data)
-        table = shards.decode(data, record.path)[0]
-        for arm in identity.arms:
-            part = table.filter(pc.equal(table.column("arm"), arm))
-            energies[arm].append(_final_energies(part))
-            if _copies_arms(identity, config):
-                upload.add(_arm_path(record.path, arm), _encoded(part, identity))
+    prepare = partial(_prepared, store, identity, identity.arms if _copies_arms(identity, config) else ())
+    for done, (files, of_arms) in enumerate(in_order(prepare, manifest.shards, _threads(manifest))):
+        for path, data in files.items():
+            upload.add(path, data)
+        for arm, values in of_arms.items():
+            energies[arm].append(values)
         progress("uploading", done + 1, len(manifest.shards))
     plot = _plot({arm: np.concatenate(parts) for arm, parts in energies.items()})
     card = published_card(manifest, summary, _splits(identity, config), config)
@@ -76,6 +77,23 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
             MANIFEST_FILE: _portable(manifest)}
     revision = upload.finish(last, _owned)
     return leave_receipt(store, upload, revision)
+
+
+def _prepared(
+    store: Store, identity: Identity, copied: Sequence[Arm], record: ShardRecord
+) -> tuple[dict[str, bytes], dict[Arm, npt.NDArray[np.float32]]]:
+    """The files that a shard becomes, by path: itself, and one of each arm that is `copied`; and every arm's final energies."""
+    data = read_shard_bytes(store, record)
+    table = shards.decode(data, record.path)[0]
+    parts = {arm: table.filter(pc.equal(table.column("arm"), arm)) for arm in identity.arms}
+    copies = {_arm_path(record.path, arm): _encoded(parts[arm], identity) for arm in copied}
+    return {record.path: data, **copies}, {arm: _final_energies(part) for arm, part in parts.items()}
+
+
+def _threads(manifest: DatasetManifest) -> int:
+    """How many shards are prepared at a time: one a core, or as many as may be held, for twice as many wait to be sent."""
+    largest = max(record.bytes for record in manifest.shards)
+    return max(1, min(len(os.sched_getaffinity(0)), PREPARED_BYTES // (2 * largest)))
 
 
 def _owned(path: str) -> bool:

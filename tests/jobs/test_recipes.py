@@ -151,7 +151,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 30) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_every_stage_runs_at_its_real_shapes(tmp_path):
-    """One update, one shard, one text: all else (sizes, length, vocabulary) as the recipes say. About 8 GB of memory."""
+    """One update, one shard, one text, two blocks, which are all alike: all else (widths, length, vocabulary) as the recipes say."""
     words = {f"w{i}": i for i in range(GPT2 - 1)} | {"<|endoftext|>": GPT2 - 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -167,7 +167,7 @@ def test_every_stage_runs_at_its_real_shapes(tmp_path):
         assert done.returncode == 0, done.stderr[-2000:]
 
     here = ["--dtype", "float32", "--no-compile"]  # bfloat16 takes hours on a CPU
-    once = ["--corpus", "texts.txt", "--updates", 1, "--batch-size", 1, "--half", "--set", "compile=false", "--set", "optim.warmup=0"]
+    once = ["--n-blocks", 2, "--corpus", "texts.txt", "--updates", 1, "--batch-size", 1, "--half", "--set", "compile=false", "--set", "optim.warmup=0"]
     run("pretrain", "teacher-mask", "--out", "teacher-mask", *once)
     run("fit-compass", "compass", "--out", "compass", *once)
     run("generate", "generate", "--trajectories", 1, "--steps", 2, "--candidates", 2, "--workers", 1, *here)
@@ -175,4 +175,4 @@ def test_every_stage_runs_at_its_real_shapes(tmp_path):
     run("evaluate", "evaluate", "--corpus", "texts.txt", "--model", "student", "--evaluator", "compass", "--steps", 1, "-n", 2, "--set", "temperatures=[1.0]", *here)
     student = load(tmp_path / "student").network.config
     assert isinstance(student, DenoiserConfig)
-    assert (student.hidden_size, student.n_blocks, student.length, student.vocab_size) == (768, 12, 1024, GPT2 + 1)
+    assert (student.hidden_size, student.n_blocks, student.length, student.vocab_size) == (768, 2, 1024, GPT2 + 1)
