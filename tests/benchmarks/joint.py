@@ -1,4 +1,4 @@
-"""Would a joint law repair few steps? `python tests/benchmarks/joint.py [--texts N] [--smollm2] [--work DIR] [--quick] [--json FILE]`.
+"""Would a joint law repair few steps? `python tests/benchmarks/joint.py [--texts N] [--work DIR] [--quick] [--json FILE]`.
 
 In N steps a student draws L / N tokens at once, each by itself given the text so far. Two students of one dataset, with the same updates,
 batches, learning rate and seed, say what that costs (`joint_layer.py`): the package's, *factorised*, and one with a causal block more
@@ -16,7 +16,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ import torch
 from joint_layer import Added, Factorised, Joint, write
 from measure import Ratio as CostRatio
 from measure import machine, report, say, table
-from smollm2 import fetch
 
 from tsdfm.pipeline.evaluation.effects import JudgedTexts, Ratio, ratio_at_equal_entropy
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
@@ -49,7 +48,6 @@ SIDES: dict[str, type[Factorised]] = {"factorised": Factorised, "joint": Joint, 
 RATES = {"factorised": 5e-4, "joint": 5e-4, "added": 1e-3}  # of learning; a block alone takes a higher one
 BUDGETS = {4: 2.0, 2: 1.0, 1: 1.0}  # steps, and how often a window of that budget is trained
 TEMPERATURES, LONG_TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1), (0.7, 0.8, 0.9, 1.0)
-STRANGERS = (0.8, 0.9, 1.0)  # temperatures at which the slow judge is asked
 LONG = 64  # steps of the teacher that is the measure of all; it writes half as many texts
 DRAWN_IN, DRAWN_AT = 16, 0.9  # steps and temperature of the trajectories
 HELD_OUT = 1 / 16  # of the trajectories
@@ -238,29 +236,11 @@ def compare(bench: Bench, steps: int, judge: Judge, temperatures: tuple[float, .
     return found
 
 
-def by_stranger(bench: Bench, judge: Judge, temperatures: tuple[float, ...]) -> list[dict[str, object]]:
-    """The joint and the factorised student in the most steps, as a judge sees them that is slow: of every row half the texts."""
-    rows = {name: [_half(bench.row(name, max(BUDGETS), each)) for each in temperatures] for name in ("factorised", "joint")}
-    curves = {name: [bench.judged(row, judge) for row in each] for name, each in rows.items()}
-    ratios: dict[str, list[dict[str, Ratio | None]]] = {
-        "factorised": [{} for _ in temperatures],
-        "joint": [{"factorised": ratio_at_equal_entropy(each, curves["factorised"])} for each in curves["joint"]]}
-    found = [_figures(*each) for name in rows for each in zip(rows[name], curves[name], ratios[name], strict=True)]
-    _tell(f"{max(BUDGETS)} steps, {len(rows['joint'][0].samples.tokens)} texts a row, judge SmolLM2", found)
-    return found
-
-
 def _tell(title: str, found: list[dict[str, object]]) -> None:
     over = ("factorised", "teacher", f"teacher, {LONG} steps")
     table(title, ("", "T", "ppl (95 %)", "entropy", "distinct-2", *(f"over {name}" for name in over)),
           [(f"{each['model']}, {each['steps']}", each["temperature"], each["shown"], f"{each['entropy_bits']:.3f}",
             f"{each['distinct_2']:.3f}", *(_shown(each["over"], name) for name in over)) for each in found])
-
-
-def _half(row: Row) -> Row:
-    samples = row.samples
-    count = len(samples.tokens) // 2
-    return replace(row, samples=replace(samples, tokens=samples.tokens[:count], texts=samples.texts[:count]))
 
 
 def _first(texts: JudgedTexts, count: int) -> JudgedTexts:
@@ -287,7 +267,6 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=Scale.trajectories, help="that the students learn from")
     parser.add_argument("--updates", type=int, default=Scale.updates, help="of every student, 32 windows each")
     parser.add_argument("--texts", type=int, default=Scale.texts, help="of every row")
-    parser.add_argument("--smollm2", action="store_true", help="ask SmolLM2, too, of a part of the texts (minutes)")
     parser.add_argument("--quick", action="store_true", help="128 trajectories, 8 updates, 16 texts, two temperatures: not to be quoted")
     parser.add_argument("--work", type=Path, default=Path("out/joint"), help="where everything is kept")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")
@@ -301,9 +280,6 @@ def main() -> None:
                                 "held_out": losses(bench), "cost": costs(bench)}
     judge = open_judge("embedded", CPU, [bench.teacher.vocabulary])
     found["embedded"] = {str(steps): compare(bench, steps, judge, temperatures) for steps in BUDGETS}
-    if options.smollm2:
-        smollm2 = open_judge(str(fetch(options.work / "smollm2")), CPU, [bench.teacher.vocabulary])
-        found["SmolLM2"] = by_stranger(bench, smollm2, STRANGERS)
     report(found, options.json)
 
 
