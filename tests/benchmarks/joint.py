@@ -3,7 +3,7 @@
 In N steps a student draws L / N tokens at once, each by itself given the text so far. Two students of one dataset, with the same updates,
 batches, learning rate and seed, say what that costs (`joint_layer.py`): the package's, *factorised*, and one with a causal block more
 that is told the tokens drawn before in the same jump, *joint*. A third, *added*, is the teacher as it stands with such a block: what it
-changes is the block's doing, and nothing that a student forgot. Asked of each: nats per token of texts that were held out, beside those of the *law* that drew them, token by token nearly, so
+changes is the block's doing, and nothing that a student forgot; *added-4* is one for windows of 4 steps alone. Asked of each: nats per token of texts that were held out, beside those of the *law* that drew them, token by token nearly, so
 that the factorised student is above it by what the tokens of a jump tell of each other, and by what it has not learnt; perplexity
 over that of the factorised student, and of the teacher in as many and in 64 steps, at equal entropy; and CPU time. One seed.
 
@@ -44,8 +44,9 @@ from tsdfm.schemas.distill import DataConfig, DistillOptim
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig
 
 CPU = torch.device("cpu")
-SIDES: dict[str, type[Factorised]] = {"factorised": Factorised, "joint": Joint, "added": Added}
-RATES = {"factorised": 5e-4, "joint": 5e-4, "added": 1e-3}  # of learning; a block alone takes a higher one
+SIDES: dict[str, type[Factorised]] = {"factorised": Factorised, "joint": Joint, "added": Added, "added-4": Added}
+ONLY = {"added-4": 4}  # models of one budget alone
+RATES = {"factorised": 5e-4, "joint": 5e-4, "added": 1e-3, "added-4": 1e-3}  # of learning; a block alone takes a higher one
 BUDGETS = {4: 2.0, 2: 1.0, 1: 1.0}  # steps, and how often a window of that budget is trained
 TEMPERATURES, LONG_TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1), (0.7, 0.8, 0.9, 1.0)
 LONG = 64  # steps of the teacher that is the measure of all; it writes half as many texts
@@ -83,6 +84,11 @@ def kept(file: Path, make: Callable[[], object]) -> Any:
     return json.loads(file.read_bytes())
 
 
+def models_in(steps: int) -> list[str]:
+    """Those that write in so many steps."""
+    return [name for name in (*SIDES, "teacher") if ONLY.get(name, steps) == steps]
+
+
 class Bench:
     """Makes data, students and texts, each once."""
 
@@ -107,11 +113,11 @@ class Bench:
         optim = DistillOptim(steps=self.scale.updates, warmup=min(50, self.scale.updates), log_every=25, checkpoint_every=25, lr=RATES[name])
         with seeded(optim.seed):
             side = SIDES[name](student_of(self.teacher.network, "spaced"))
-        data = DataConfig(paths=[str(self.data)], arm="blind", held_out=HELD_OUT)
-        reader = Reader.open(data, ReaderSettings(budgets=BUDGETS, batch_size=optim.batch_size, seed=optim.seed))
+        data, budgets = DataConfig(paths=[str(self.data)], arm="blind", held_out=HELD_OUT), {ONLY[name]: 1.0} if name in ONLY else BUDGETS
+        reader = Reader.open(data, ReaderSettings(budgets=budgets, batch_size=optim.batch_size, seed=optim.seed))
         folder = self.work / name
         folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(side.fitted, optim, folder, {"side": name, "optim": optim.model_dump(mode="json"), "budgets": str(BUDGETS)})
+        trainer = Trainer(side.fitted, optim, folder, {"side": name, "optim": optim.model_dump(mode="json"), "budgets": str(budgets)})
         trainer.resume()
         batches = reader.batches(trainer.step, optim.steps)
         trainer.run(whole(lambda step, generator: side.nats(next(batches)).mean()),
@@ -180,15 +186,15 @@ def losses(bench: Bench) -> dict[str, object]:
     law = np.array(bench.held_out(LAW, DRAWN_IN))
     found, rows = dict[str, object](), list[list[object]]()
     for budget in BUDGETS:
-        nats = {**{name: np.array(bench.held_out(name, budget)) for name in (*SIDES, "teacher")},
+        nats = {**{name: np.array(bench.held_out(name, budget)) for name in models_in(budget)},
                 COOLED: np.array(bench.held_out(LAW, budget)), LAW: law}
         below = {name: nats["factorised"] - each for name, each in nats.items()}
         error = {name: float(each.std(ddof=1) / len(each) ** 0.5) for name, each in below.items()}
         found[str(budget)] = {"texts": len(law), "nats": {name: float(each.mean()) for name, each in nats.items()},
                               "below_factorised": {name: {"nats": float(below[name].mean()), "standard_error": error[name]} for name in below}}
-        rows.append([f"{budget} steps", *(f"{each.mean():.4f}" for each in nats.values()),
-                     *(f"{below[name].mean():+.4f} +- {error[name]:.4f}" for name in ("joint", "added", LAW))])
-    table("held-out nats per token", ("", *SIDES, "teacher", COOLED, LAW, *(f"{name}: below" for name in ("joint", "added", LAW))), rows)
+        rows += [[f"{budget} steps, {name}", f"{each.mean():.4f}", f"{below[name].mean():+.4f} +- {error[name]:.4f}"]
+                 for name, each in nats.items()]
+    table("held-out nats per token", ("", "nats", "below factorised"), rows)
     return found
 
 
@@ -220,7 +226,7 @@ def _seconds(bench: Bench, rollout: RolloutConfig) -> dict[str, list[float]]:
 
 def compare(bench: Bench, steps: int, judge: Judge, temperatures: tuple[float, ...]) -> list[dict[str, object]]:
     """Every model in so many steps: its figures, and its perplexity over that of others at equal entropy."""
-    rows = {name: [bench.row(name, steps, each) for each in temperatures] for name in (*SIDES, "teacher")}
+    rows = {name: [bench.row(name, steps, each) for each in temperatures] for name in models_in(steps)}
     curves = {name: [bench.judged(row, judge) for row in each] for name, each in rows.items()}
     long_rows = [bench.row("teacher", LONG, each) for each in LONG_TEMPERATURES]
     long = [bench.judged(row, judge) for row in long_rows]
