@@ -201,6 +201,9 @@ def test_each_compass_has_its_own_verdict_beside_the_same_blind_students(modules
     assert by_nce["perplexities"].keys() == by_ar["perplexities"].keys() - {"shaped"} | {"contrast"}
     page = modules.table.markdown({"rows": figures, "settings": SETTINGS, "conclusion": [by_ar, by_nce]})
     assert "- **mask source, spaced clocks, shaped by `nce`: at equal diversity (ii) not met" in page
+    equal = page[page.index("**At equal diversity.**"):page.index("**Judges**")]
+    assert [line.split("|")[2].strip() for line in equal.splitlines() if line.startswith("| mask")] == [
+        "teacher", "teacher", "teacher", "student, blind", "**student, shaped**", "**student, shaped by `nce`**"]
     assert "trained to tell real text from the teacher's (11 updates)" in page
     assert "`nce`" not in modules.table.markdown({"rows": measured(), "settings": SETTINGS, "conclusion": [by_ar]})
 

@@ -44,6 +44,16 @@ def changed(settings: Settings, changes: list[str]) -> Settings:
     return settings
 
 
+def measured_speed(work: Work, source: str) -> dict[str, float]:
+    """How much faster the first shaped student of a source is than its teacher; measured once, and then kept in the work folder."""
+    file = work.folder / f"speed-{source}.json"
+    if not file.exists():
+        student = work.folder / f"student-{source}-{work.clocks(source)[0]}-shaped-{work.settings.seeds[0]}"
+        file.write_text(json.dumps(speed_of_steps(source, student)) + "\n")
+    found: dict[str, float] = json.loads(file.read_text())
+    return found
+
+
 def main() -> None:
     """Make, distil, evaluate, conclude."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -62,9 +72,7 @@ def main() -> None:
     work.make_data()
     work.make_models()
     results = work.evaluate()
-    first = settings.seeds[0]
-    speeds = {source: speed_of_steps(source, folder / f"student-{source}-{work.clocks(source)[0]}-shaped-{first}")
-              for source in settings.sources}
+    speeds = {source: measured_speed(work, source) for source in settings.sources}
 
     figures = claims_verdicts.collect(work.evaluations(), results)
     result = {"settings": asdict(settings), "machine": machine(1), "commands": work.runner.commands, "seconds": work.runner.seconds,

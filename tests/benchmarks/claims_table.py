@@ -118,7 +118,9 @@ def _equal(conclusion: Sequence[Mapping[str, Any]], settings: Mapping[str, Any],
         for name in sorted(found["perplexities"], key=CURVES.index):
             by_judge = found["perplexities"][name]
             cells = [" / ".join(_number(by_judge[judge][axis]["floor"]) for axis in AXES) for judge in judges]
-            table.append([found["source"], *shown.get(name, (called.get(name, name), own, few)), *cells])
+            row = [found["source"], *shown.get(name, (called.get(name, name), own, few)), *cells]
+            if row not in table:  # what the students of both compasses are compared with
+                table.append(row)
     return table
 
 
