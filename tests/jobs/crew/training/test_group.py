@@ -4,9 +4,17 @@ import threading
 import time
 
 import pytest
+import ray
 
 import tsdfm.jobs.crew.training.group as group
 from tsdfm.schemas.base import WorkError
+
+
+def fails_beside(thread: threading.Thread) -> None:
+    with group._ended() as threads:
+        threads.append(thread)
+        thread.start()
+        raise WorkError("the loss is nan")
 
 
 @pytest.mark.parametrize(("seconds", "running", "asked"), [(0.2, False, []), (1e3, False, ["Ray Train"]), (1e3, True, [])])
@@ -16,13 +24,12 @@ def test_no_thread_that_uses_ray_is_alive_when_python_ends(monkeypatch, seconds,
     over = threading.Event()
     monkeypatch.setattr(group, "END_SECONDS", 0.5)
     monkeypatch.setattr(group, "leave_at_once", asks.append)
-    monkeypatch.setattr(group.ray, "is_initialized", lambda: running)
+    monkeypatch.setattr(ray, "is_initialized", lambda: running)
     began = time.monotonic()
-    with pytest.raises(WorkError), group._ended() as threads:
-        threads.append(threading.Thread(target=over.wait, args=(seconds,), daemon=True))
-        threads[0].start()
-        raise WorkError("the loss is nan")
+    thread = threading.Thread(target=over.wait, args=(seconds,), daemon=True)
+    with pytest.raises(WorkError):
+        fails_beside(thread)
     assert asks == asked
-    assert threads[0].is_alive() == (seconds > 1)
+    assert thread.is_alive() == (seconds > 1)
     assert time.monotonic() - began > min(seconds, 0.5) / 2
     over.set()
