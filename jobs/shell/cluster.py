@@ -29,10 +29,12 @@ from tsdfm.schemas.corpus import NAMED
 NAMES = ("embedded", "none", "denoiser", *NAMED)  # of models and corpora that are no folders
 CONNECT_SECONDS = 5.0
 STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
+END_SECONDS = 2.0  # for a thread in Ray's core to find out that it is over
 LET_GO_SECONDS = 8.0  # for Ray to disconnect: it would wait for ever where the cluster's head is stopped
 SHORT = "/tmp"  # stands for the usual folder of temporary files where that has too long a name
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_00"  # below that folder, as Ray names it
 _SOCKET_BYTES = 107  # that the name of a socket may have
+_users: list[threading.Thread] = []  # of Ray, beside the main thread
 OBJECT_STORE_BYTES = 128 << 20  # only receipts travel
 _NOT_FOUND = "start one with 'ray start --head', or leave out --address to run on this machine"
 
@@ -67,6 +69,19 @@ def _let_go() -> None:
     if letting_go.is_alive():
         atexit.unregister(ray.shutdown)
         leave_at_once("Ray")
+    while _users:
+        thread = _users.pop()
+        thread.join(END_SECONDS)
+        if thread.is_alive():
+            leave_at_once("a thread in Ray's core")
+
+
+def awaited_at_end(thread: threading.Thread) -> None:
+    """Have a thread that waits for Ray ended when the process ends, under which Python's own end may crash.
+
+    It is waited for once Ray is let go of; if it is alive even then, the process leaves at once when the command is over.
+    """
+    _users.append(thread)
 
 
 @contextmanager

@@ -45,10 +45,11 @@ def changed(settings: Settings, changes: list[str]) -> Settings:
 
 
 def measured_speed(work: Work, source: str) -> dict[str, float]:
-    """How much faster the first shaped student of a source is than its teacher; measured once, and then kept in the work folder."""
+    """How much faster a student of a source is than its teacher; measured once, and then kept in the work folder."""
     file = work.folder / f"speed-{source}.json"
     if not file.exists():
-        student = work.folder / f"student-{source}-{work.clocks(source)[0]}-shaped-{work.settings.seeds[0]}"
+        clocks = work.clocks(source)[0]
+        student = work.folder / f"student-{source}-{clocks}-{work.students(clocks)[0]}-{work.settings.seeds[0]}"
         file.write_text(json.dumps(speed_of_steps(source, student)) + "\n")
     found: dict[str, float] = json.loads(file.read_text())
     return found

@@ -161,7 +161,6 @@ class Work:
             if "more" in self.settings.extras:
                 self._generate(f"data-{source}-more", "--source", source, "--clocks", SPREAD[source], "--arm", "blind",
                                "--trajectories", self.settings.more * self.settings.trajectories)
-
             if "nce" in self.settings.compasses:
                 self._generate(f"data-{source}-contrast", "--source", source, "--clocks", SPREAD[source], "--compass",
                                self.folder / f"compass-{source}", "--logprobs", "--candidates", self.settings.candidates,

@@ -134,8 +134,8 @@ class Joint(Factorised):
     def seen(self, hidden: Tensor, together: Together, tokens: Tensor) -> Tensor:
         """See `Factorised.seen`."""
         previous = F.pad(together.packed(tokens)[:, :-1], (1, 0), value=self.layer.nothing)
-        states, _ = self.layer(together.packed(hidden), previous, together.positions)
-        return torch.as_tensor(states)[together.there]
+        states: Tensor = self.layer(together.packed(hidden), previous, together.positions)[0]
+        return states[together.there]
 
     def draw(self, hidden: Tensor, together: Together, uniforms: Tensor, temperature: float) -> Tensor:
         """See `Factorised.draw`: one position after another, each given those before; the block keeps its keys and values."""

@@ -23,10 +23,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tsdfm.jobs.crew.census import Census, census
 from tsdfm.jobs.crew.training.desk import Desk, News
-from tsdfm.jobs.shell.cluster import cluster, gpus_at
+from tsdfm.jobs.shell.cluster import END_SECONDS, awaited_at_end, cluster, gpus_at
 from tsdfm.jobs.shell.console import say, ticker
 from tsdfm.jobs.shell.interrupts import Interrupted, interruptible, resume_command
-from tsdfm.jobs.shell.leaving import leave_at_once
 from tsdfm.jobs.shell.trackers import tracked
 from tsdfm.pipeline.models.folder import state_folder
 from tsdfm.pipeline.training.loop.data_parallel import Place
@@ -38,7 +37,6 @@ from tsdfm.schemas.train import TextTraining
 RESTARTS = 3  # of the process group, when a process or node dies; training goes on from its last checkpoint
 POLL_SECONDS = 0.5
 ANSWER_SECONDS = 10.0  # of the desk, until what is known has to do
-END_SECONDS = 2.0  # for the thread that waits for Ray Train to find out that it is over
 TERM_SECONDS = 6.0  # for a checkpoint where something other than a person asks to stop: it will not wait for long
 
 
@@ -88,8 +86,8 @@ class Group:
 
         Raises InputError or WorkError (the last checkpoint is kept, the same command resumes).
         """
-        with _ended() as threads, self.cluster(), census(f"the last checkpoint is in {state_folder(self.out)}") as asking:
-            return _fitted(self, line, asking, threads)
+        with self.cluster(), census(f"the last checkpoint is in {state_folder(self.out)}") as asking:
+            return _fitted(self, line, asking)
 
     def cluster(self) -> AbstractContextManager[None]:
         """The Ray cluster that it runs on, for what goes before it, too."""
@@ -102,23 +100,7 @@ def _check_gpus(config: TrainingConfig) -> None:
                          "each; lower --workers, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1")
 
 
-@contextmanager
-def _ended() -> Iterator[list[threading.Thread]]:
-    """The threads that use Ray, which is left behind after the block: they have ended then, or the process will leave at once,
-    for Python's own end may crash under a thread that is in Ray's core."""
-    threads: list[threading.Thread] = []
-    try:
-        yield threads
-    finally:
-        for thread in threads:
-            thread.join(END_SECONDS)
-            if thread.is_alive() and not ray.is_initialized():
-                leave_at_once("Ray Train")
-
-
-def _fitted(
-    group: Group, line: Callable[[dict[str, float]], str], asking: Census, threads: list[threading.Thread]
-) -> dict[str, float]:
+def _fitted(group: Group, line: Callable[[dict[str, float]], str], asking: Census) -> dict[str, float]:
     _check_gpus(group.config)
     gpu = bool(gpus_at(group.config.address))
     # On the driver's node: elsewhere it would be lost with a node whose loss the training outlives.
@@ -140,7 +122,7 @@ def _fitted(
             failure.append(error)
 
     thread = threading.Thread(target=fit, daemon=True)
-    threads.append(thread)
+    awaited_at_end(thread)
     thread.start()
     shown, told, news = 0, 0, News()
     with interruptible("saving a checkpoint") as interrupted, ticker(group.label) as show:

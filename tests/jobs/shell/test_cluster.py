@@ -1,9 +1,11 @@
 """How many cores a job takes, where a container allows fewer than the machine has; and where Ray keeps its sockets."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.support import present
 from tsdfm.jobs.shell import cluster
@@ -76,3 +78,28 @@ def test_what_has_a_name_is_never_taken_for_the_folder_that_is_called_so(tmp_pat
     monkeypatch.chdir(tmp_path)
     assert anchored(name) == name
     assert anchored("mine") == str(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.2, []), (1e3, ["a thread in Ray's core"])])
+def test_no_thread_that_uses_ray_is_alive_when_python_ends(monkeypatch, seconds, asked):
+    """It is waited for, once Ray is let go of; if it stays, the process leaves at once, also where the block ends in a fault."""
+    asks: list[str] = []
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, args=(seconds,), daemon=True)
+    monkeypatch.setattr(cluster, "END_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "leave_at_once", asks.append)
+    monkeypatch.setattr(cluster, "_connect", lambda *_: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+    def work() -> None:
+        with cluster.cluster("local", 1):
+            cluster.awaited_at_end(thread)
+            thread.start()
+            raise WorkError("the loss is nan")
+
+    with pytest.raises(WorkError):
+        work()
+    assert (asks, thread.is_alive()) == (asked, bool(asked))
+    over.set()
+    assert not cluster._users
