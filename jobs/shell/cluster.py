@@ -15,6 +15,7 @@ from math import ceil
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import ray
 import torch
 from ray._private import utils
@@ -22,14 +23,13 @@ from ray.job_config import JobConfig
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.leaving import leave_at_once
-from tsdfm.jobs.shell.signals import held_back
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.corpus import NAMED
 
 NAMES = ("embedded", "none", "denoiser", *NAMED)  # of models and corpora that are no folders
 CONNECT_SECONDS = 5.0
 STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
-END_SECONDS = 2.0  # for a thread in Ray's core to find out that it is over
+END_SECONDS = 2.0  # for a thread in Ray's core to find out that it is over, or for a process to be gone
 LET_GO_SECONDS = 8.0  # for Ray to disconnect: it would wait for ever where the cluster's head is stopped
 SHORT = "/tmp"  # stands for the usual folder of temporary files where that has too long a name
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_00"  # below that folder, as Ray names it
@@ -53,12 +53,28 @@ def cluster(address: str, cpus: int | None) -> Iterator[None]:
         yield
         return
     with _short_folder() as folder:
+        with _nothing_left_behind(), _handlers_kept():
+            _connect(address, cpus, folder)
         try:
-            with _handlers_kept(), held_back():  # what is half started would be left behind
-                _connect(address, cpus, folder)
             yield
         finally:
-            _let_go()  # also where it was interrupted while it started
+            _let_go()
+
+
+@contextmanager
+def _nothing_left_behind() -> Iterator[None]:
+    """End what was started in the block if it is interrupted: Ray itself does not know of what it has half started."""
+    before = psutil.Process().children(recursive=True)
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave_at_once("Ray")  # its own last act would wait for what is gone
+        started = [process for process in psutil.Process().children(recursive=True) if process not in before]
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, END_SECONDS)
+        raise
 
 
 def _let_go() -> None:

@@ -9,8 +9,6 @@ import _thread
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = "interrupted; finished work is kept, the same command goes on with it"
@@ -89,25 +87,3 @@ def _raised() -> bool:
             return True
         error = error.__context__
     return False
-
-
-@contextmanager
-def held_back() -> Iterator[None]:
-    """Signals that ask to stop wait for the end of the block, which must not be left half done.
-
-    One that has been waiting already, for the end of an import, is raised now instead of after the block.
-    """
-    if waiting():
-        raise KeyboardInterrupt
-    if threading.current_thread() is not threading.main_thread():  # which alone hears of signals
-        yield
-        return
-    heard: list[int] = []
-    former = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-        if heard:
-            signal.raise_signal(heard[0])

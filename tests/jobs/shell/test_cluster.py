@@ -1,9 +1,16 @@
 """How many cores a job takes, where a container allows fewer than the machine has; and where Ray keeps its sockets."""
 
+import contextlib
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -69,6 +76,67 @@ def test_ray_that_does_not_start_is_started_again_twice(monkeypatch, capsys, fai
             pass
     assert len(begun) == 3
     assert capsys.readouterr().err.count("trying again") == 2
+
+
+def test_what_is_half_started_as_it_is_interrupted_is_ended_and_nothing_else(monkeypatch):
+    left, started = [], []
+
+    def interrupted(**options):
+        process = subprocess.Popen(["sh", "-c", "sleep 100 & echo here; wait"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        started.extend(psutil.Process().children(recursive=True))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ray.init", interrupted)
+    monkeypatch.setattr(cluster, "leave_at_once", left.append)
+    with subprocess.Popen(["sleep", "100"]) as former:
+        with pytest.raises(KeyboardInterrupt), cluster.cluster("local", 1):
+            raise AssertionError("the job has begun")
+        assert former.poll() is None
+        former.kill()
+    assert len(started) == 3
+    assert [process.pid for process in started if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+    assert left == ["Ray"]
+
+
+STARTING = """
+import tsdfm.jobs.cli as cli
+from tsdfm.jobs.shell.cluster import cluster
+def run():
+    print("here", flush=True)
+    with cluster("local", 1):
+        pass
+cli.cli.main = lambda **options: run()
+cli.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_at_whatever_moment_of_its_start_ray_is_interrupted_all_of_it_ends_soon(number):
+    mark = uuid.uuid4().hex
+    for tenths in (0, 2, 5, 10, 15, 20, 30, 40):
+        process = subprocess.Popen([sys.executable, "-c", STARTING], env=dict(os.environ, STARTED_BY=mark), text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(tenths / 10)
+        process.send_signal(number)
+        said = process.communicate(timeout=10)[1]
+        if process.returncode != 0:  # it was not done before
+            assert (process.returncode, len(said.splitlines())) == (130, 1), (tenths, said)
+        time.sleep(2)  # what sees that its parent is gone may end by itself
+        assert [each.cmdline() for each in marked(mark)] == [], tenths
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("STARTED_BY") == mark:
+                found.append(process)
+    return found
 
 
 @pytest.mark.parametrize("name", [*NAMED, "embedded", "embedded:uniform", "none", "denoiser"])
