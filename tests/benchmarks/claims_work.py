@@ -151,12 +151,13 @@ class Work:
         return (SPREAD[source], "independent") if self.settings.both_clocks else (SPREAD[source],)
 
     def make_data(self) -> None:
-        """Paired trajectories, shaped and blind, of both embedded teachers; `generate` itself uses all cores."""
+        """Trajectories of both embedded teachers, paired with blind ones where `ar` shapes them; `generate` itself uses all cores."""
         if "nce" in self.settings.compasses:
             self.runner.together([partial(self._contrast, source) for source in self.settings.sources])
         for source in self.settings.sources:
+            arm = "both" if "ar" in self.settings.compasses else "blind"
             for clocks in self.clocks(source):
-                self._generate(f"data-{source}-{clocks}", "--source", source, "--clocks", clocks, "--arm", "both", "--candidates",
+                self._generate(f"data-{source}-{clocks}", "--source", source, "--clocks", clocks, "--arm", arm, "--candidates",
                                self.settings.candidates, "--tau", self.settings.tau, "--trajectories", self.settings.trajectories)
             if "more" in self.settings.extras:
                 self._generate(f"data-{source}-more", "--source", source, "--clocks", SPREAD[source], "--arm", "blind",
