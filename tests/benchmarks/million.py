@@ -8,7 +8,6 @@ and the seconds per byte of each operation. Random texts compress badly, so the 
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import click
 import pyarrow as pa
 import torch
+from measure import MIB, peak_bytes, reset_peak
 
 from tests.support import denoiser_config, make_models, scatter_weights, vocabulary
 from tsdfm.pipeline.dataset.files.parts import write_unit
@@ -81,7 +81,7 @@ def operate(operation: str, folder: Path, shards: int) -> None:
 
 
 def measured(operation: str, folder: Path, shards: int) -> dict[str, Any]:
-    """Seconds of the operation alone, and the peak memory of its process, MB."""
+    """Seconds of the operation alone, and the peak memory of its process, MiB."""
     done = subprocess.run([sys.executable, __file__, "--one", operation, "--folder", str(folder), "--shards", str(shards)],
                           check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -117,10 +117,10 @@ def sampled(folder: Path) -> dict[str, float]:
 def main(path: Path | None, many: int, one: str | None, folder: Path | None, shards: int | None) -> None:
     """Measure, print a table, and write it."""
     if one is not None and folder is not None and shards is not None:
+        reset_peak()
         started = time.monotonic()
         operate(one, folder, shards)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": time.monotonic() - started, "megabytes": peak}))
+        print(json.dumps({"seconds": time.monotonic() - started, "mebibytes": peak_bytes() / MIB}))
         return
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -131,8 +131,8 @@ def main(path: Path | None, many: int, one: str | None, folder: Path | None, sha
             few, more = (measured(operation, place, number) for number in (100, many))
             table[operation] = {"100": few, str(many): more,
                                 "ratio per shard": more["seconds"] / many / (few["seconds"] / 100)}
-            print(f"{operation:18} 100 shards {few['seconds']:7.2f} s {few['megabytes']:6.0f} MB   {many:,} shards "
-                  f"{more['seconds']:7.2f} s {more['megabytes']:6.0f} MB   per shard x {table[operation]['ratio per shard']:.2f}")
+            print(f"{operation:18} 100 shards {few['seconds']:7.2f} s {few['mebibytes']:6.0f} MiB   {many:,} shards "
+                  f"{more['seconds']:7.2f} s {more['mebibytes']:6.0f} MiB   per shard x {table[operation]['ratio per shard']:.2f}")
         one_of = sampled(place)
     table["a million of L = 1024"] = {"gigabytes": one_of["bytes"] * MILLION / 1e9,
                                       **{f"{name}, hours of one core": one_of[name] * MILLION / 3600 for name in ("verify", "inspect")}}

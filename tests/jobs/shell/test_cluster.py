@@ -79,7 +79,8 @@ def test_ray_that_does_not_start_is_started_again_twice(monkeypatch, capsys, fai
 
 
 def test_what_is_half_started_as_it_is_interrupted_is_ended_and_nothing_else(monkeypatch):
-    left, started = [], []
+    left: list[str] = []
+    started: list[psutil.Process] = []
 
     def interrupted(**options):
         process = subprocess.Popen(["sh", "-c", "sleep 100 & echo here; wait"], stdout=subprocess.PIPE)
