@@ -229,6 +229,8 @@ def score(texts: Sequence[str], judges: Sequence[str] = ("embedded",)) -> dict[s
     Raises:
         InputError: no such judge, or texts that it can't score.
     """
+    if isinstance(texts, str):
+        raise InputError("texts: this is one text, whose letters would each be scored; give a list of texts")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {name: _scored(list(texts), open_judge(name, device)) for name in judges}
 

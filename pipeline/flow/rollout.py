@@ -34,6 +34,7 @@ from tsdfm.pipeline.flow.rings.visits import rounds
 from tsdfm.pipeline.flow.shaping import Jump, Shaper, StepState
 from tsdfm.pipeline.flow.solvers import SOLVERS
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.text.ends.written import behind_given
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.terms import Arm
 
@@ -47,13 +48,15 @@ class Begun:
 
     ids: in [0, 2^31), of which several may be equal; fixed [B, L] int64: the tokens of fixed positions (never [MASK]), -1 where
     one is free, as at least one of each trajectory is (None: all are); use: what for, and block: which part of a text; numbers
-    of others are never drawn.
+    of others are never drawn; may_end [B, L] bool: where an end may count, for what is given may stand in a later part of the
+    text (None: behind all that is fixed here).
     """
 
     ids: Sequence[int]
     fixed: Tensor | None = None
     use: Use = Use.MAKE
     block: int = 0
+    may_end: Tensor | None = None
 
 
 def draw_source(path: MixturePath, noise: Noise, length: int) -> Tensor:
@@ -143,6 +146,7 @@ def roll_out_begun(
     if begun.fixed is not None:
         source, free = _fixed_in(source, begun.fixed.to(device))
     rings = draw_rings(path, noise, rollout.times, length, clocks_of(rollout, teacher.config), free)
+    may_end = _both(begun.may_end, None if free is None else behind_given(free))
     state, untouched = source.clone(), torch.ones_like(source, dtype=torch.bool) if free is None else free.clone()
     recorder = _Recorder(torch.full((batch, steps, shaper.candidates), torch.nan, device=device),
                          torch.zeros(batch, steps, dtype=torch.long, device=device), slots,
@@ -150,7 +154,8 @@ def roll_out_begun(
     for each in rounds(rings, by_sequence, by_token):
         row, step = each.rows, each.steps
         now = StepState(row, step, grid[step], grid[step + 1], state[row], untouched[row], (slots | tokens)[step], 1 / steps,
-                        each.some[0], None if free is None else free[row], tokens[step], each.some[1])
+                        each.some[0], None if free is None else free[row], tokens[step], each.some[1],
+                        None if may_end is None else may_end[row])
         jump = shaper.jump(now, each.clocks, SOLVERS[rollout.solver](teacher, now, shaper.advance))
         state[row], untouched[row] = jump.next_state, now.untouched & ~each.clocks.rings
         recorder.record(now, jump)
@@ -171,6 +176,11 @@ def _fixed_in(source: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"fixed positions {tuple(fixed.shape)} of trajectories {tuple(source.shape)}: these must agree, and "
                          "each trajectory have a free position")
     return torch.where(free, source, fixed), free
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Where both hold, of which None holds everywhere."""
+    return second if first is None else first if second is None else first & second
 
 
 def _halved(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:

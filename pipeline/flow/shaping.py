@@ -37,7 +37,7 @@ from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.flow.rings.visits import Ringing, places
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.text.ends.written import behind_given, is_written
+from tsdfm.pipeline.text.ends.written import is_written
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 
@@ -50,7 +50,7 @@ class StepState:
     untouched [A, L] bool: positions that still hold their source token; shaped [A] bool; dt: 1/N, what a student is told;
     some_shaped: whether any chooses among whole states, which nobody need ask the device; free [A, L] bool: positions that have
     a clock (None: all), of which a fixed one is not untouched; by_token [A] bool: those of the shaped at which every position
-    chooses by itself (None: nobody); some_by_token: whether any does.
+    chooses by itself (None: nobody); some_by_token: whether any does; may_end [A, L] bool: where an end counts (None: everywhere).
     """
 
     rows: Tensor
@@ -65,6 +65,7 @@ class StepState:
     free: Tensor | None = None
     by_token: Tensor | None = None
     some_by_token: bool = False
+    may_end: Tensor | None = None
 
     @property
     def hidden_time(self) -> tuple[Tensor, Tensor]:
@@ -180,7 +181,7 @@ class Shaper:
         end_id, mask_id = self.teacher.config.end_id, self.teacher.config.mask_id
         if end_id is None or mask_id is None:
             return tokens, logprobs
-        written = is_written(now.state, end_id, None if now.free is None else behind_given(now.free))
+        written = is_written(now.state, end_id, now.may_end)
         behind = ~written[clocks.owner, clocks.positions][:, None]
         return tokens.masked_fill(behind, end_id), logprobs.masked_fill(behind, 0.0)
 

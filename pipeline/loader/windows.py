@@ -141,13 +141,14 @@ class Trajectories:
         return found if end_id is None else found._to_the_end(end_id)
 
     def _to_the_end(self, end_id: int) -> "Trajectories":
-        """The same rows with padding behind the end of each."""
+        """The same rows with padding behind the end of each, of which all candidates are alike."""
         behind = ~is_written(self.tokens, end_id)  # [n, L]
         of_event = behind[self.moment // self.steps, self.position]
         return replace(
             self, tokens=np.where(behind, np.int32(end_id), self.tokens),
             token=np.where(of_event, np.int32(end_id), self.token),
-            candidates=np.where(of_event[:, None], np.int32(end_id), self.candidates))
+            candidates=np.where(of_event[:, None], np.int32(end_id), self.candidates),
+            event_logprob=None if self.event_logprob is None else np.where(of_event[:, None], np.float16(0), self.event_logprob))
 
     @classmethod
     def concatenate(cls, parts: Sequence["Trajectories"]) -> "Trajectories":

@@ -129,10 +129,10 @@ class TsdfmForMaskedLM(PreTrainedModel):  # type: ignore[misc]
         """One text for each id of the noise."""
         path, times = MixturePath.of(self.config), [step / steps for step in range(steps + 1)]
         state = draw_source(path, noise, self.config.length)
-        rings = draw_rings(path, noise, times, self.config.length, self.config.clocks)
+        free = torch.arange(state.shape[1], device=self.device) >= len(prompt)
+        rings = draw_rings(path, noise, times, self.config.length, self.config.clocks, free.expand_as(state))
         state[:, : len(prompt)] = prompt
-        rings[:, :, : len(prompt)] = False
-        end_id, may_end = self.config.end_id, behind_given(torch.arange(state.shape[1], device=self.device) >= len(prompt))
+        end_id, may_end = self.config.end_id, behind_given(free)
         for step in range(steps):
             rows = rings[:, step].any(1).nonzero()[:, 0]
             if not len(rows):

@@ -124,7 +124,7 @@ def possible(weights: Tensor) -> Tensor:
 
 def mixture_cross_entropy(log_q: Tensor, weights: Tensor) -> Tensor:
     """Cross-entropy -sum_k w_k log q(c_k) of a mixture of K candidates: log q and weights, [R, K] each -> [R] nats."""
-    return -(weights * log_q).sum(-1)
+    return -torch.where(weights > 0, weights * log_q, 0.0).sum(-1)  # one that counts nothing may be what can't be written
 
 
 def forward_kl(log_q: Tensor, log_q_tail: Tensor, logprobs: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,6 +154,12 @@ def test_windows_for_ones_own_loop(made):
     assert (alone[0].dt == 0.25).all()
     with pytest.raises(InputError, match="3 does not divide"):
         api.batches(made, budgets={3: 1.0})
+    for wrong, named in (({"objective": "nonsense"}, "objective: 'nonsense' is none of event, "), ({"batch_size": 0}, "batch_size: 0"),
+                         ({"updates": -1}, "updates: -1"), ({"seed": -1}, "seed: -1"), ({"budgets": {}}, "budgets: "),
+                         ({"budgets": {4: 0.0}}, "budgets: ")):
+        with pytest.raises(InputError, match=named):
+            api.batches(made, **wrong)
+    assert len(api.batches(Path(made), updates=3)) == 3
 
 
 def test_a_student_trains_scores_and_writes_without_ray(tmp_path, made, tiny_models):
@@ -179,6 +186,8 @@ def test_any_texts_are_scored_never_by_perplexity_alone(tiny_models):
     assert 0 < present(found.distinct_2) <= 1
     dull = api.score(["energy energy energy energy"], judges=[str(tiny_models.ar)])[str(tiny_models.ar)]
     assert dull.entropy_bits < found.entropy_bits
+    with pytest.raises(InputError, match="give a list of texts"):
+        api.score("the quick brown fox", judges=[str(tiny_models.ar)])
 
 
 def process_state() -> dict:

@@ -116,7 +116,8 @@ def roll_out_blocks(
         rows = open_rows[(held[open_rows] < 0).any(1).numpy()]
         if len(rows):
             # Nothing fixed is told as that, so that texts are those of `roll_out_blind` bit for bit.
-            begun = Begun([ids[row] for row in rows], None if bool((held < 0).all()) else held[rows], use, number)
+            begun = Begun([ids[row] for row in rows], None if bool((held < 0).all()) else held[rows], use, number,
+                          None if fixed is None else may_end[rows, start : start + size])
             logs = roll_out_begun(
                 model, None, rollout.model_copy(update={"length": size}), ShapingConfig(candidates=1), begun, "blind")
             held[rows] = torch.from_numpy(np.stack([log.tokens for log in logs]).astype(np.int64))

@@ -33,6 +33,7 @@ from tsdfm.schemas.training_record import ImportRecord, Origin
 
 LENGTH = 1024  # of texts, where the model has more positions and nothing is asked for
 MOST_PADDING = 1024  # rows beyond the ids; more are another tokenizer's
+OPENED = ("model.safetensors", "pytorch_model.bin")  # the names of weights that the library opens
 MASKS = (MASK, "<mask>")  # names of the token that hides another
 PROBE = "a"  # a text that shows what the tokenizer puts around one
 AGREEMENT = 1e-4
@@ -92,6 +93,9 @@ def import_masked_lm(config: ImportConfig, place: Place) -> Imported:
     what = f"masked language model {config.checkpoint}"
     if config.weights is not None or config.heads is not None:
         raise InputError(f"{what}: its config.json says all of its shape; leave out --weights and --heads")
+    if place.file.name not in OPENED:
+        raise InputError(f"{what}: transformers opens {' or '.join(OPENED)}, and not {place.file.name}; put it under that name into a "
+                         "folder of its own, with config.json and the tokenizer")
     model = _opened(what, place)
     words = _words(what, config, place)
     rows = len(model.get_input_embeddings().weight)

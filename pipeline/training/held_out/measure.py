@@ -100,7 +100,7 @@ class HeldOut:
 
 def _windows(config: DistillConfig, settings: ReaderSettings) -> Batch:
     """One window of each held-out trajectory, of MOST of them at the most."""
-    data = config.data.model_copy(update={"loader_workers": 0})
+    data = config.data.model_copy(update={"loader_workers": 0, "weights": None})  # by which some would be drawn more than once
     rows = Reader.open_held_out(data, settings).rows_per_epoch
     return Reader.open_held_out(data, replace(settings, batch_size=min(rows, MOST))).batch(0)
 

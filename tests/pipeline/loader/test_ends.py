@@ -19,10 +19,10 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
 from tsdfm.schemas.model import DenoiserConfig
-from tsdfm.schemas.trajectory import Grid
+from tsdfm.schemas.trajectory import Grid, arrow_schema
 
 END, STEPS, L, K, TOP = 1, 8, 10, 3, 2
-OBJECTIVES = ["event", "candidates", "endpoint", "forward_kl"]
+OBJECTIVES = ["event", "candidates", "endpoint", "forward_kl", "tilt"]
 
 
 class Words:
@@ -55,7 +55,7 @@ class Any:
 
 def made(source, end_id: int | None = END, junk: int | None = None):
     """Shaped trajectories; `junk`: the token that stands wherever something was written behind the end of the text."""
-    teacher, rollout = teacher_of(source), RolloutConfig(steps=STEPS, top_k=TOP)
+    teacher, rollout = teacher_of(source), RolloutConfig(steps=STEPS, top_k=TOP, logprobs=True)
     shaping = ShapingConfig(candidates=K)
     logs = roll_out(teacher, Any(), rollout, shaping, range(40), "shaped")
     if junk is not None:
@@ -67,12 +67,14 @@ def made(source, end_id: int | None = END, junk: int | None = None):
             tokens[end + 1:] = junk
             token, candidates = log.event_token.copy(), log.event_candidates.copy()
             token[behind] = candidates[behind] = junk
-            changed.append(replace(log, tokens=tokens, event_token=token, event_candidates=candidates))
+            logprobs = present(log.event_logprob).copy()
+            logprobs[behind] = -junk * np.arange(K)
+            changed.append(replace(log, tokens=tokens, event_token=token, event_candidates=candidates, event_logprob=logprobs))
         logs = changed
     config = teacher.config
     grid = Grid(length=L, steps=STEPS, vocab_size=config.vocab_size, mask_id=config.mask_id, candidates=K, top_k=TOP,
-                shaped_steps=shaping.steps_of(rollout), select="argmin", compass=False)
-    return Trajectories.of(shards.to_table(logs, cast(Vocabulary, Words)), grid, "shaped", end_id), logs
+                shaped_steps=shaping.steps_of(rollout), select="argmin", compass=False, logprobs=True)
+    return Trajectories.of(shards.to_table(logs, cast(Vocabulary, Words), arrow_schema(grid)), grid, "shaped", end_id), logs
 
 
 @pytest.mark.parametrize("source", ["mask", "uniform"])

@@ -122,6 +122,11 @@ def test_what_cannot_be_a_teacher_is_refused_in_one_line(tmp_path):
     masked_lm(tmp_path, "Bert")
     assert "40 positions" in refusal(tmp_path, length=39)
     assert "leave out --weights" in refusal(tmp_path, weights="ema")
+    (tmp_path / "ema.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
+    for folder, named in ((tmp_path, {"file": "ema.safetensors"}), (tmp_path / "ema.safetensors", {})):
+        assert "and not ema.safetensors; put it under that name into a folder of its own" in refusal(folder, **named)
+    (tmp_path / "ema.safetensors").unlink()
+    assert "can't end a text" in refusal(tmp_path, eos="[MASK]")
     assert "no such tokenizer" in refusal(tmp_path, tokenizer=str(tmp_path / "none.json"))
     assert "--mask" in refusal(tmp_path, mask="<hidden>")
     (tmp_path / "tokenizer.json").write_text(bert_like("<hidden>").to_str())

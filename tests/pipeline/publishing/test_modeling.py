@@ -12,6 +12,8 @@ import torch
 from tests import foreign
 from tests.support import LENGTH, SHAPE, packages_without_ours, present, scatter_weights, vocabulary
 from tsdfm.pipeline.evaluation.samples import sample
+from tsdfm.pipeline.flow.noise import Use
+from tsdfm.pipeline.flow.texts.blocks import Extent, roll_out_blocks
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_denoiser, save
 from tsdfm.pipeline.models.foreign.importer import import_teacher
@@ -20,6 +22,7 @@ from tsdfm.pipeline.publishing.bundle import bundled
 from tsdfm.pipeline.publishing.student import transformers_files
 from tsdfm.pipeline.text.ends.written import text_of
 from tsdfm.schemas.base import InputError
+from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.import_teacher import ImportConfig
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.sample import SampleConfig
@@ -134,11 +137,22 @@ def test_the_same_logits_and_the_same_texts(students, found, name):
             assert set(row[end:]) <= {end_id}
 
 
-def test_texts_begin_with_the_prompt(students, found):
-    for name in STUDENTS:
-        theirs = found[str(students / "published" / name)]
-        assert all(row[:3] == [5, 6, 7] for row in theirs["prompted"])
-        assert theirs["prompted"] != theirs["tokens"]
+@pytest.mark.parametrize("name", STUDENTS)
+def test_texts_that_go_on_from_a_prompt_are_the_same_too(students, found, name):
+    theirs, ours = found[str(students / "published" / name)], load_denoiser(students / name).network
+    given = torch.tensor([[5, 6, 7, *[-1] * (LENGTH - 3)]] * NUMBER)
+    rollout = RolloutConfig(steps=STEPS, seed=SEED, temperature=TEMPERATURE)
+    extent = Extent(LENGTH, LENGTH, end_id=ours.config.end_id)
+    assert theirs["prompted"] == roll_out_blocks(ours, rollout, range(NUMBER), Use.MEASURE, extent, given).tokens.tolist()
+    assert theirs["prompted"] != theirs["tokens"]
+
+
+def test_a_student_in_16_bits_writes_too(students):
+    from transformers import AutoModelForMaskedLM
+
+    for name in ("mask-spaced", "bert"):
+        model = AutoModelForMaskedLM.from_pretrained(students / "published" / name, trust_remote_code=True, dtype=torch.bfloat16)
+        assert model.generate([5, 6], steps=2).shape == (1, LENGTH)
 
 
 def test_the_tokenizer_is_the_students(students, found):

@@ -344,6 +344,12 @@ def test_rounding_never_makes_the_rest_negative():
     assert (forward_kl(log_q, tail, logprobs).abs() < 1e-6).all()
 
 
+def test_a_candidate_without_weight_may_be_what_cannot_be_written():
+    """As [MASK] is, by which the fewer candidates of one dataset are made as many as another's."""
+    log_q = torch.tensor([[-0.5, -torch.inf]])
+    assert mixture_cross_entropy(log_q, torch.tensor([[1.0, 0.0]])).tolist() == [0.5]
+
+
 def test_the_mixture_merges_equal_candidates():
     logits = torch.randn(5, 7, requires_grad=True)
     candidates, weights = torch.randint(7, (5, 6)), torch.rand(5, 6).softmax(-1)

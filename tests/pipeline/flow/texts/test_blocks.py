@@ -12,6 +12,7 @@ from tsdfm.pipeline.flow.noise import Noise, Use
 from tsdfm.pipeline.flow.prompts import FREE
 from tsdfm.pipeline.flow.rollout import roll_out_begun, roll_out_blind
 from tsdfm.pipeline.flow.texts.blocks import Extent, block_trajectories, roll_out_blocks
+from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
@@ -169,6 +170,20 @@ def test_texts_stop_at_their_end_whatever_the_others_do(tiny_models):
     fixed[0, 4] = end
     given = rolled(model, ids=[0], fixed=fixed, length=40, size=16, overlap=6, end_id=end)
     assert given.sizes[0] > 5
+
+
+def test_an_end_before_a_word_that_is_given_in_a_later_block_ends_nothing(tiny_models):
+    """Of a teacher whose texts end: up to that word they are those of one whose texts don't."""
+    packed, end = load_denoiser(tiny_models.mask).network, 70
+    padded = Denoiser(packed.config.model_copy(update={"end_id": end})).eval().requires_grad_(False)
+    packed.head.bias[end] += 3
+    padded.load_state_dict(packed.state_dict())
+    fixed = torch.full((50, 24), FREE)
+    fixed[:, 20] = 9
+    found, whole = (rolled(model, ids=range(50), fixed=fixed, length=24, size=16, overlap=8, end_id=model.config.end_id).tokens
+                    for model in (padded, packed))
+    assert (found[:, 1:16] == end).sum() > 30
+    assert (found[:, :21] == whole[:, :21]).all()
 
 
 def test_what_cannot_be(tiny_models):

@@ -57,6 +57,12 @@ def test_the_last_trajectories_are_held_out(data, share, below, first):
         assert len(rows) == len(held.ids)
 
 
+def test_each_is_measured_once_whatever_the_weights_of_the_datasets(data, tmp_path, tiny_models):
+    make_dataset(tmp_path / "other", tiny_models, trajectories=40, arm="both", rollout={"steps": 4, "seed": 1, "temperature": 0.7})
+    held, _ = held_out_of(config(data, data={"paths": [data, str(tmp_path / "other")], "weights": [9, 1]}, objective="endpoint", beta=64.0))
+    assert len({tuple(row) for row in held.windows.target.tolist()}) == len(held.windows) == 20
+
+
 def test_a_dataset_that_is_held_out_altogether_is_refused(data):
     with pytest.raises(InputError, match="held_out"):
         OpenDataset.open(data, DataConfig(paths=[data], held_out=0.99, trajectories=1))
