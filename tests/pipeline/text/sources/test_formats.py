@@ -167,6 +167,41 @@ def test_damaged_compressed_text_is_refused(tmp_path, compression):
     assert str(tmp_path / f"a.jsonl{compression}") in refused(tmp_path / f"a.jsonl{compression}")
 
 
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("behind", [
+    lambda part: lzma.compress(b"x") if part[:2] == b"\x1f\x8b" else gzip.compress(b"x"), lambda part: b"plain text\n", lambda part: flipped(part, 1),
+    lambda part: bytes(8) + b"more"], ids=["another kind", "plain", "damaged", "zeros and more"])
+def test_what_stands_behind_a_stream_is_another_or_refused(tmp_path, compression, behind):
+    """It was taken for the end of the text: all documents behind it were lost in silence."""
+    part = COMPRESS[compression](lines(DOCUMENTS).encode())
+    path = tmp_path / f"a.jsonl{compression}"
+    path.write_bytes(part * 2 + behind(part))
+    message = refused(path)
+    assert str(path) in message
+    assert "compressed data" in message
+
+
+@pytest.mark.parametrize(("compression", "middle", "end"), [(".gz", 0, 512), (".xz", 4, 8)])
+def test_zero_bytes_that_a_format_allows_behind_a_stream_are_no_fault(tmp_path, compression, middle, end):
+    one, other = (COMPRESS[compression](lines(some).encode()) for some in (DOCUMENTS[:7], DOCUMENTS[7:]))
+    path = tmp_path / f"a.jsonl{compression}"
+    path.write_bytes(one + bytes(middle) + other + bytes(end))
+    assert load(path) == DOCUMENTS
+    path.write_bytes(one + bytes(5) + other)
+    assert "zero bytes" in refused(path)
+
+
+def test_data_that_is_damaged_is_not_called_text_of_another_encoding(tmp_path):
+    """The checksum of a stream stands behind it, and the text is read before."""
+    data = lzma.compress(lines([os.urandom(30).hex() for _ in range(2000)]).encode())
+    (tmp_path / "a.jsonl.xz").write_bytes(flipped(data, len(data) // 2))
+    assert "damaged" in refused(tmp_path / "a.jsonl.xz")
+
+
 @pytest.mark.parametrize("name", ["a", "a.pdf", "a.gz", "a.tar.gz", "a.jsonl.zip", "a.docx", "a.parquet.gz", "jsonl"])
 def test_other_kinds_of_files_are_refused(tmp_path, name):
     data = lines(DOCUMENTS).encode()
