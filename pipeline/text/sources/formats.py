@@ -17,26 +17,17 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from tsdfm.pipeline.text.sources.columns import arrow_texts, parquet_texts
 from tsdfm.pipeline.text.sources.compression import SUFFIXES, bare_name, plain_bytes
+from tsdfm.pipeline.text.sources.fields import ROWS_AT_ONCE, Texts, no_field, record_text
 from tsdfm.pipeline.text.sources.json_array import array_items, not_json
 from tsdfm.schemas.base import InputError, first_line
-from tsdfm.schemas.regular import check_regular
 
 PROSE, RECORDS, TABLES = (".txt", ".text", ".md", ".markdown", ".rst"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 COLUMNS = (".parquet", ".arrow")
 KNOWN = (*PROSE, *RECORDS, *TABLES, *COLUMNS)
-CURE = "name the right one with --text-field (corpus.text_field), or --prompt-field for prompts"
-ROWS_AT_ONCE = 256
 LONGEST = 1 << 26  # characters of a document, and of a line: it is held as a whole, and its tokens take many times that
-BYTES_AT_ONCE = 1 << 20  # of a column, or characters of a line, read to see what they are
-NAMES_SHOWN = 12
-ARROW_FILE = b"ARROW1"  # which the file format of Arrow begins with, and its streams don't
-END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream, which the library does not miss
-
-Texts = Iterator[str | None]
+BYTES_AT_ONCE = 1 << 20  # characters of a line, read to see what they are
 
 
 def suffix_of(path: Path) -> str:
@@ -76,37 +67,6 @@ def _faults_told(path: Path, read: Callable[[], Texts]) -> Texts:
         raise
     except Exception as error:  # a damaged file may raise anything
         raise InputError(f"{path}: cannot be read ({first_line(error)}); check the file") from None
-
-
-def record_text(record: object, field: str, where: str) -> str | None:
-    """The text of a record. Raises InputError, naming `where`, if it has none."""
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: a {_kind(record)}, not a record with fields; write {{\"{field}\": \"...\"}}")
-    if field not in record:
-        raise no_field(where, field, record)
-    text = record[field]
-    if not (text is None or isinstance(text, str)):
-        raise InputError(f"{where}: field '{field}' holds a {_kind(text)}, not text; {CURE}")
-    return text
-
-
-def no_field(where: str, field: str, names: Iterable[object]) -> InputError:
-    """What to say where there is no such field or column, of those that there are."""
-    there = [str(name) for name in names]
-    more = ", ..." if len(there) > NAMES_SHOWN else ""
-    return InputError(f"{where}: no text field '{field}'; it has {', '.join(there[:NAMES_SHOWN]) or 'none'}{more}; {CURE}")
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds texts."""
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    return any(check(kind) for check in (
-        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null))
-
-
-def _kind(value: object) -> str:
-    return {dict: "record", list: "list", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
 
 
 def _opened(stream: IO[bytes], newline: str | None = None) -> io.TextIOWrapper:
@@ -249,53 +209,6 @@ def _rows(rows: Any, path: Path, number: int) -> list[list[str]]:
         csv.field_size_limit(limit)
 
 
-def _parquet(path: Path, field: str) -> Texts:
-    check_regular(path)
-    table = pq.ParquetFile(path, buffer_size=BYTES_AT_ONCE)  # else a column of a row group is read as a whole
-    _check_column(path, field, table.schema_arrow)
-    for batch in table.iter_batches(ROWS_AT_ONCE, columns=[field]):
-        yield from batch.column(0).to_pylist()
-
-
-def _arrow(path: Path, field: str) -> Texts:
-    check_regular(path)
-    with pa.memory_map(str(path)) as source:
-        if source.read(len(ARROW_FILE)) == ARROW_FILE:
-            yield from _batches_of_a_file(path, field, source)
-            return
-        source.seek(max(0, source.size() - len(END_OF_ARROW)))
-        if source.read() != END_OF_ARROW:
-            raise InputError(f"{path}: ends in the middle of an Arrow stream, or is none; download or copy it anew")
-        source.seek(0)
-        batches = pa.ipc.open_stream(source)
-        _check_column(path, field, batches.schema)
-        for batch in batches:
-            yield from _texts_of(batch, field)
-
-
-def _batches_of_a_file(path: Path, field: str, source: pa.MemoryMappedFile) -> Texts:
-    batches = pa.ipc.open_file(source)  # which looks for the end of the file by itself
-    _check_column(path, field, batches.schema)
-    for number in range(batches.num_record_batches):
-        yield from _texts_of(batches.get_batch(number), field)
-
-
-def _texts_of(batch: pa.RecordBatch, field: str) -> Texts:
-    column = batch.column(field)
-    for start in range(0, len(column), ROWS_AT_ONCE):
-        yield from column.slice(start, ROWS_AT_ONCE).to_pylist()
-
-
-def _check_column(path: Path, field: str, schema: pa.Schema) -> None:
-    if field not in schema.names:
-        raise no_field(str(path), field, schema.names)
-    if schema.names.count(field) > 1:
-        raise InputError(f"{path}: has {schema.names.count(field)} columns named '{field}'; rename all but one")
-    kind = schema.field(field).type
-    if not is_text(kind):
-        raise InputError(f"{path}: column '{field}' holds {kind}, not text; {CURE}")
-
-
 _READERS: dict[str, Callable[[Path, str], Texts]] = {
     **dict.fromkeys(PROSE, _prose), **dict.fromkeys(RECORDS, _records), **dict.fromkeys(TABLES, _table),
-    ".parquet": _parquet, ".arrow": _arrow}
+    ".parquet": parquet_texts, ".arrow": arrow_texts}
