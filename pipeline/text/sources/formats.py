@@ -12,6 +12,7 @@ says null.
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count, islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import IO, Any
 
 from tsdfm.pipeline.text.sources.columns import arrow_texts, parquet_texts
 from tsdfm.pipeline.text.sources.compression import SUFFIXES, bare_name, plain_bytes
-from tsdfm.pipeline.text.sources.fields import ROWS_AT_ONCE, Texts, no_field, record_text
+from tsdfm.pipeline.text.sources.fields import ROWS_AT_ONCE, Texts, check_single, record_text
 from tsdfm.pipeline.text.sources.json_array import array_items, not_json
 from tsdfm.schemas.base import InputError, first_line
 
@@ -27,7 +28,12 @@ PROSE, RECORDS, TABLES = (".txt", ".text", ".md", ".markdown", ".rst"), (".jsonl
 COLUMNS = (".parquet", ".arrow")
 KNOWN = (*PROSE, *RECORDS, *TABLES, *COLUMNS)
 LONGEST = 1 << 26  # characters of a document, and of a line: it is held as a whole, and its tokens take many times that
+PEEKED, MANY_CONTROLS = 1 << 12, 8  # bytes at the beginning, and control characters that are no accident
+CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
 BYTES_AT_ONCE = 1 << 20  # characters of a line, read to see what they are
+
+
+_ARRAY = re.compile(r'\s*\[\s*\{\s*("|\Z)')  # the beginning of one of records
 
 
 def suffix_of(path: Path) -> str:
@@ -69,7 +75,13 @@ def _faults_told(path: Path, read: Callable[[], Texts]) -> Texts:
         raise InputError(f"{path}: cannot be read ({first_line(error)}); check the file") from None
 
 
-def _opened(stream: IO[bytes], newline: str | None = None) -> io.TextIOWrapper:
+def _opened(path: Path, stream: IO[bytes], newline: str | None = None) -> io.TextIOWrapper:
+    """A file's text. Raises InputError where it begins as UTF-16 does, in which every second byte may be a control."""
+    begin = stream.peek(PEEKED) if isinstance(stream, io.BufferedReader) else b""
+    controls = len(begin) - len(begin.translate(None, CONTROLS))
+    if controls >= MANY_CONTROLS and controls > len(begin) / 4:
+        raise InputError(f"{path}: {controls / len(begin):.0%} of its beginning is control characters, as if it were UTF-16; "
+                         "convert it to UTF-8 first")
     return io.TextIOWrapper(stream, "utf-8-sig", newline=newline)  # a mark of byte order at the beginning is no text
 
 
@@ -88,12 +100,12 @@ def _lines(path: Path, text: IO[str], number: int = 1) -> Iterator[str]:
 def _prose(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
         document: list[str] = []
-        first = True
+        begin: list[str] = []
         characters = 0
-        for number, line in enumerate(_lines(path, _opened(stream)), 1):
-            if first and line.strip():
-                first = False
-                _check_no_record(path, line, field)
+        for number, line in enumerate(_lines(path, _opened(path, stream)), 1):
+            if len(begin) < 2 and line.strip():
+                begin.append(line)
+                _check_no_record(path, begin, field)
             if line.isspace():
                 if document:
                     yield "".join(document).strip("\n")
@@ -110,24 +122,36 @@ def _prose(path: Path, field: str) -> Texts:
 
 def _prose_lines(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
-        lines = [line.removesuffix("\n") for line in _lines(path, _opened(stream)) if line.strip()]
-        _check_no_record(path, lines[0] if lines else "", field)
+        lines = [line.removesuffix("\n") for line in _lines(path, _opened(path, stream)) if line.strip()]
+        for number in (1, 2):
+            _check_no_record(path, lines[:number], field)
         yield from lines
 
 
-def _check_no_record(path: Path, line: str, field: str) -> None:
-    """Refuse records that are named as plain text, braces and all."""
+def _check_no_record(path: Path, begin: list[str], field: str) -> None:
+    """Refuse records that are named as plain text, braces and all; `begin`: the first lines that are not blank.
+
+    They are told by a first record with the field, or two in a row, or the beginning of an array of them.
+    """
+    records = [_record(line) for line in begin]
+    if _ARRAY.match("\n".join(begin)):
+        raise InputError(f"{path}: is named as plain text and holds a JSON array of records; name it .json")
+    if records and (isinstance(records[0].get(field), str) or (len(records) > 1 and all(records))):
+        raise InputError(f"{path}: is named as plain text and holds JSON records; name it .jsonl")
+
+
+def _record(line: str) -> dict[str, Any]:
+    """The record that a line is; {} if it is none."""
     try:
         record = json.loads(line) if line.lstrip().startswith("{") else None
     except (ValueError, RecursionError):
-        return
-    if isinstance(record, dict) and isinstance(record.get(field), str):
-        raise InputError(f"{path}: is named as plain text and holds JSON records; name it .jsonl")
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _records(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
-        text = _opened(stream)
+        text = _opened(path, stream)
         begin, start = _beginning(text)
         if begin.lstrip().startswith("["):
             for index, record in enumerate(array_items(path, begin, text, start)):
@@ -184,27 +208,35 @@ def _parsed(lines: Iterable[str], path: Path, number: int = 1) -> Any:
 
 def _table(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
-        lines = _lines(path, _opened(stream, newline=""))
-        rows = csv.reader(lines, delimiter="\t" if suffix_of(path) == ".tsv" else ",", strict=True)
-        names = next(iter(_rows(rows, path, 1)), [])
-        if field not in names:
-            raise no_field(str(path), field, names)
-        column = names.index(field)
-        while some := _rows(rows, path, ROWS_AT_ONCE):
+        lines, delimiter = _lines(path, _opened(path, stream, newline="")), "\t" if suffix_of(path) == ".tsv" else ","
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        names = next(iter(_rows(rows, filter(None, rows), path, 1)), [])
+        check_single(str(path), field, names)
+        column, blank = names.index(field), 0
+        while some := _rows(rows, rows, path, ROWS_AT_ONCE):
             for row in some:
+                if not row:  # a blank line: of a single column it is an empty text, unless nothing follows
+                    blank += len(names) == 1
+                    continue
+                yield from [""] * blank
+                blank = 0
                 if len(row) != len(names):
                     raise InputError(f"{path}:{rows.line_num}: about here a row has {len(row)} columns, the first line names "
                                      f"{len(names)}; mend or remove it")
+                if delimiter == "\t" and any("\n" in cell and ("\t" in cell or len(names) == 1) for cell in row):
+                    # Many a .tsv knows no quotes; where it does, a text of several lines has no tabs.
+                    raise InputError(f"{path}:{rows.line_num}: about here a quote that begins a field is closed only some rows "
+                                     "later; double it and quote the field, or write a .csv")
                 yield row[column]
 
 
-def _rows(rows: Any, path: Path, number: int) -> list[list[str]]:
-    """The next rows that are not blank, up to `number`, of any length. Raises InputError."""
+def _rows(reader: Any, rows: Iterator[list[str]], path: Path, number: int) -> list[list[str]]:
+    """The next rows that a reader gives, up to `number`, of any length. Raises InputError."""
     limit = csv.field_size_limit(LONGEST)  # of the process: set back before anything else happens
     try:
-        return list(islice(filter(None, rows), number))
+        return list(islice(rows, number))
     except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not {suffix_of(path)[1:].upper()} ({error}); mend the row") from None
+        raise InputError(f"{path}:{reader.line_num}: not {suffix_of(path)[1:].upper()} ({error}); mend the row") from None
     finally:
         csv.field_size_limit(limit)
 
