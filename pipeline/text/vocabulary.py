@@ -307,8 +307,8 @@ def _has_all_bytes(data: dict[str, Any]) -> bool:
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return False
     if any(step.get("type") == "ByteLevel" for step in (steps, *steps.get("pretokenizers", ()))):
-        return set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
-    return bool(model.get("byte_fallback")) and {f"<0x{byte:02X}>" for byte in range(256)} <= model["vocab"].keys()
+        return set(pre_tokenizers.ByteLevel.alphabet()) <= set(model["vocab"])
+    return bool(model.get("byte_fallback")) and {f"<0x{byte:02X}>" for byte in range(256)} <= set(model["vocab"])
 
 
 def _spells(tokenizer: Tokenizer) -> bool:
