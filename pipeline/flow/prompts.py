@@ -1,14 +1,13 @@
 """Prompts: texts of which the model writes only a part, and the tokens that stand in them from the beginning.
 
-Each piece of a prompt becomes tokens by itself, in the Unicode form of all training text (NFC). So where a piece ends, a token
-ends, and the model can't go on in the middle of one.
+Each piece of a prompt becomes tokens by itself, in the form of all training text (NFC, without control characters). So where a
+piece ends, a token ends, and the model can't go on in the middle of one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tsdfm.pipeline.dataset.files.given import digest_of
+from tsdfm.pipeline.text.cleaning import plain
 from tsdfm.pipeline.text.sources.formats import short_texts
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
@@ -41,7 +41,7 @@ class Prompt:
         Raises InputError: no tokens, some that the model doesn't have, or too many.
         """
         try:
-            pieces = [vocabulary.encode_whole(normalize("NFC", piece)) if piece else [] for piece in self.pieces]
+            pieces = [vocabulary.encode_whole(plain(piece)[0]) if piece else [] for piece in self.pieces]
         except InputError as error:
             raise InputError(f"{self.where}: {error}") from None
         given, gaps = sum(map(len, pieces)), len(pieces) - (not self.ends_free)

@@ -57,17 +57,23 @@ def _counted(text: str | None, change: Callable[[str, LeftOut], str], left_out: 
 
 
 def as_given(text: str, left_out: LeftOut) -> str:
-    """The text in NFC, without control characters: those that break a line become a line break, others but tabs go.
-
-    Format characters (joiners, soft hyphens, marks of direction) are text, and stay.
-    """
-    text, removed = _CONTROLS.subn("", _LINE_BREAKS.sub("\n", text))
+    """The text as `plain` has it, whose control characters are counted; '' if nothing is left."""
+    text, removed = plain(text)
     if removed:
         left_out[CONTROL] += removed
     if not text.strip():
         left_out[EMPTY] += 1
         return ""
-    return unicodedata.normalize("NFC", text)
+    return text
+
+
+def plain(text: str) -> tuple[str, int]:
+    """The text in NFC, without control characters: those that break a line become a line break, others but tabs go, so many.
+
+    Format characters (joiners, soft hyphens, marks of direction) are text, and stay.
+    """
+    text, removed = _CONTROLS.subn("", _LINE_BREAKS.sub("\n", text))
+    return unicodedata.normalize("NFC", text), removed
 
 
 class Prose:

@@ -4,8 +4,10 @@ Neither the text nor its tokens are held in memory: documents are read once into
 once into files that are mapped (`token_file`).
 """
 
+import hashlib
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,6 +23,7 @@ from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import PYTHON, CorpusConfig
 from tsdfm.schemas.progress import Progress, unheard
+from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.training_record import CorpusFacts
 
 EVAL_WINDOWS = 512  # of the held-out text, that a trained network is measured on
@@ -90,11 +93,11 @@ def _from_text(config: CorpusConfig, progress: Progress, make: Callable[[StoredT
 
 def _trained(text: StoredText, size: int, progress: Progress) -> Vocabulary:
     """The vocabulary that is trained on all training documents of a corpus, now or before."""
-    file = text.folder / f"tokenizer-{size}-{tokenizers.__version__}-{text.facts.sha256[:16]}.json"
-    try:
-        return Vocabulary.load(file)
-    except InputError:  # not there, or damaged
-        pass
+    file = text.folder / f"tokenizer-{size}-{tokenizers.__version__}-{text.facts.sha256[:16]}"
+    with suppress(OSError):  # not there
+        digest, _, data = read_regular(file).partition(b"\n")
+        if hashlib.sha256(data).hexdigest().encode() == digest:
+            return Vocabulary.of_json(data.decode(), str(file))
     total = sum(number for split, number in text.facts.splits.items() if split in splits_of("all"))
 
     def watched() -> Iterator[str]:
@@ -105,8 +108,9 @@ def _trained(text: StoredText, size: int, progress: Progress) -> Vocabulary:
 
     vocabulary = Vocabulary.train(watched(), size)
     progress(STAGE, total, total, "documents")
+    data = vocabulary.to_json().encode()
     with kept_on_disk():
-        write_atomic(file, vocabulary.to_json().encode())
+        write_atomic(file, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
     return vocabulary
 
 

@@ -6,7 +6,7 @@ Below $TSDFM_CORPORA, or ~/.cache/tsdfm-pipeline/corpora:
     KEY/text-00000.zst      documents, the initial of its split before and a zero byte behind each; Zstandard
 
 KEY is a digest of what the documents are made from: where they lie, names, sizes and times of files or the commit of the Hub,
-how they are cleaned, and by which code.
+how they are cleaned, and all code of this room.
 """
 
 import hashlib
@@ -26,9 +26,7 @@ from tsdfm.pipeline.storage.atomic import write_atomic, writing_atomic
 from tsdfm.pipeline.storage.cache import CORPORA, corpora_folder
 from tsdfm.pipeline.storage.locks import flock
 from tsdfm.pipeline.storage.store import FULL
-from tsdfm.pipeline.text import cleaning, documents
 from tsdfm.pipeline.text.documents import STAGE, Reading, Source, find_source
-from tsdfm.pipeline.text.sources import formats
 from tsdfm.pipeline.text.split import Part, Split, splits_of
 from tsdfm.schemas.base import InputError, WorkError, first_line, parse_json, to_json
 from tsdfm.schemas.corpus import NAMED, CorpusConfig
@@ -112,8 +110,8 @@ def _found(folder: Path) -> StoredText | None:
 
 def _folder_of(config: CorpusConfig, source: Source) -> Path:
     name = config.path if config.path in NAMED else [config.path, config.text_field, config.clean]
-    code = [hashlib.sha256(Path(str(each)).read_bytes()).hexdigest()
-            for each in (cleaning.__file__, documents.__file__, formats.__file__, __file__)]
+    room = Path(__file__).parent  # all of its code, of which some decides the documents, and some how they become tokens
+    code = [hashlib.sha256(each.read_bytes()).hexdigest() for each in sorted(room.rglob("*.py"))]
     key = json.dumps([name, source.stamp, code, unicodedata.unidata_version], sort_keys=True)
     return corpora_folder() / hashlib.sha256(key.encode()).hexdigest()[:32]
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ EOS, MASK = "[EOS]", "[MASK]"
 USUAL_EOS = (EOS, "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 FILE = "tokenizer.json"
 PROBES = 64  # entries that are tried as a text, to see what the post-processor adds to one
+LOST = "\0lost"  # no entry of anybody's
 MOST_IDS = 1 << 22  # a model has a row for each
 CHARACTERS_AT_ONCE = 1 << 20  # encoded: what the library keeps of each token takes far more than its id
 
@@ -66,6 +68,8 @@ class Vocabulary:
     def __init__(self, tokenizer: Tokenizer, where: str) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
+        self._dropout = getattr(tokenizer.model, "dropout", None)
+        _set_dropout(tokenizer, None)  # a text has the same tokens each time
         end = end_of_text(tokenizer)
         ids = _with_ids(tokenizer, where, [*([EOS] if end is None else []), MASK])
         end = end or EOS
@@ -132,8 +136,12 @@ class Vocabulary:
         return cls(tokenizer, "trained tokenizer")
 
     def to_json(self) -> str:
-        """The tokenizer.json, canonical: what the fingerprint is taken of."""
-        return str(self.tokenizer.to_str(pretty=True))
+        """The tokenizer.json, canonical: what the fingerprint is taken of. A dropout stands in it as it was given."""
+        _set_dropout(self.tokenizer, self._dropout)
+        try:
+            return str(self.tokenizer.to_str(pretty=True))
+        finally:
+            _set_dropout(self.tokenizer, None)
 
     @property
     def fingerprint(self) -> str:
@@ -176,6 +184,9 @@ class Vocabulary:
             if number in (self.mask_id, self.eos_id, self._unknown):
                 raise InputError(f"the model has no token for {text[start:end]!r:.40}, or none that stands in texts; write it "
                                  "otherwise")
+        lost = self._lost(text)
+        if lost:
+            raise InputError(f"the model has no token for {lost!r:.40}, and its tokenizer leaves it out; write it otherwise")
         if text.strip() and not self.tokenizer.decode(found.ids).strip():
             raise InputError(f"{self.where}: the tokenizer turns {text!r:.40} into tokens that it decodes to nothing; give a "
                              "model whose tokenizer can be decoded")
@@ -186,6 +197,30 @@ class Vocabulary:
         """The names of special tokens, which are no words."""
         added = self.tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if token.special and token.content]
+
+    def _lost(self, text: str) -> str:
+        """The first characters of a text, blanks aside, that its tokens leave out in silence; '' if there are none.
+
+        What a normalizer or a pre-tokenizer takes away is not asked about: that is how the model reads.
+        """
+        if self._watch is None:
+            return ""
+        found = self._watch.encode(text, add_special_tokens=False)
+        lost = self._watch.token_to_id(LOST)
+        places = [slice(*place) for number, place in zip(found.ids, found.offsets, strict=True) if number == lost]
+        return next((text[place] for place in places if text[place].strip()), "")
+
+    @cached_property
+    def _watch(self) -> Tokenizer | None:
+        """The same tokenizer with an unknown token, where it has none and may leave something out: BPE may, others raise."""
+        data = json.loads(self.tokenizer.to_str())
+        model = data["model"]
+        if model["type"] != "BPE" or model.get("unk_token") is not None or _has_all_bytes(data):
+            return None
+        model["vocab"][LOST], model["unk_token"] = 2 * MOST_IDS, LOST  # an id that no other entry can get
+        watch = Tokenizer.from_str(json.dumps(data))
+        watch.encode_special_tokens = True
+        return watch
 
     @cached_property
     def _unknown(self) -> int | None:
@@ -260,6 +295,22 @@ def _make_special(tokenizer: Tokenizer, names: Sequence[str]) -> None:
     """An added token that is not special is matched in plain text, whatever `encode_special_tokens` says."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     tokenizer.add_special_tokens([name for name in names if name not in special and tokenizer.token_to_id(name) is not None])
+
+
+def _set_dropout(tokenizer: Tokenizer, share: float | None) -> None:
+    """Of merges, by which a BPE may be trained to encode at random."""
+    if getattr(tokenizer.model, "dropout", None) != share:
+        tokenizer.model.dropout = share
+
+
+def _has_all_bytes(data: dict[str, Any]) -> bool:
+    """Whether a BPE has an entry for each byte of any text, and texts as bytes."""
+    model, steps = data["model"], data["pre_tokenizer"] or {}
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        return False
+    if any(step.get("type") == "ByteLevel" for step in (steps, *steps.get("pretokenizers", ()))):
+        return set(pre_tokenizers.ByteLevel.alphabet()) <= set(model["vocab"])
+    return bool(model.get("byte_fallback")) and {f"<0x{byte:02X}>" for byte in range(256)} <= set(model["vocab"])
 
 
 def _spells(tokenizer: Tokenizer) -> bool:

@@ -12,31 +12,28 @@ says null.
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from tsdfm.pipeline.text.sources.columns import arrow_texts, parquet_texts
 from tsdfm.pipeline.text.sources.compression import SUFFIXES, bare_name, plain_bytes
+from tsdfm.pipeline.text.sources.fields import ROWS_AT_ONCE, Texts, check_single, record_text
 from tsdfm.pipeline.text.sources.json_array import array_items, not_json
 from tsdfm.schemas.base import InputError, first_line
-from tsdfm.schemas.regular import check_regular
 
 PROSE, RECORDS, TABLES = (".txt", ".text", ".md", ".markdown", ".rst"), (".jsonl", ".ndjson", ".json"), (".csv", ".tsv")
 COLUMNS = (".parquet", ".arrow")
 KNOWN = (*PROSE, *RECORDS, *TABLES, *COLUMNS)
-CURE = "name the right one with --text-field (corpus.text_field), or --prompt-field for prompts"
-ROWS_AT_ONCE = 256
 LONGEST = 1 << 26  # characters of a document, and of a line: it is held as a whole, and its tokens take many times that
-BYTES_AT_ONCE = 1 << 20  # of a column, or characters of a line, read to see what they are
-NAMES_SHOWN = 12
-ARROW_FILE = b"ARROW1"  # which the file format of Arrow begins with, and its streams don't
-END_OF_ARROW = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream, which the library does not miss
+PEEKED, MANY_CONTROLS = 1 << 12, 8  # bytes at the beginning, and control characters that are no accident
+CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1b"})
+BYTES_AT_ONCE = 1 << 20  # characters of a line, read to see what they are
 
-Texts = Iterator[str | None]
+
+_ARRAY = re.compile(r'\s*\[\s*\{\s*("|\Z)')  # the beginning of one of records
 
 
 def suffix_of(path: Path) -> str:
@@ -78,38 +75,13 @@ def _faults_told(path: Path, read: Callable[[], Texts]) -> Texts:
         raise InputError(f"{path}: cannot be read ({first_line(error)}); check the file") from None
 
 
-def record_text(record: object, field: str, where: str) -> str | None:
-    """The text of a record. Raises InputError, naming `where`, if it has none."""
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: a {_kind(record)}, not a record with fields; write {{\"{field}\": \"...\"}}")
-    if field not in record:
-        raise no_field(where, field, record)
-    text = record[field]
-    if not (text is None or isinstance(text, str)):
-        raise InputError(f"{where}: field '{field}' holds a {_kind(text)}, not text; {CURE}")
-    return text
-
-
-def no_field(where: str, field: str, names: Iterable[object]) -> InputError:
-    """What to say where there is no such field or column, of those that there are."""
-    there = [str(name) for name in names]
-    more = ", ..." if len(there) > NAMES_SHOWN else ""
-    return InputError(f"{where}: no text field '{field}'; it has {', '.join(there[:NAMES_SHOWN]) or 'none'}{more}; {CURE}")
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds texts."""
-    if pa.types.is_dictionary(kind):
-        return is_text(kind.value_type)
-    return any(check(kind) for check in (
-        pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null))
-
-
-def _kind(value: object) -> str:
-    return {dict: "record", list: "list", str: "string", bool: "boolean", type(None): "null"}.get(type(value), "number")
-
-
-def _opened(stream: IO[bytes], newline: str | None = None) -> io.TextIOWrapper:
+def _opened(path: Path, stream: IO[bytes], newline: str | None = None) -> io.TextIOWrapper:
+    """A file's text. Raises InputError where it begins as UTF-16 does, in which every second byte may be a control."""
+    begin = stream.peek(PEEKED) if isinstance(stream, io.BufferedReader) else b""
+    controls = len(begin) - len(begin.translate(None, CONTROLS))
+    if controls >= MANY_CONTROLS and controls > len(begin) / 4:
+        raise InputError(f"{path}: {controls / len(begin):.0%} of its beginning is control characters, as if it were UTF-16; "
+                         "convert it to UTF-8 first")
     return io.TextIOWrapper(stream, "utf-8-sig", newline=newline)  # a mark of byte order at the beginning is no text
 
 
@@ -128,12 +100,12 @@ def _lines(path: Path, text: IO[str], number: int = 1) -> Iterator[str]:
 def _prose(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
         document: list[str] = []
-        first = True
+        begin: list[str] = []
         characters = 0
-        for number, line in enumerate(_lines(path, _opened(stream)), 1):
-            if first and line.strip():
-                first = False
-                _check_no_record(path, line, field)
+        for number, line in enumerate(_lines(path, _opened(path, stream)), 1):
+            if len(begin) < 2 and line.strip():
+                begin.append(line)
+                _check_no_record(path, begin, field)
             if line.isspace():
                 if document:
                     yield "".join(document).strip("\n")
@@ -150,24 +122,36 @@ def _prose(path: Path, field: str) -> Texts:
 
 def _prose_lines(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
-        lines = [line.removesuffix("\n") for line in _lines(path, _opened(stream)) if line.strip()]
-        _check_no_record(path, lines[0] if lines else "", field)
+        lines = [line.removesuffix("\n") for line in _lines(path, _opened(path, stream)) if line.strip()]
+        for number in (1, 2):
+            _check_no_record(path, lines[:number], field)
         yield from lines
 
 
-def _check_no_record(path: Path, line: str, field: str) -> None:
-    """Refuse records that are named as plain text, braces and all."""
+def _check_no_record(path: Path, begin: list[str], field: str) -> None:
+    """Refuse records that are named as plain text, braces and all; `begin`: the first lines that are not blank.
+
+    They are told by a first record with the field, or two in a row, or the beginning of an array of them.
+    """
+    records = [_record(line) for line in begin]
+    if _ARRAY.match("\n".join(begin)):
+        raise InputError(f"{path}: is named as plain text and holds a JSON array of records; name it .json")
+    if records and (isinstance(records[0].get(field), str) or (len(records) > 1 and all(records))):
+        raise InputError(f"{path}: is named as plain text and holds JSON records; name it .jsonl")
+
+
+def _record(line: str) -> dict[str, Any]:
+    """The record that a line is; {} if it is none."""
     try:
         record = json.loads(line) if line.lstrip().startswith("{") else None
     except (ValueError, RecursionError):
-        return
-    if isinstance(record, dict) and isinstance(record.get(field), str):
-        raise InputError(f"{path}: is named as plain text and holds JSON records; name it .jsonl")
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _records(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
-        text = _opened(stream)
+        text = _opened(path, stream)
         begin, start = _beginning(text)
         if begin.lstrip().startswith("["):
             for index, record in enumerate(array_items(path, begin, text, start)):
@@ -224,78 +208,39 @@ def _parsed(lines: Iterable[str], path: Path, number: int = 1) -> Any:
 
 def _table(path: Path, field: str) -> Texts:
     with plain_bytes(path) as stream:
-        lines = _lines(path, _opened(stream, newline=""))
-        rows = csv.reader(lines, delimiter="\t" if suffix_of(path) == ".tsv" else ",", strict=True)
-        names = next(iter(_rows(rows, path, 1)), [])
-        if field not in names:
-            raise no_field(str(path), field, names)
-        column = names.index(field)
-        while some := _rows(rows, path, ROWS_AT_ONCE):
+        lines, delimiter = _lines(path, _opened(path, stream, newline="")), "\t" if suffix_of(path) == ".tsv" else ","
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        names = next(iter(_rows(rows, filter(None, rows), path, 1)), [])
+        check_single(str(path), field, names)
+        column, blank = names.index(field), 0
+        while some := _rows(rows, rows, path, ROWS_AT_ONCE):
             for row in some:
+                if not row:  # a blank line: of a single column it is an empty text, unless nothing follows
+                    blank += len(names) == 1
+                    continue
+                yield from [""] * blank
+                blank = 0
                 if len(row) != len(names):
                     raise InputError(f"{path}:{rows.line_num}: about here a row has {len(row)} columns, the first line names "
                                      f"{len(names)}; mend or remove it")
+                if delimiter == "\t" and any("\n" in cell and ("\t" in cell or len(names) == 1) for cell in row):
+                    # Many a .tsv knows no quotes; where it does, a text of several lines has no tabs.
+                    raise InputError(f"{path}:{rows.line_num}: about here a quote that begins a field is closed only some rows "
+                                     "later; double it and quote the field, or write a .csv")
                 yield row[column]
 
 
-def _rows(rows: Any, path: Path, number: int) -> list[list[str]]:
-    """The next rows that are not blank, up to `number`, of any length. Raises InputError."""
+def _rows(reader: Any, rows: Iterator[list[str]], path: Path, number: int) -> list[list[str]]:
+    """The next rows that a reader gives, up to `number`, of any length. Raises InputError."""
     limit = csv.field_size_limit(LONGEST)  # of the process: set back before anything else happens
     try:
-        return list(islice(filter(None, rows), number))
+        return list(islice(rows, number))
     except csv.Error as error:
-        raise InputError(f"{path}:{rows.line_num}: not {suffix_of(path)[1:].upper()} ({error}); mend the row") from None
+        raise InputError(f"{path}:{reader.line_num}: not {suffix_of(path)[1:].upper()} ({error}); mend the row") from None
     finally:
         csv.field_size_limit(limit)
 
 
-def _parquet(path: Path, field: str) -> Texts:
-    check_regular(path)
-    table = pq.ParquetFile(path, buffer_size=BYTES_AT_ONCE)  # else a column of a row group is read as a whole
-    _check_column(path, field, table.schema_arrow)
-    for batch in table.iter_batches(ROWS_AT_ONCE, columns=[field]):
-        yield from batch.column(0).to_pylist()
-
-
-def _arrow(path: Path, field: str) -> Texts:
-    check_regular(path)
-    with pa.memory_map(str(path)) as source:
-        if source.read(len(ARROW_FILE)) == ARROW_FILE:
-            yield from _batches_of_a_file(path, field, source)
-            return
-        source.seek(max(0, source.size() - len(END_OF_ARROW)))
-        if source.read() != END_OF_ARROW:
-            raise InputError(f"{path}: ends in the middle of an Arrow stream, or is none; download or copy it anew")
-        source.seek(0)
-        batches = pa.ipc.open_stream(source)
-        _check_column(path, field, batches.schema)
-        for batch in batches:
-            yield from _texts_of(batch, field)
-
-
-def _batches_of_a_file(path: Path, field: str, source: pa.MemoryMappedFile) -> Texts:
-    batches = pa.ipc.open_file(source)  # which looks for the end of the file by itself
-    _check_column(path, field, batches.schema)
-    for number in range(batches.num_record_batches):
-        yield from _texts_of(batches.get_batch(number), field)
-
-
-def _texts_of(batch: pa.RecordBatch, field: str) -> Texts:
-    column = batch.column(field)
-    for start in range(0, len(column), ROWS_AT_ONCE):
-        yield from column.slice(start, ROWS_AT_ONCE).to_pylist()
-
-
-def _check_column(path: Path, field: str, schema: pa.Schema) -> None:
-    if field not in schema.names:
-        raise no_field(str(path), field, schema.names)
-    if schema.names.count(field) > 1:
-        raise InputError(f"{path}: has {schema.names.count(field)} columns named '{field}'; rename all but one")
-    kind = schema.field(field).type
-    if not is_text(kind):
-        raise InputError(f"{path}: column '{field}' holds {kind}, not text; {CURE}")
-
-
 _READERS: dict[str, Callable[[Path, str], Texts]] = {
     **dict.fromkeys(PROSE, _prose), **dict.fromkeys(RECORDS, _records), **dict.fromkeys(TABLES, _table),
-    ".parquet": _parquet, ".arrow": _arrow}
+    ".parquet": parquet_texts, ".arrow": arrow_texts}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tsdfm.pipeline.storage.hub.client import client, explained
-from tsdfm.pipeline.text.sources.formats import no_field, record_text
+from tsdfm.pipeline.text.sources.fields import no_field, record_text
 from tsdfm.schemas.base import InputError, WorkError, first_line
 from tsdfm.schemas.corpus import HUB
 

@@ -16,7 +16,8 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 
 def not_json(path: Path, number: int, error: Exception) -> InputError:
     """What to say of text that is no JSON; `number` is the line of the file at which it begins."""
-    at, reason = number + getattr(error, "lineno", 1) - 1, getattr(error, "msg", "nested too deeply")
+    reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"  # Python's limit
+    at, reason = number + getattr(error, "lineno", 1) - 1, getattr(error, "msg", reason)
     return InputError(f"{path}:{at}: not JSON ({reason}); mend or remove the line")
 
 

@@ -15,7 +15,7 @@ from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.evaluation.counterfactual import counterfactual
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.opening import open_models
-from tsdfm.pipeline.flow.prompts import FREE, Given, prompts_in
+from tsdfm.pipeline.flow.prompts import FREE, Given, Prompt, prompts_in
 from tsdfm.pipeline.models.folder import load_model
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.base import InputError
@@ -180,6 +180,15 @@ def test_the_rest_of_what_reads_a_dataset_reads_these(tmp_path, tiny_models, pro
     assert read_front_matter(card)["trajectories"]["per_prompt"] == 3
     rows = load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
     assert rows[0]["fixed_positions"] == present(open_dataset(str(tmp_path / "out")).row(0, "shaped").fixed_positions).tolist()
+
+
+@pytest.mark.parametrize(("text", "trained_on"), [
+    ("the\r\nquick", "the\nquick"), ("the\x85quick\x00", "the\nquick"), (" the e\u0301 ", " the \u00e9 "), (" ", " ")])
+def test_a_prompt_has_the_form_of_the_text_that_is_trained_on(tiny_models, text, trained_on):
+    """A carriage return, say, is never seen in training. Blanks, which matter to a prompt, stay."""
+    words = load_model(str(tiny_models.mask)).vocabulary
+    given = Prompt(text, "prompt", [text], ends_free=True).fixed(words, 64)
+    assert [token for token in given if token != FREE] == words.encode([trained_on])[0]
 
 
 def test_parts_of_prompts_are_those_of_the_whole(tmp_path, tiny_models, prompts):

@@ -60,6 +60,21 @@ def test_facts_say_what_was_left_out(tmp_path):
     assert "left_out" not in prepare(CorpusConfig(path=str(path)), made.vocabulary, 300).facts.model_dump()
 
 
+def test_a_kept_tokenizer_that_was_changed_is_trained_anew(tmp_path, monkeypatch):
+    """With two of its merges swapped it is a tokenizer still, of other tokens."""
+    monkeypatch.setenv("TSDFM_CORPORA", str(tmp_path / "corpora"))
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
+    config = CorpusConfig(path=str(path))
+    made = prepare(config, None, 300).vocabulary.to_json()
+    (file,) = (tmp_path / "corpora").glob("*/tokenizer-*")
+    head, _, data = file.read_bytes().partition(b"\n")
+    other = json.loads(data)
+    other["model"]["merges"][:2] = other["model"]["merges"][1::-1]
+    file.write_bytes(head + b"\n" + json.dumps(other).encode())
+    assert prepare(config, None, 300).vocabulary.to_json() == made
+
+
 def test_other_windows_are_none_of_the_first_ones():
     stream = torch.arange(1003)
     for limit, others in ((3, 3), (40, 40), (60, 40), (100, 0), (200, 0)):

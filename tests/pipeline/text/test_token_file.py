@@ -3,6 +3,8 @@
 import errno
 import json
 import pickle
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +93,19 @@ def test_a_corpus_is_read_and_tokenised_once(config, words, monkeypatch):
     assert again.facts == first.facts
     assert torch.equal(again.train[:], first.train[:])
     assert again.vocabulary.fingerprint == first.vocabulary.fingerprint
+
+
+def test_documents_of_other_code_are_read_anew(config, tmp_path, monkeypatch):
+    """Any module of the room may decide them; one that is left out of the key would have old documents pass for new ones."""
+    room = tmp_path / "room"
+    shutil.copytree(Path(stored_text.__file__).parent, room)
+    monkeypatch.setattr(stored_text, "__file__", str(room / "stored_text.py"))
+    seen = {stored_text.stored_text(config).folder}
+    for module in ("sources/compression.py", "sources/json_array.py", "sources/folders.py", "split.py"):
+        with (room / module).open("a") as file:
+            file.write("# another\n")
+        seen.add(stored_text.stored_text(config).folder)
+    assert len(seen) == 5
 
 
 def test_what_was_tokenised_before_a_kill_is_kept(config, words):

@@ -345,3 +345,57 @@ def test_a_tokenizer_that_no_model_can_have_is_refused(tmp_path, entries, said):
     (tmp_path / FILE).write_text(Tokenizer(models.WordLevel(entries, unk_token="a")).to_str(), encoding="utf-8")
     with pytest.raises(InputError, match=said):
         Vocabulary.load(tmp_path)
+
+
+def pieces(**how):
+    """A BPE of small letters and blanks, without an unknown token."""
+    entries = {c: i for i, c in enumerate("abcdefghijklmnopqrstuvwxyz ")} | {"th": 27, "the": 28}
+    tokenizer = Tokenizer(models.BPE(vocab=entries, merges=[("t", "h"), ("th", "e")], **how))
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+@pytest.mark.parametrize(("text", "lost"), [
+    ("the \u72d0 fox", "\u72d0"), ("the fox, quick", ","), ("The fox", "T"), ("\u72d0", "\u72d0"), ("the fox", None), ("the\nfox", None)])
+def test_a_prompt_of_which_a_tokenizer_leaves_something_out_is_refused(tmp_path, text, lost):
+    """A BPE passes over what it has no entry for, and says nothing."""
+    pieces().save(str(tmp_path / FILE))
+    words = Vocabulary.load(tmp_path)
+    if lost is None:
+        assert words.encode_whole(text) == words.encode([text])[0]
+        return
+    with pytest.raises(InputError, match=f"no token for '{lost}'"):
+        words.encode_whole(text)
+    assert words.stream([text])[-1] == words.eos_id  # a model over it opens, and its corpus is read as before
+
+
+@pytest.mark.parametrize("text", ["The F\u00f4x", "the fox <tool>", "x\u0331"])
+def test_what_a_normalizer_changes_is_not_lost(tmp_path, text):
+    tokenizer = pieces()
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents(), normalizers.Lowercase()])
+    tokenizer.add_tokens(["<tool>"])
+    tokenizer.save(str(tmp_path / FILE))
+    assert Vocabulary.load(tmp_path).encode_whole(text)
+
+
+def test_a_byte_that_a_tokenizer_lacks_is_lost(tmp_path):
+    tokenizer = bpe()
+    data = json.loads(tokenizer.to_str())
+    data["model"]["vocab"] = {c: i for i, c in enumerate(sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"\u00e9"}))}
+    (tmp_path / FILE).write_text(json.dumps(data), encoding="utf-8")
+    words = Vocabulary.load(tmp_path)
+    with pytest.raises(InputError, match="no token for '\u9000'"):  # 0xE9 is its first byte
+        words.encode_whole("the \u9000")
+    assert words.encode_whole("the fox")
+
+
+def test_a_dropout_is_off_and_stands_in_the_file(tmp_path):
+    """It was meant for training: with it a text has other tokens at each call."""
+    with_it = pieces(dropout=0.5)
+    with_it.save(str(tmp_path / FILE))
+    words = Vocabulary.load(tmp_path)
+    assert {tuple(words.encode(["the the the the"])[0]) for _ in range(20)} == {tuple(words.encode_whole("the the the the"))}
+    assert len(words.encode(["the"])[0]) == 1
+    assert json.loads(words.to_json())["model"]["dropout"] == 0.5  # as it is in the fingerprint of models that are there
+    assert Vocabulary.of_json(words.to_json(), "").fingerprint == words.fingerprint
+    assert len(words.encode(["the"])[0]) == 1

@@ -102,3 +102,35 @@ def test_a_broken_file_is_named(tmp_path):
     make(tmp_path, "a.jsonl", "b.jsonl")
     (tmp_path / "b.jsonl").write_text("no record\n")
     assert f"{tmp_path / 'b.jsonl'}:1" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("card", [False, True])
+@pytest.mark.parametrize("name", ["br[ack]ed", "sta*r", "quest?n", "[!a]", "[train]"])
+def test_a_folders_own_name_is_no_pattern(tmp_path, name, card):
+    """`br[ack]ed/test-2.txt` was trained on: nothing was found of the splits that its files are named for."""
+    folder = tmp_path / name
+    make(folder, "train-1.txt", "test-2.txt")
+    if card:
+        configs = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*\n  - split: test\n    path: test-*\n"
+        (folder / "README.md").write_text(CARD.format(configs))
+    found, left_out = read(folder)
+    assert found == ["train-1.txt"]
+    assert left_out["files of other splits"] == 1
+
+
+def test_linked_folders_are_read_once_and_no_link_goes_round(tmp_path):
+    make(tmp_path, "d/a.txt", "d/sub/b.txt", "other/c.txt", "other/deep/e.txt", "other/.hidden/x.txt")
+    (tmp_path / "d" / "more").symlink_to("../other")
+    (tmp_path / "d" / "again").symlink_to(tmp_path / "other" / "deep")
+    (tmp_path / "d" / "sub" / "round").symlink_to("..")
+    (tmp_path / "other" / "back").symlink_to("../d")
+    (tmp_path / "d" / ".no").symlink_to("../other")
+    found, left_out = read(tmp_path / "d")
+    assert (sorted(found), left_out) == (["d/a.txt", "d/sub/b.txt", "other/c.txt", "other/deep/e.txt"], {})
+
+
+def test_splits_of_linked_folders(tmp_path):
+    make(tmp_path, "other/train-1.txt", "other/test-1.txt")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "more").symlink_to("../other")
+    assert read(tmp_path / "d") == (["other/train-1.txt"], {"files of other splits": 1})

@@ -17,7 +17,7 @@ import pytest
 import zstandard
 
 from tsdfm.pipeline.text.documents import Reading, read_documents
-from tsdfm.pipeline.text.sources.formats import file_texts
+from tsdfm.pipeline.text.sources.formats import file_texts, short_texts
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.corpus import CorpusConfig
 
@@ -167,6 +167,41 @@ def test_damaged_compressed_text_is_refused(tmp_path, compression):
     assert str(tmp_path / f"a.jsonl{compression}") in refused(tmp_path / f"a.jsonl{compression}")
 
 
+def flipped(data, at):
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("compression", [".gz", ".bz2", ".xz", ".zst"])
+@pytest.mark.parametrize("behind", [
+    lambda part: lzma.compress(b"x") if part[:2] == b"\x1f\x8b" else gzip.compress(b"x"), lambda part: b"plain text\n", lambda part: flipped(part, 1),
+    lambda part: bytes(8) + b"more"], ids=["another kind", "plain", "damaged", "zeros and more"])
+def test_what_stands_behind_a_stream_is_another_or_refused(tmp_path, compression, behind):
+    """It was taken for the end of the text: all documents behind it were lost in silence."""
+    part = COMPRESS[compression](lines(DOCUMENTS).encode())
+    path = tmp_path / f"a.jsonl{compression}"
+    path.write_bytes(part * 2 + behind(part))
+    message = refused(path)
+    assert str(path) in message
+    assert "compressed data" in message
+
+
+@pytest.mark.parametrize(("compression", "middle", "end"), [(".gz", 0, 512), (".xz", 4, 8)])
+def test_zero_bytes_that_a_format_allows_behind_a_stream_are_no_fault(tmp_path, compression, middle, end):
+    one, other = (COMPRESS[compression](lines(some).encode()) for some in (DOCUMENTS[:7], DOCUMENTS[7:]))
+    path = tmp_path / f"a.jsonl{compression}"
+    path.write_bytes(one + bytes(middle) + other + bytes(end))
+    assert load(path) == DOCUMENTS
+    path.write_bytes(one + bytes(5) + other)
+    assert "zero bytes" in refused(path)
+
+
+def test_data_that_is_damaged_is_not_called_text_of_another_encoding(tmp_path):
+    """The checksum of a stream stands behind it, and the text is read before."""
+    data = lzma.compress(lines([os.urandom(30).hex() for _ in range(2000)]).encode())
+    (tmp_path / "a.jsonl.xz").write_bytes(flipped(data, len(data) // 2))
+    assert "damaged" in refused(tmp_path / "a.jsonl.xz")
+
+
 @pytest.mark.parametrize("name", ["a", "a.pdf", "a.gz", "a.tar.gz", "a.jsonl.zip", "a.docx", "a.parquet.gz", "jsonl"])
 def test_other_kinds_of_files_are_refused(tmp_path, name):
     data = lines(DOCUMENTS).encode()
@@ -180,6 +215,61 @@ def test_records_that_are_named_as_prose_are_refused(tmp_path):
     assert ".jsonl" in refused(tmp_path / "a.txt")
     (tmp_path / "a.txt").write_text('{"a": "document"} that begins with a brace')
     assert len(load(tmp_path / "a.txt")) == 1
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('{"content": "one"}\n{"content": "two"}\n', ".jsonl"), (array(DOCUMENTS), ".json"), (json.dumps([{"body": "x"}]), ".json"),
+    ('{"content": "one"}\nand a text about it', None), ("[MASK] is a token\n{so} is this", None), ("[\n[1]\n", None)])
+@pytest.mark.parametrize("read", [file_texts, short_texts])
+def test_records_of_other_fields_are_no_prose(tmp_path, read, text, said):
+    (tmp_path / "a.txt").write_text(text)
+    if said is None:
+        assert "\n".join(read(tmp_path / "a.txt", "text")).strip() == text.strip()
+        return
+    with pytest.raises(InputError, match=f"holds .*; name it {said}"):
+        list(read(tmp_path / "a.txt", "text"))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.txt.gz"])
+@pytest.mark.parametrize("text", ["\u041f\u0440\u0438\u0432\u0435\u0442, \u043c\u0438\u0440\n" * 9, "text\nHello, world\n" * 9])
+def test_utf16_without_a_mark_is_not_read_as_control_characters(tmp_path, name, text):
+    """Its bytes are UTF-8 as well: control characters, which cleaning would remove."""
+    data = text.encode("utf-16-le")
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert "UTF-16" in refused(tmp_path / name)
+    (tmp_path / "b.txt").write_text("\x1b[1mbold\x1b[0m " * 20 + "\x01")
+    assert len(load(tmp_path / "b.txt")) == 1
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_two_columns_of_one_name_are_refused_in_csv(tmp_path, name):
+    (tmp_path / name).write_text("text,text\na,b\n".replace(",", "\t" if name == "a.tsv" else ","))
+    assert "2 columns named 'text'" in refused(tmp_path / name)
+
+
+def test_a_quote_in_a_tsv_swallows_no_rows(tmp_path):
+    """Many a .tsv knows no quotes; as `csv` reads it, three rows were one. One that quotes texts of several lines is read."""
+    path = tmp_path / "a.tsv"
+    path.write_text('id\ttext\n1\t"open\n2\tb\n3\tc"\n')
+    assert "a.tsv:4" in refused(path)
+    path.write_text('text\n"open\nb\nc"\n')
+    assert "rows later" in refused(path)
+    path.write_text('id\ttext\n1\t"two\nlines"\n2\t"a ""tab""\tin it"\n')
+    assert load(path) == ["two\nlines", 'a "tab"\tin it']
+
+
+def test_a_blank_line_of_a_single_column_is_an_empty_text(tmp_path):
+    (tmp_path / "a.csv").write_text("\ntext\na\n\n\nb\n\n")
+    assert list(file_texts(tmp_path / "a.csv", "text")) == ["a", "", "", "b"]
+    (tmp_path / "a.csv").write_text("id,text\n1,a\n\n2,b\n")
+    assert list(file_texts(tmp_path / "a.csv", "text")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_number_of_many_digits_is_called_so(tmp_path, name):
+    record = '{"text": "x", "n": ' + "1" * 5000 + "}"
+    (tmp_path / name).write_text(record if name == "a.jsonl" else f"[{record}]")
+    assert "too many digits" in refused(tmp_path / name)
 
 
 def test_a_mark_of_byte_order_is_no_text(tmp_path):
