@@ -50,7 +50,8 @@ class StepState:
     untouched [A, L] bool: positions that still hold their source token; shaped [A] bool; dt: 1/N, what a student is told;
     some_shaped: whether any chooses among whole states, which nobody need ask the device; free [A, L] bool: positions that have
     a clock (None: all), of which a fixed one is not untouched; by_token [A] bool: those of the shaped at which every position
-    chooses by itself (None: nobody); some_by_token: whether any does; may_end [A, L] bool: where an end counts (None: everywhere).
+    chooses by itself (None: nobody); some_by_token: whether any does; may_end [A, L] bool: where an end counts
+    (None: everywhere).
     """
 
     rows: Tensor

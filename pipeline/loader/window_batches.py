@@ -42,8 +42,8 @@ class WindowBatches(IterableDataset[Batch]):
 
 
 def batches(
-    data: DataConfig | str | PathLike[str] | Sequence[str], objective: Objective = "event", *, updates: int = 1000, batch_size: int = 32,
-    budgets: Mapping[int, float] | None = None, seed: int = 0,
+    data: DataConfig | str | PathLike[str] | Sequence[str | PathLike[str]], objective: Objective = "event", *,
+    updates: int = 1000, batch_size: int = 32, budgets: Mapping[int, float] | None = None, seed: int = 0,
 ) -> WindowBatches:
     """The training windows of frozen datasets, rebuilt from their jump logs; see `windows.Batch` for what each holds.
 
@@ -51,7 +51,8 @@ def batches(
     once. For a student of your own: predict `target` (where it is not -1) from `x_t`, `t` and `dt`.
 
     Args:
-        data: a dataset or several (path of a folder, URI, or hf://datasets/USER/NAME[@REVISION]), or a whole config of what to read.
+        data: a dataset or several (path of a folder, URI, or hf://datasets/USER/NAME[@REVISION]), or a whole config of what to
+            read.
         objective: 'event' gives the token of the window's last jump at every position that jumps, 'endpoint' the final token,
             'candidates' the K candidates and their weights, too, the KL objectives the stored top-k.
         updates: how many batches, 0 or more.
@@ -60,18 +61,24 @@ def batches(
         seed: of the order of rows and of the windows, 0 or more.
 
     Raises:
-        InputError: no such dataset, datasets that can't be mixed, or that don't serve the objective or the budgets; or a setting
-            out of its range.
+        InputError: no such dataset, datasets that can't be mixed, or that don't serve the objective or the budgets; or a
+            setting out of its range.
     """
-    if objective not in get_args(Objective):
-        raise InputError(f"objective: {objective!r} is none of {', '.join(get_args(Objective))}; give one of them")
-    for name, value, least in (("updates", updates, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if value < least:
-            raise InputError(f"{name}: {value} is less than {least}; give {least} or more")
-    if budgets is not None and not (budgets and all(steps >= 1 and 0 < weight < inf for steps, weight in budgets.items())):
-        raise InputError(f"budgets: {dict(budgets)} are not step counts from 1 on, each with a weight above 0; give some such")
+    _check(objective, updates, batch_size, budgets, seed)
     if not isinstance(data, DataConfig):
         data = DataConfig(paths=[fspath(each) for each in ([data] if isinstance(data, str | PathLike) else data)])
     reader = Reader.open(data, ReaderSettings(
         objective=objective, budgets=None if budgets is None else dict(budgets), batch_size=batch_size, seed=seed))
     return WindowBatches(reader, updates)
+
+
+def _check(
+    objective: Objective, updates: int, batch_size: int, budgets: Mapping[int, float] | None, seed: int
+) -> None:
+    if objective not in get_args(Objective):
+        raise InputError(f"objective: {objective!r} is none of {', '.join(get_args(Objective))}; give one of them")
+    for name, value, least in (("updates", updates, 0), ("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value < least:
+            raise InputError(f"{name}: {value} is less than {least}; give {least} or more")
+    if budgets is not None and not (budgets and all(n >= 1 and 0 < weight < inf for n, weight in budgets.items())):
+        raise InputError(f"budgets: {dict(budgets)} are not step counts from 1 on, each with a weight above 0; give some such")

@@ -148,7 +148,8 @@ class Trajectories:
             self, tokens=np.where(behind, np.int32(end_id), self.tokens),
             token=np.where(of_event, np.int32(end_id), self.token),
             candidates=np.where(of_event[:, None], np.int32(end_id), self.candidates),
-            event_logprob=None if self.event_logprob is None else np.where(of_event[:, None], np.float16(0), self.event_logprob))
+            event_logprob=None if self.event_logprob is None else np.where(
+                of_event[:, None], np.float16(0), self.event_logprob))
 
     @classmethod
     def concatenate(cls, parts: Sequence["Trajectories"]) -> "Trajectories":

@@ -66,7 +66,7 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """Features of the times t [B] -> [B, cond_dim]."""
-        out: Tensor = self.mlp(sinusoids(t.float()).to(self.mlp[0].weight.dtype))
+        out: Tensor = self.mlp(sinusoids(t.float()).to(next(self.mlp.parameters()).dtype))
         return out
 
 

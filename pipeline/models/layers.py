@@ -79,7 +79,7 @@ class StepEmbedding(nn.Module):
 
     def forward(self, dt: Tensor) -> Tensor:
         """Features of the step sizes dt [B], in (0, 1] -> [B, cond_dim]."""
-        out: Tensor = self.mlp(sinusoids(-dt.float().log2()).to(self.mlp[0].weight.dtype))
+        out: Tensor = self.mlp(sinusoids(-dt.float().log2()).to(next(self.mlp.parameters()).dtype))
         return out
 
 

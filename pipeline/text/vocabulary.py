@@ -113,7 +113,8 @@ class Vocabulary:
             if number is None:
                 raise InputError(f"--eos {end}: {where} has no such token; give one that it has")
             if number == tokenizer.token_to_id(MASK):
-                raise InputError(f"--eos {end}: stands for what is not yet written in {where}, and so can't end a text; give another")
+                raise InputError(f"--eos {end}: stands for what is not yet written in {where}, and so can't end a text; give "
+                                 "another")
             tokenizer.post_processor = processors.TemplateProcessing(
                 single=["$A", "end"], special_tokens=[{"id": "end", "ids": [number], "tokens": [end]}])
         tokenizer.add_special_tokens([name for name in added if tokenizer.token_to_id(name) is None])

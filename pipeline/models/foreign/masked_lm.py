@@ -94,8 +94,8 @@ def import_masked_lm(config: ImportConfig, place: Place) -> Imported:
     if config.weights is not None or config.heads is not None:
         raise InputError(f"{what}: its config.json says all of its shape; leave out --weights and --heads")
     if place.file.name not in OPENED:
-        raise InputError(f"{what}: transformers opens {' or '.join(OPENED)}, and not {place.file.name}; put it under that name into a "
-                         "folder of its own, with config.json and the tokenizer")
+        raise InputError(f"{what}: transformers opens {' or '.join(OPENED)}, and not {place.file.name}; put it under that name "
+                         "into a folder of its own, with config.json and the tokenizer")
     model = _opened(what, place)
     words = _words(what, config, place)
     rows = len(model.get_input_embeddings().weight)
