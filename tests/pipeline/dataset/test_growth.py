@@ -1,8 +1,11 @@
 """A finished dataset grows: the bytes are those of a larger one made at once, nothing is lost whenever it is cut, and the past is told."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset, standi
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import LocalStore, Store
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.former import FORMER, FormerModel
 from tsdfm.schemas.generate import GenerateConfig
 
@@ -91,6 +94,30 @@ def test_a_damaged_shard_is_made_anew_and_not_carried_over(tmp_path, tiny_models
     victim.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
     assert grow(out, tiny_models, 12).made == 2
     assert files(out) == files(tmp_path / "at once")
+
+
+def test_data_on_another_disk_grows_too(tmp_path, tiny_models, monkeypatch):
+    """A file can't be renamed to a folder that a link takes to another disk; it is copied there, whole or not at all."""
+    make_dataset(tmp_path / "at once", tiny_models, trajectories=12)
+    out, rename = tmp_path / "out", Path.replace
+
+    def renamed(source: Path, target: Path) -> Path:
+        if source.parent.resolve() != target.parent.resolve():
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        return rename(source, target)
+
+    make_dataset(out, tiny_models)
+    (out / "data").rename(tmp_path / "disk")
+    (out / "data").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(Path, "replace", renamed)
+    with monkeypatch.context() as full:  # as the disk is, at first
+        full.setattr(shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(WorkError, match="disk is full"):
+            grow(out, tiny_models, 12)
+    assert grow(out, tiny_models, 12).made == 0
+    assert sound(out) == 12
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {path.name for path in (tmp_path / "at once" / "data").iterdir()}
+    assert (out / "data").is_symlink()
 
 
 class Dies(InThisProcess):
