@@ -120,6 +120,45 @@ def test_data_on_another_disk_grows_too(tmp_path, tiny_models, monkeypatch):
     assert (out / "data").is_symlink()
 
 
+def test_what_others_put_there_stays(tmp_path, tiny_models):
+    """`data` loses the former dataset's files, and no others; text that was written into the card stays while no row is made."""
+    make_dataset(tmp_path, tiny_models)
+    for name in ("data/notes.txt", "data/sub/of/mine.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with (tmp_path / "README.md").open("a") as card:
+        card.write("Read this first.")
+    told = json.loads((tmp_path / "manifest.json").read_text())
+    told["versions"]["torch"] = "1.0"
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    there = tree(tmp_path)
+    report = grow(tmp_path, tiny_models, 10)
+    assert (report.made, report.kept) == (0, 3)
+    assert tree(tmp_path) == there
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "README.md").write_text("Read this first.")
+    grow(tmp_path, tiny_models, 10)
+    assert {path for path, sha in tree(tmp_path).items() if sha != there[path]} == {"README.md"}
+    grow(tmp_path, tiny_models, 13)
+    assert read_manifest(open_store(str(tmp_path))).history[0].versions["torch"] == "1.0"
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*.*")) == [
+        "mine.parquet", "notes.txt", *(f"train-0000{number}-of-00004.parquet" for number in range(4))]
+
+
+@pytest.mark.parametrize("asked", [10, 13])
+def test_of_a_growth_that_is_damaged_it_says_what_to_delete(tmp_path, tiny_models, asked):
+    make_dataset(tmp_path, tiny_models)
+    there = tree(tmp_path)
+    (tmp_path / ".growing" / "data").mkdir(parents=True)
+    (tmp_path / ".growing" / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest.json: .*delete the folder \S+/.growing: what is lost"):
+        grow(tmp_path, tiny_models, asked)
+    shutil.rmtree(tmp_path / ".growing")
+    assert tree(tmp_path) == there
+    grow(tmp_path, tiny_models, asked)
+    assert sound(tmp_path) == asked
+
+
 class Dies(InThisProcess):
     """Makes one shard, and is killed."""
 
