@@ -35,7 +35,7 @@ def writing_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def move_atomic(source: Path, target: Path) -> None:
-    """Give a file another path, on another disk, too; what is there is replaced. A crash leaves the file at one of them, whole."""
+    """Give a file another path, on another disk, too; what is there is replaced. A crash leaves it whole, at one or both."""
     try:
         source.replace(target)
         sync_folder(target.parent)

@@ -91,7 +91,8 @@ def explained(what: str, uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL or "No space left" in str(error):
             raise WorkError(f"{uri}: the disk is full; free some space and run the same command to resume") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST,
+                           errno.ENAMETOOLONG):
             raise InputError(f"{uri}: cannot {what} ({error.strerror or error}); give a folder you can write to") from None
         raise WorkError(f"{uri}: cannot {what} ({error.strerror or error})") from None
 
