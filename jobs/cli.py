@@ -16,6 +16,7 @@ from tsdfm.jobs.shell.interrupts import Interrupted
 from tsdfm.jobs.shell.leaving import left
 from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt, settled, unheeded, waiting
 from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.paths import is_text
 
 # Group -> command -> (where it is, what it does in a few words)
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
@@ -130,6 +131,9 @@ def main() -> None:
 
 def _run() -> None:
     try:
+        for argument in sys.argv[1:]:
+            if not is_text(argument):
+                raise InputError(f"{argument!r}: is not UTF-8, so no record could name it; give another name, or a link's")
         cli.main(prog_name="tsdfm-pipeline", standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)

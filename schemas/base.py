@@ -4,11 +4,11 @@ import json
 import re
 import reprlib
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SerializationInfo, ValidationError, model_validator
 
-from tsdfm.schemas.paths import redacted
+from tsdfm.schemas.paths import check_name, redacted
 
 M = TypeVar("M", bound="Frozen")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -45,6 +45,46 @@ def first_line(error: BaseException, limit: int = 200) -> str:
     return (" ".join(words.splitlines()[0].split()) if words else type(error).__name__)[:limit]
 
 
+def recordable(name: str) -> str:
+    """The name of a file or folder as it is. Raises InputError if no record could say it."""
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+class _Truth:
+    """A yes or no that stands where a number should, and is none; of Python it would be 1 or 0."""
+
+    def __init__(self, value: bool) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def _marked(value: Any) -> Any:
+    """A number, or numbers in a list or mapping, with every yes and no marked as none."""
+    if isinstance(value, list | tuple):
+        return [_marked(each) if isinstance(each, bool) else each for each in value]
+    if isinstance(value, dict):
+        return dict(zip(_marked([*value]), _marked([*value.values()]), strict=True))
+    return _Truth(value)
+
+
+def _holds_truth(value: Any) -> bool:
+    parts = (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(each, bool) for each in parts)
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation is made of."""
+    if get_origin(annotation) is Literal:
+        return {type(each) for each in get_args(annotation)}
+    parts = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return set[Any]().union(*map(_kinds, parts)) if parts else {annotation}
+
+
 class Frozen(BaseModel):
     """An immutable record that refuses unknown fields.
 
@@ -57,14 +97,18 @@ class Frozen(BaseModel):
 
     _texts: ClassVar[frozenset[str]] = frozenset()  # fields that hold texts as a model or a user wrote them; see `texts_in`
     _nested: ClassVar[dict[str, dict[str, Any]]] = {}  # field -> what its default record says, where it says anything
+    _numbers: ClassVar[frozenset[str]] = frozenset()  # fields that hold numbers, and no yes or no
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Note what the default records of the new class say."""
+        """Note what the default records of the new class say, and which of its fields are of numbers."""
         super().__pydantic_init_subclass__(**kwargs)
         said = {name: field.default.model_dump(exclude_unset=True) for name, field in cls.model_fields.items()
                 if isinstance(field.default, BaseModel)}
         cls._nested = {name: fields for name, fields in said.items() if fields}
+        kinds = {name: _kinds(field.annotation) for name, field in cls.model_fields.items()}
+        cls._numbers = frozenset(name for name, found in kinds.items()
+                                 if found & {int, float} and not found & {bool, Any, object})
 
     @model_validator(mode="before")
     @classmethod
@@ -73,6 +117,15 @@ class Frozen(BaseModel):
             return data
         given = {name: data[name] for name in cls._nested if isinstance(data.get(name), Mapping)}
         return {**data, **{name: laid_over(cls._nested[name], value) for name, value in given.items()}}
+
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_is_a_number(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        marked = {name: _marked(data[name]) for name in cls._numbers & data.keys() if _holds_truth(data[name])}
+        return {**data, **marked} if marked else data
 
 
 def texts_in(record: object) -> frozenset[str]:

@@ -8,11 +8,30 @@ from pydantic import AfterValidator, Field
 
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>[^\s'\"<>]*)")
 _PORT = re.compile(r"[^:]*:[0-9]+|\[[0-9a-fA-F:.]*\](:[0-9]+)?")  # a host whose colon is no password's
+_NO_CHARACTER = re.compile("[\ud800-\udfff]")  # half of a pair in UTF-16
+NAME_BYTES = 255  # of a file's or folder's own name, on every disk of Linux
 _NAMING = ("hf", "abfs", "abfss", "wasb", "wasbs")  # what stands before their '@' names a place
 
 
+def is_text(name: str) -> bool:
+    """Whether a name is of characters. Bytes that are not UTF-8 come from a shell as something else, which JSON can't hold."""
+    return name.isascii() or not _NO_CHARACTER.search(name)
+
+
+def check_name(name: str) -> str:
+    """A name as it is. Raises ValueError if nothing can be called so, or no record could say it."""
+    if not is_text(name):
+        raise ValueError(f"{name!r} is not UTF-8, so no record could name it; give another name, or a link's")
+    if "\0" in name:
+        raise ValueError(f"{name!r} holds a NUL character, which no name can; leave it out")
+    long = [part for part in name.split("/") if len(part.encode()) > NAME_BYTES] if "://" not in name else []
+    if long:
+        raise ValueError(f"'{long[0]:.20}...' is longer than {NAME_BYTES} bytes, which no name of a file is; shorten it")
+    return name
+
+
 def _at_home(name: str) -> str:
-    return expanduser(name) if name.startswith("~") else name
+    return check_name(expanduser(name) if name.startswith("~") else name)
 
 
 PathName = Annotated[str, AfterValidator(_at_home), Field(min_length=1)]  # of a file or folder; a URI, or a name, as it is

@@ -42,7 +42,7 @@ from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.ablate import Effect, Evaluation, Sweep, TrialRecord, TrialRow, TrialSeconds
-from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.base import InputError, WorkError, first_line, recordable
 from tsdfm.schemas.paths import redacted
 from tsdfm.schemas.reports import AblateReport
 
@@ -83,7 +83,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
 
     Raises InputError (nothing was changed), WorkError (some trials failed; the table holds the others), or Interrupted.
     """
-    out = out.absolute()
+    out = Path(recordable(str(out.absolute())))
     trials = {trial.key: trial for trial in plan(sweep, data)}
     check_folder(out, {SWEEP_FILE}, "sweep")
     asked = (redacted(sweep.model_dump_json(indent=2)) + "\n").encode()

@@ -23,7 +23,7 @@ from ray.job_config import JobConfig
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.leaving import leave_at_once
-from tsdfm.schemas.base import InputError, WorkError, first_line
+from tsdfm.schemas.base import InputError, WorkError, first_line, recordable
 from tsdfm.schemas.corpus import NAMED
 
 NAMES = ("embedded", "none", "denoiser", *NAMED)  # of models and corpora that are no folders
@@ -137,10 +137,13 @@ def _handlers_kept() -> Iterator[None]:
 
 
 def anchored(name: str) -> str:
-    """A local path as an absolute one, for workers may stand in another directory; names that are no paths as they are."""
+    """A local path as an absolute one, for workers may stand in another directory; names that are no paths as they are.
+
+    Raises InputError if no record could name it.
+    """
     if name.partition(":")[0] in NAMES or not Path(name).exists():
         return name
-    return str(Path(name).absolute())
+    return recordable(str(Path(name).absolute()))
 
 
 def cores_here(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -32,7 +32,7 @@ WAIT_SECONDS = 60.0  # between two lines that say what is waited for
 # Text from a dataset or a model may hold anything, and must not steer the terminal. Line breaks pass.
 BIDI = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # marks that turn the direction of what follows
 CONTROLS = {code: chr(0x2400 + code) for code in range(32) if code != 10} | dict.fromkeys(
-    [*range(0x7F, 0xA0), *BIDI], "\ufffd")
+    [*range(0x7F, 0xA0), *BIDI], "\ufffd") | {code: f"\\u{code:04x}" for code in range(0xD800, 0xE000)}  # of names not in UTF-8
 
 people = Console(stderr=True, highlight=False, soft_wrap=True)  # progress, remarks, errors
 results = Console(highlight=False, soft_wrap=True)  # what was asked for; goes where standard output goes at that time
@@ -138,9 +138,11 @@ def say_if_slow(dtype: Dtype, gpu: bool) -> None:
 def emit(report: BaseModel) -> None:
     """Print a report as one machine-readable JSON object on standard output, without the secrets of URIs.
 
-    What a field of `texts_in` holds is a text, of a model or a user, and stays as it is.
+    What a field of `texts_in` holds is a text, of a model or a user, and stays as it is. The line is UTF-8, whatever it
+    quotes: bytes of a file's name that aren't are escaped.
     """
-    click.echo(json.dumps(_untold(report, report.model_dump(mode="json")), ensure_ascii=False, separators=(",", ":")))
+    line = json.dumps(_untold(report, report.model_dump(mode="json")), ensure_ascii=False, separators=(",", ":"))
+    click.echo(line.encode(errors="backslashreplace").decode())
 
 
 def _untold(value: object, data: Any) -> Any:

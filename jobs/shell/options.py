@@ -3,21 +3,25 @@
 Flags override `--set`, which overrides the file, which overrides the defaults.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 
 from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, first_line, parse
+from tsdfm.schemas.paths import is_text
 from tsdfm.schemas.regular import read_regular
 
 C = TypeVar("C", bound=Frozen)
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key that stands twice, of which YAML would keep the last without a word."""
+    """A safe loader that refuses a key that stands twice, of which YAML would keep the last without a word.
+
+    Numbers are those of YAML 1.2: 010 is ten and not eight, and 1:30 is a text and not ninety.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping whose keys are all different."""
@@ -31,6 +35,20 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"'{name}' stands twice, in line {seen[name]}, too", key.start_mark)
             seen[name] = line
         return super().construct_mapping(node, deep)
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    text = str(loader.construct_scalar(node))
+    if ":" in text:
+        return text
+    if node.tag.endswith("float"):
+        return loader.construct_yaml_float(node)
+    digits = text.replace("_", "")
+    return int(digits) if digits.lstrip("+-").isdecimal() else loader.construct_yaml_int(node)
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _number)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -70,7 +88,7 @@ def build(model: type[C], file: Path | None, flags: Mapping[str, Any], settings:
         model: of the config.
         file: YAML, or the name of a recipe that ships with the package, or None.
         flags: dotted field path ('rollout.steps') -> value; None: not given.
-        settings: 'a.b=value' each, the value written as in YAML.
+        settings: 'a.b=value' each, the value written as in YAML; a group of fields changes those that it names.
     """
     if file and not file.exists():
         file = recipes().get(str(file), file)
@@ -80,11 +98,39 @@ def build(model: type[C], file: Path | None, flags: Mapping[str, Any], settings:
         path, equals, value = setting.partition("=")
         if not equals or not path.strip():
             raise InputError(f"--set {setting}: not a field and its value; write --set rollout.steps=64")
-        put(data, path.strip(), _value(setting, value), f"--set {setting}")
+        for field, each in _fields(model, path.strip(), _value(setting, value)):
+            put(data, field, each, f"--set {setting}")
     for path, value in flags.items():
         if value is not None:
             put(data, path, value, where)
+    _check_text(data, where)
     return parse(model, data, where)
+
+
+def _fields(model: type[Frozen], path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What is set by a value: its field, or of a group of fields those that it names."""
+    group: type[Frozen] | None = model
+    for name in path.split("."):
+        field = group.model_fields.get(name) if group else None
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        group = next((each for each in kinds if isinstance(each, type) and issubclass(each, Frozen)), None)
+    if group is None or not isinstance(value, dict):
+        yield path, value
+        return
+    for name, each in value.items():
+        yield from _fields(model, f"{path}.{name}", each)
+
+
+def _check_text(data: Any, where: str) -> None:
+    """Raises InputError for a text that no record could hold: one with bytes that are not UTF-8, or the half of a character."""
+    waiting, seen = [data], set[int]()  # a list of YAML may hold itself
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str) and not is_text(each):
+            raise InputError(f"{where}: {each!r} is not UTF-8; give another name or text")
+        if isinstance(each, dict | list) and id(each) not in seen:
+            seen.add(id(each))
+            waiting += [*each, *each.values()] if isinstance(each, dict) else each
 
 
 def _value(setting: str, text: str) -> Any:

@@ -41,6 +41,12 @@ def read_front_matter(card: str) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
+def is_card_of(card: bytes | None, identity: Identity) -> bool:
+    """Whether a README.md, whatever else people have written into it, leads readers to the dataset's files."""
+    fields = {} if card is None else read_front_matter(card.decode(errors="replace"))
+    return default_config(identity) in (fields.get("configs") or [])
+
+
 def column_table(identity: Identity) -> str:
     """The columns of a dataset's rows, their Arrow types and meaning, as Markdown."""
     rows = "\n".join(f"| `{field.name}` | {_type(field.type)} | {TrajectoryRow.model_fields[field.name].description} |"

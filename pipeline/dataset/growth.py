@@ -133,7 +133,10 @@ def finish_growth(store: Store) -> None:
     held = store.read(f"{GROWING}/{MANIFEST_FILE}")
     if held is None:
         return
-    manifest = read_manifest(store.inside(GROWING))
+    try:
+        manifest = read_manifest(store.inside(GROWING))
+    except InputError as error:
+        raise InputError(f"{error}; or delete the folder {store.uri}/{GROWING}: what is lost with it is made again") from None
     if store.read(MANIFEST_FILE) != held:
         store.write(RUN_FILE, (json.dumps(manifest.identity.model_dump(mode="json"), indent=2, sort_keys=True) + "\n").encode())
         store.remove(MANIFEST_FILE)
@@ -142,7 +145,7 @@ def finish_growth(store: Store) -> None:
         for path in paths:
             if path in waiting:
                 store.move(f"{GROWING}/{path}", path)
-        for path in sorted(store.below("data") - set(paths)):
+        for path in sorted(_former_files(manifest) - set(paths)):
             store.remove(path)
         for file in (TOKENIZER_FILE, CARD_FILE):
             written = store.read(f"{GROWING}/{file}")
@@ -151,6 +154,12 @@ def finish_growth(store: Store) -> None:
         store.write(MANIFEST_FILE, held)
     store.remove(RUN_FILE)
     remove_growth(store)
+
+
+def _former_files(manifest: DatasetManifest) -> set[str]:
+    """The files of the dataset that a larger one grew from: of what else lies there, nothing is ours."""
+    sizes = [former.trajectories for former in manifest.history[-1:]]
+    return {item.path for size in sizes for item in plan(manifest.identity.model_copy(update={"trajectories": size}))}
 
 
 def remove_growth(store: Store) -> None:

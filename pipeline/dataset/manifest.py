@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tsdfm.pipeline.dataset import shards
-from tsdfm.pipeline.dataset.card import dataset_card
+from tsdfm.pipeline.dataset.card import dataset_card, is_card_of
 from tsdfm.pipeline.storage.locks import LOCK_FILE
 from tsdfm.pipeline.storage.once import ReadOnce
 from tsdfm.pipeline.storage.store import Store
@@ -65,11 +65,8 @@ def folders(paths: Iterable[str]) -> list[str]:
 
 def digest(identity: Identity) -> str:
     """sha256 of the canonical JSON of an identity, hex."""
-    return hashlib.sha256(_canonical(identity.model_dump(mode="json")).encode()).hexdigest()
-
-
-def _canonical(data: object) -> str:
-    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(identity.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def claim(store: Store, identity: Identity, prompts: str | None = None) -> None:
@@ -220,7 +217,7 @@ def commit(
     store: Store, identity: Identity, done: list[Finished], vocabulary: Vocabulary, teacher: str | None = None,
     history: Sequence[FormerDataset] = (),
 ) -> DatasetManifest:
-    """Write tokenizer, card and, last of all, the manifest.
+    """Write tokenizer, card and, last of all, the manifest; where no row was made since it was written, only what is amiss.
 
     `done` must cover the plan, in order; `teacher`: where it was; `history`: what the dataset was before it grew.
     """
@@ -228,17 +225,21 @@ def commit(
     if [record.path for record in records] != [item.path for item in plan(identity)]:
         raise ValueError("commit needs one finished shard per planned one, in order")
     rows = sum(record.rows for record in records)
+    old = None if store.read(MANIFEST_FILE) is None else read_manifest(store)
+    kept = old if old is not None and old.shards == records else None  # no row has been made since
     manifest = DatasetManifest(
         format_version=identity.format_version, identity=identity, time_grid=list(identity.rollout.times),
         shaped_steps=list(identity.grid.shaped_steps), token_steps=list(identity.grid.token_steps), shards=records,
         totals=Totals(rows=rows, events=sum(shard.events for shard in done), tokens=rows * (identity.rollout.length or 0),
                       bytes=sum(record.bytes for record in records)),
-        teacher=teacher, versions={name: version(name) for name in LIBRARIES},
-        history=list(history),
-    )
-    store.write(TOKENIZER_FILE, vocabulary.to_json().encode())
-    store.write(CARD_FILE, dataset_card(manifest).encode())
-    store.write(MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
+        teacher=teacher, versions={name: version(name) for name in LIBRARIES} if kept is None else kept.versions,
+        history=list(history))
+    if store.read(TOKENIZER_FILE) != vocabulary.to_json().encode():
+        store.write(TOKENIZER_FILE, vocabulary.to_json().encode())
+    if kept is None or not is_card_of(store.read(CARD_FILE), identity):
+        store.write(CARD_FILE, dataset_card(manifest).encode())
+    if manifest != kept:
+        store.write(MANIFEST_FILE, (manifest.model_dump_json(indent=2) + "\n").encode())
     store.remove(RUN_FILE)
     for path in sorted(store.below(PARTS) | store.below(RECEIPTS)):
         store.remove(path)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from tsdfm.pipeline.dataset import shards
-from tsdfm.pipeline.dataset.card import default_config, read_front_matter
+from tsdfm.pipeline.dataset.card import is_card_of
 from tsdfm.pipeline.dataset.files.blocks import BlockRows
 from tsdfm.pipeline.dataset.files.check import RowFault, check_groups
 from tsdfm.pipeline.dataset.files.given import OTHER, GivenRows
@@ -213,5 +213,5 @@ def _manifest_faults(store: Store, manifest: DatasetManifest) -> Iterator[Datase
     card = store.read(CARD_FILE)
     if card is None:
         yield DatasetFault(CARD_FILE, None, "missing; run generate again to write it")
-    elif default_config(manifest.identity) not in (read_front_matter(card.decode(errors="replace")).get("configs") or []):
+    elif not is_card_of(card, manifest.identity):
         yield DatasetFault(CARD_FILE, None, "its YAML head was changed, so load_dataset may not find the shards")

@@ -51,7 +51,7 @@ from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.storage.in_order import Mapper, in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import Store
-from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.base import InputError, WorkError, recordable
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest, Identity
 from tsdfm.schemas.progress import Progress, unheard
@@ -142,6 +142,9 @@ def generate_dataset(
     config = config.model_copy(update={"teacher": pinned(config.teacher), "compass": pinned(config.compass)})
     maker = maker or InThisProcess()
     models = open_models(config, torch.device("cpu"), compass)
+    opened = models.teacher
+    named = config.teacher.partition(":")[0] in (EMBEDDED, "hub")
+    teacher = config.teacher if named else recordable(str(opened.path.absolute()))
     asked = identity_of(config, models, maker.device())
     with store.owned(progress) as check:
         finish_growth(store)
@@ -161,8 +164,6 @@ def generate_dataset(
         made = maker.make(work, missing, progress) if missing else {}
         done = _all_files(work, kept, made)
         check()
-        opened = models.teacher
-        teacher = config.teacher if config.teacher.partition(":")[0] in (EMBEDDED, "hub") else str(opened.path.absolute())
         manifest = commit(work.store, identity, done, opened.vocabulary, teacher, history_of(store, former))
         finish_growth(store)
     totals = manifest.totals

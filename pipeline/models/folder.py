@@ -119,6 +119,9 @@ def refuse_others(folder: Path) -> None:
         raise InputError(f"{folder}: is a symbolic link, which a finished model can't replace; give the folder itself as --out")
     if not folder.exists():
         return
+    if folder.is_mount():
+        raise InputError(f"{folder}: is the mount point of a disk, which a finished model can't replace; give a folder on that "
+                         "disk as --out")
     if not is_ours(folder / CONFIG_FILE):
         raise InputError(f"{folder}: exists and is not a model folder of this project, and nothing else is replaced; give "
                          "another --out")

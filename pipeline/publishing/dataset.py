@@ -29,7 +29,7 @@ from tsdfm.pipeline.dataset.manifest import CARD_FILE, MANIFEST_FILE, digest, re
 from tsdfm.pipeline.dataset.verify import verify_and_summarise
 from tsdfm.pipeline.publishing.dataset_card import PLOT_FILE, published_card
 from tsdfm.pipeline.publishing.energy_plot import draw_energies
-from tsdfm.pipeline.publishing.receipt import leave_receipt
+from tsdfm.pipeline.publishing.receipt import check_receipt, leave_receipt
 from tsdfm.pipeline.publishing.upload import Upload
 from tsdfm.pipeline.storage.hub.client import check_login
 from tsdfm.pipeline.storage.in_order import Mapper, in_order
@@ -43,7 +43,8 @@ from tsdfm.schemas.terms import Arm
 from tsdfm.schemas.words import count
 
 PREPARED_BYTES = 1 << 30  # of shards that are made ready before they are sent
-_OWNED = re.compile(r"(data|arms)/([0-9]+/)?[^/]*\.parquet|energies\.png|manifest\.json|tokenizer\.json")
+_OWNED = re.compile(r"(data/([0-9]+/)?train|arms/([0-9]+/)?(shaped|blind))-[0-9]+-of-[0-9]+\.parquet"
+                    r"|energies\.png|manifest\.json|tokenizer\.json")
 
 
 def publish_dataset(store: Store, config: PublishConfig, progress: Progress = unheard, mapper: Mapper = in_order) -> Receipt:
@@ -55,6 +56,7 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
     arrived is kept, the same call goes on).
     """
     read_manifest(store)  # is there anything to publish? asked before anybody need log in
+    check_receipt(store)
     check_login(config.repo)
     manifest, faults, summary = verify_and_summarise(store, progress, mapper)
     if faults:
@@ -62,7 +64,7 @@ def publish_dataset(store: Store, config: PublishConfig, progress: Progress = un
                          "generate to remake what it names; nothing was published")
     identity = manifest.identity
     upload = Upload(config.repo, "dataset", f"{count(manifest.totals.rows, 'trajectory')}, identity {digest(identity)[:16]}")
-    upload.open(config.private, MANIFEST_FILE, _paths(manifest, config))
+    upload.open(config.private, MANIFEST_FILE, DatasetManifest, _paths(manifest, config))
     energies: dict[Arm, list[npt.NDArray[np.float32]]] = {arm: [] for arm in identity.arms}
     prepare = partial(_prepared, store, identity, identity.arms if _copies_arms(identity, config) else ())
     for done, (files, of_arms) in enumerate(in_order(prepare, manifest.shards, _threads(manifest))):

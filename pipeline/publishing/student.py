@@ -12,7 +12,7 @@ from typing import Any
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import CARD_FILE, CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE, ModelFolder, load_denoiser
 from tsdfm.pipeline.publishing.bundle import bundled
-from tsdfm.pipeline.publishing.receipt import leave_receipt
+from tsdfm.pipeline.publishing.receipt import check_receipt, leave_receipt
 from tsdfm.pipeline.publishing.student_card import Published, published_student_card
 from tsdfm.pipeline.publishing.upload import Upload
 from tsdfm.pipeline.storage.hub.client import check_login
@@ -45,6 +45,7 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
         raise InputError(f"{folder}: holds a teacher; publish takes finished datasets and students")
     record = without_folders(_record(folder))
     results, frontier = _evaluation(config.evaluation, opened.fingerprint)
+    check_receipt(LocalStore(folder))
     check_login(config.repo)
     files = {name: read_regular(folder / name) for name in (WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE)}
     files[CONFIG_FILE] = own_config(files[CONFIG_FILE])
@@ -52,7 +53,7 @@ def publish_student(folder: Path, config: PublishConfig, progress: Progress = un
     card = published_student_card(Published(
         network.config, record, opened.fingerprint, config, results, frontier=bool(frontier), transformers=bool(beside)))
     upload = Upload(config.repo, "model", f"Student {opened.fingerprint[:16]}")
-    upload.open(config.private, TRAINING_FILE, _OWNED)
+    upload.open(config.private, TRAINING_FILE, StudentRecord, _OWNED)
     progress("uploading", 0, 1)
     revision = upload.finish({
         **files, **beside, TRAINING_FILE: to_json(record).encode(), **frontier,

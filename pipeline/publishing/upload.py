@@ -13,11 +13,13 @@ the first by its parent.)
 import hashlib
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tsdfm.pipeline.storage.hub.client import client, explained
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import Frozen, InputError, parse_json
 from tsdfm.schemas.publish import RepositoryKind
+from tsdfm.schemas.regular import read_regular
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -62,12 +64,12 @@ class Upload:
         self._uploaded: list[CommitOperationAdd] = []  # not yet committed
         self._commits = 0
 
-    def open(self, private: bool, marker: str, paths: Set[str]) -> None:
+    def open(self, private: bool, marker: str, record: type[Frozen], paths: Set[str]) -> None:
         """Make the repository if there is none, and list it.
 
-        A repository without the file `marker` is new, or was left by a run that was cut, or is none of ours: there, nothing but
-        `paths` may be, and no file of them may differ (`add` refuses). Raises InputError if it holds others, or if it is public
-        and should not be.
+        A repository without a file `marker` that is a `record` is new, or was left by a run that was cut, or is none of ours:
+        there, nothing but `paths` may be, and no file of them may differ (`add` refuses). Raises InputError if it holds others,
+        or if it is public and should not be.
         """
         from huggingface_hub.hf_api import RepoFile
 
@@ -83,9 +85,20 @@ class Upload:
                 if isinstance(entry, RepoFile):
                     lfs = entry.lfs
                     self.remote[entry.path] = Remote(entry.size, lfs.sha256 if lfs else entry.blob_id, lfs is not None)
-        if marker not in self.remote:
+        if not self._is_ours(marker, record):
             self._not_ours = self.remote.keys() - UNOWNED
-            self._refuse_others(self._not_ours - paths)
+            self._refuse_others((self._not_ours - paths) | (self._not_ours & {marker}))
+
+    def _is_ours(self, marker: str, record: type[Frozen]) -> bool:
+        if marker not in self.remote:
+            return False
+        with explained(self.repo, GO_ON):
+            file = self.api.hf_hub_download(self.repo, marker, repo_type=self.kind, revision=self.head)
+        try:
+            parse_json(record, read_regular(Path(file)), marker)
+        except InputError:
+            return False
+        return True
 
     def add(self, path: str, data: bytes) -> None:
         """Bring one file up to date. Uploads when a group is full, and commits when a commit is."""

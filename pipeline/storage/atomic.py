@@ -1,7 +1,9 @@
 """Files that are either whole or absent: temporary name, fsync, rename."""
 
+import errno
 import hashlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,19 @@ def writing_atomic(path: Path) -> Iterator[BinaryIO]:
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def move_atomic(source: Path, target: Path) -> None:
+    """Give a file another path, on another disk, too; what is there is replaced. A crash leaves it whole, at one or both."""
+    try:
+        source.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with open_regular(source) as held, writing_atomic(target) as file:
+            shutil.copyfileobj(held, file)
+        source.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from tsdfm.pipeline.storage.atomic import sync_folder, write_atomic
+from tsdfm.pipeline.storage.atomic import move_atomic, write_atomic
 from tsdfm.pipeline.storage.lease import lease
 from tsdfm.pipeline.storage.locks import flock
 from tsdfm.pipeline.storage.object_store import OBJECT_STORES, conditional_of, filesystem_of
@@ -91,7 +91,8 @@ def explained(what: str, uri: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in FULL or "No space left" in str(error):
             raise WorkError(f"{uri}: the disk is full; free some space and run the same command to resume") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST,
+                           errno.ENAMETOOLONG):
             raise InputError(f"{uri}: cannot {what} ({error.strerror or error}); give a folder you can write to") from None
         raise WorkError(f"{uri}: cannot {what} ({error.strerror or error})") from None
 
@@ -171,8 +172,7 @@ class LocalStore(Store):
         """See `Store.move`."""
         with explained("write there", f"{self.uri}/{target}"):
             self._at(target).parent.mkdir(parents=True, exist_ok=True)
-            self._at(source).replace(self._at(target))
-            sync_folder(self._at(target).parent)
+            move_atomic(self._at(source), self._at(target))
         self._leave(source)
 
     def inside(self, folder: str) -> "LocalStore":

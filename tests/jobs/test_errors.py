@@ -11,9 +11,14 @@ import pytest
 import yaml
 
 from tests.support import assert_refused, make_dataset, tiny_config, tree
+from tsdfm.schemas.base import InputError
 
 CONFIG_FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown field": ({"trajectoris": 3}, ["trajectoris", "no such field"]),
+    "a yes for a number": ({"trajectories": True}, ["trajectories", "valid integer, not True"]),
+    "no UTF-8": ({"teacher": "t\udce9"}, ["t\\udce9", "not UTF-8"]),
+    "half a character": ({"prompt_field": "\ud800"}, ["\\ud800", "not UTF-8"]),
+    "a NUL": ({"compass": "A\0B"}, ["compass", "NUL"]),
     "unknown nested field": ({"rollout": {"stepz": 3}}, ["rollout.stepz"]),
     "no steps": ({"rollout": {"steps": 0}}, ["rollout.steps", "greater than or equal to 1"]),
     "steps of words": ({"rollout": {"steps": "many"}}, ["rollout.steps", "many"]),
@@ -269,3 +274,31 @@ def test_a_full_disk_ends_in_one_line_and_keeps_finished_shards(cli, tmp_path, t
         assert not (out / "manifest.json").exists()
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize("words", [("verify", "t\udce9"), ("inspect", "t\udce9"), ("publish", "t\udce9", "--repo", "a/b"),
+                                   ("generate", "--teacher", "t\udce9"), ("sample", "--prompt", "t\udce9"), ("generate", "t\udce9.yaml")])
+def test_a_name_that_is_not_utf_8_is_refused_before_anything_else(cli, words):
+    """No record could be written of it: that was found out once all shards were made."""
+    assert_refused(cli(*words), "t\\udce9", "not UTF-8")
+
+
+def test_a_model_below_a_folder_that_is_not_utf_8(cli, tmp_path, tiny_models, monkeypatch):
+    """Its absolute path stands in records."""
+    here = tmp_path / "caf\udce9"
+    here.mkdir()
+    (here / "teacher").symlink_to(tiny_models.mask)
+    monkeypatch.chdir(here)
+    assert_refused(cli("generate", "--teacher", "teacher", "--compass", tiny_models.ar, "--out", tmp_path / "out"), "caf\\udce9", "not UTF-8")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="not UTF-8"):
+        make_dataset(tmp_path / "out", tiny_models, teacher="teacher")
+    assert not (tmp_path / "out").exists()
+
+
+def test_json_of_a_name_that_is_not_utf_8_is_utf_8(cli, tmp_path, tiny_models):
+    make_dataset(tmp_path / "out", tiny_models)
+    (tmp_path / "out" / "data" / "caf\udce9").touch()
+    outcome = cli("verify", tmp_path / "out", "--json")
+    assert outcome.stdout.isascii()
+    assert json.loads(outcome.stdout)["faults"][0]["path"] == "data/caf\udce9"

@@ -132,6 +132,27 @@ def test_flags_go_before_settings_and_settings_before_the_file(cli, tmp_path):
     assert_refused(cli("generate", "--set", "rollout.steps.x=1"), "rollout.steps")
 
 
+def test_a_group_of_fields_changes_those_that_it_names(cli, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("rollout: {steps: 4, seed: 7}\n")
+    printed = yaml.safe_load(cli("generate", file, "--set", "rollout={steps: 8}", "--print-config").stdout)
+    assert (printed["rollout"]["steps"], printed["rollout"]["seed"]) == (8, 7)
+    file.write_text("budgets: {1: 1, 4: 1}\n")  # one field, whose value is a mapping
+    printed = yaml.safe_load(cli("distill", file, "--set", "budgets={8: 1}", "--set", "data={paths: [a]}", "--print-config").stdout)
+    assert printed["budgets"] == {"8": 1}
+
+
+@pytest.mark.parametrize(("text", "number"), [("010", 10), ("-010", None), ("0x10", 16), ("1_000", 1000), ("1:30", None), ("08", 8)])
+def test_numbers_are_read_as_people_read_them(cli, tmp_path, text, number):
+    """YAML 1.1 takes 010 for eight, and 1:30 for ninety."""
+    (tmp_path / "c.yaml").write_text(f"trajectories: {text}\n")
+    outcome = cli("generate", tmp_path / "c.yaml", "--print-config")
+    if number is None:
+        assert_refused(outcome, "trajectories", text.replace("010", "10"))
+    else:
+        assert yaml.safe_load(outcome.stdout)["trajectories"] == number
+
+
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_the_json_schema_of_every_config(cli, name):
     schema = json.loads(cli("schema", name).stdout)

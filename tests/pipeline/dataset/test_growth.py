@@ -1,8 +1,11 @@
 """A finished dataset grows: the bytes are those of a larger one made at once, nothing is lost whenever it is cut, and the past is told."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,7 @@ from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset, standi
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.storage.store import LocalStore, Store
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.former import FORMER, FormerModel
 from tsdfm.schemas.generate import GenerateConfig
 
@@ -91,6 +94,69 @@ def test_a_damaged_shard_is_made_anew_and_not_carried_over(tmp_path, tiny_models
     victim.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
     assert grow(out, tiny_models, 12).made == 2
     assert files(out) == files(tmp_path / "at once")
+
+
+def test_data_on_another_disk_grows_too(tmp_path, tiny_models, monkeypatch):
+    """A file can't be renamed to a folder that a link takes to another disk; it is copied there, whole or not at all."""
+    make_dataset(tmp_path / "at once", tiny_models, trajectories=12)
+    out, rename = tmp_path / "out", Path.replace
+
+    def renamed(source: Path, target: Path) -> Path:
+        if source.parent.resolve() != target.parent.resolve():
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        return rename(source, target)
+
+    make_dataset(out, tiny_models)
+    (out / "data").rename(tmp_path / "disk")
+    (out / "data").symlink_to(tmp_path / "disk")
+    monkeypatch.setattr(Path, "replace", renamed)
+    with monkeypatch.context() as full:  # as the disk is, at first
+        full.setattr(shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(WorkError, match="disk is full"):
+            grow(out, tiny_models, 12)
+    assert grow(out, tiny_models, 12).made == 0
+    assert sound(out) == 12
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {path.name for path in (tmp_path / "at once" / "data").iterdir()}
+    assert (out / "data").is_symlink()
+
+
+def test_what_others_put_there_stays(tmp_path, tiny_models):
+    """`data` loses the former dataset's files, and no others; text that was written into the card stays while no row is made."""
+    make_dataset(tmp_path, tiny_models)
+    for name in ("data/notes.txt", "data/sub/of/mine.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with (tmp_path / "README.md").open("a") as card:
+        card.write("Read this first.")
+    told = json.loads((tmp_path / "manifest.json").read_text())
+    told["versions"]["torch"] = "1.0"
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    there = tree(tmp_path)
+    report = grow(tmp_path, tiny_models, 10)
+    assert (report.made, report.kept) == (0, 3)
+    assert tree(tmp_path) == there
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "README.md").write_text("Read this first.")
+    grow(tmp_path, tiny_models, 10)
+    assert {path for path, sha in tree(tmp_path).items() if sha != there[path]} == {"README.md"}
+    grow(tmp_path, tiny_models, 13)
+    assert read_manifest(open_store(str(tmp_path))).history[0].versions["torch"] == "1.0"
+    assert sorted(path.name for path in (tmp_path / "data").rglob("*.*")) == [
+        "mine.parquet", "notes.txt", *(f"train-0000{number}-of-00004.parquet" for number in range(4))]
+
+
+@pytest.mark.parametrize("asked", [10, 13])
+def test_of_a_growth_that_is_damaged_it_says_what_to_delete(tmp_path, tiny_models, asked):
+    make_dataset(tmp_path, tiny_models)
+    there = tree(tmp_path)
+    (tmp_path / ".growing" / "data").mkdir(parents=True)
+    (tmp_path / ".growing" / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest.json: .*delete the folder \S+/.growing: what is lost"):
+        grow(tmp_path, tiny_models, asked)
+    shutil.rmtree(tmp_path / ".growing")
+    assert tree(tmp_path) == there
+    grow(tmp_path, tiny_models, asked)
+    assert sound(tmp_path) == asked
 
 
 class Dies(InThisProcess):

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,13 @@ def test_a_link_is_refused_before_anything_is_made(folder, tmp_path):
     link.symlink_to(folder)
     with pytest.raises(InputError, match="symbolic link"):
         checkpoint.check_target(link)
+
+
+def test_a_mount_point_is_refused_before_anything_is_made(folder, monkeypatch):
+    """What is there would be deleted, and nothing can be renamed to such a place."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+    with pytest.raises(InputError, match="mount point"):
+        checkpoint.check_target(folder)
 
 
 # ------------------------------------------------------------------ fingerprint

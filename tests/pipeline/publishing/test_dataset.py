@@ -208,10 +208,10 @@ def test_only_changed_shards_travel(hub, out, tmp_path, tiny_models):
 def test_what_is_gone_is_deleted_and_what_is_not_ours_stays(hub, out, tmp_path, tiny_models):
     publish(out)
     repo = hub.repos[KEY]
-    repo.commit(repo.files | {"LICENSE": b"text", "notes/plan.md": b"mine"})
+    repo.commit(repo.files | {"LICENSE": b"text", "notes/plan.md": b"mine", "arms/extra.parquet": b"mine"})
     make_dataset(tmp_path / "less", tiny_models, trajectories=8, arm="shaped")
     receipt = publish(tmp_path / "less")
-    assert sorted(repo.files) == [".gitattributes", "LICENSE", "README.md", "data/train-00000-of-00002.parquet",
+    assert sorted(repo.files) == [".gitattributes", "LICENSE", "README.md", "arms/extra.parquet", "data/train-00000-of-00002.parquet",
                                   "data/train-00001-of-00002.parquet", "energies.png", "manifest.json", "notes/plan.md", "tokenizer.json"]
     assert receipt.deleted_files == 9
     head = read_front_matter(repo.files["README.md"].decode())
@@ -403,10 +403,21 @@ def test_a_repository_of_something_else_is_left_alone(hub, out):
     assert "holds other files than this dataset (data/train-00000-of-00001.parquet, train.csv)" in refused(lambda: publish(out))
     repo.commit({"data/train-00000-of-00003.parquet": b"mine", "README.md": b"mine, too"})
     assert "holds other files than this dataset (data/train-00000-of-00003.parquet)" in refused(lambda: publish(out))
-    assert len(repo.commits) == 3
+    repo.commit({"manifest.json": b'{"files": ["a"]}', "data/extra.parquet": b"mine", "arms/b.parquet": b"mine"})
+    assert "holds other files than this dataset (arms/b.parquet, data/extra.parquet, manifest.json)" in refused(lambda: publish(out))
+    repo.commit({"manifest.json": b"{}"})
+    assert "holds other files than this dataset (manifest.json)" in refused(lambda: publish(out))
+    assert len(repo.commits) == 5
     assert not hub.sent
     hub.add("dataset", "team/other").commit({"README.md": b"hello"})
     publish(out, repo="team/other")
+
+
+def test_a_receipt_that_is_none_is_told_before_anything_is_read(hub, out):
+    (out / RECEIPT_FILE).write_text("{")
+    (out / "data" / "train-00000-of-00003.parquet").write_bytes(b"faulty")
+    assert "published.json: is not the receipt of a publication" in refused(lambda: publish(out))
+    assert not hub.calls
 
 
 def test_a_licence_that_the_hub_does_not_know(hub, out):

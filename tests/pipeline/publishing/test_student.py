@@ -223,3 +223,13 @@ def test_what_is_no_student_or_no_evaluation_of_it(hub, student, tiny_models, ev
     assert "has no row of this student" in line(student, evaluation=str(evaluation))
     (student / "training.json").write_text("{}")
     assert "not the record of a distillation" in line(student)
+
+
+def test_a_model_of_others_is_left_alone(hub, student):
+    """Many models have a file that is called training.json."""
+    repo = hub.add("model", "team/student")
+    repo.commit({"training.json": b'{"epochs": 3}', "model.safetensors": b"mine"})
+    with pytest.raises(InputError, match=r"holds other files than this model \(training.json\)"):
+        publish(student)
+    assert len(repo.commits) == 2
+    assert not hub.sent

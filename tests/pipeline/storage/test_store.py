@@ -20,6 +20,18 @@ def store(request, tmp_path):
     return open_store(uris[request.param])
 
 
+@pytest.mark.parametrize("name", ["file://{}", "file:{}", "file://localhost{}"])
+def test_every_form_of_a_file_uri_is_the_folder(name, tmp_path):
+    store = open_store(name.format(tmp_path))
+    assert store.local == open_store(store.address).local == tmp_path
+
+
+@pytest.mark.parametrize("name", ["file://host/tmp", "file://", "file://.", "file://localhost"])
+def test_a_file_uri_of_no_folder_here_is_refused(name):
+    with pytest.raises(InputError, match=f"^{name}: names no folder of this machine; write file:///path"):
+        open_store(name)
+
+
 def test_a_file_is_read_back_listed_and_removed(store):
     assert store.read("data/a") is None
     assert store.names("data") == []
