@@ -5,7 +5,6 @@ import os
 import pytest
 
 from tsdfm.pipeline.evaluation.measures.corpus_texts import corpus_identity
-from tsdfm.pipeline.text import documents
 from tsdfm.schemas.corpus import CorpusConfig
 
 
@@ -46,6 +45,6 @@ def test_the_commit_of_the_hub_counts(monkeypatch):
 
     found = []
     for commit in ("1", "2", "1"):
-        monkeypatch.setattr(documents.HubText, "find", lambda path, commit=commit: Text(commit))
+        monkeypatch.setattr("tsdfm.pipeline.text.documents.HubText.find", lambda path, commit=commit: Text(commit))
         found.append(corpus_identity(CorpusConfig(path="hub:team/text")))
     assert found[0] == found[2] != found[1]
