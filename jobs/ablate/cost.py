@@ -42,7 +42,7 @@ def plan_ablate(sweep: Sweep, wish: PlanWish, data: Sequence[str], out: Path) ->
     trials = {trial.key: trial for trial in plan(sweep, data)}
     check_folder(out, {SWEEP_FILE}, "sweep")
     work = Work(trials, anchored_evaluation(sweep.evaluate), out, b"")
-    todo = [key for key in [START, *trials] if not work.is_done(key)]
+    todo = list(work.lacking())
     if START in todo:
         say_corpus(work.evaluation.corpus, [str(work.first.start)])
     return plan_of(AblateJob(work, todo, workers_of(sweep, work.threads) or 1, started_seconds()), wish)

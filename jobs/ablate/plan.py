@@ -33,6 +33,7 @@ class Trial:
     seed: int
     start: Path  # folder of the weights to start from
     start_fingerprint: str
+    identity: dict[str, Any]  # what its student depends on, JSON
 
     @property
     def distill(self) -> DistillConfig:
@@ -100,7 +101,7 @@ def _trial(sweep: Sweep, values: Mapping[str, Level], seed: int, places: Mapping
     identity, weights = json.loads(json.dumps(start.identity)), start.weights
     shown = {**config.model_dump(mode="json"), "data": {**config.data.model_dump(mode="json"), "paths": named}}
     levels = {name: _level(values[name] if name in values and name != PATHS else _at(shown, name)) for name in sweep.varied}
-    return Trial(key_of(identity)[:DIGEST], config, levels, seed, weights.path, weights.fingerprint)
+    return Trial(key_of(identity)[:DIGEST], config, levels, seed, weights.path, weights.fingerprint, identity)
 
 
 def _names(paths: Any, given: Sequence[str]) -> list[Any]:

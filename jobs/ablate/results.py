@@ -1,6 +1,9 @@
-"""What the folders of a sweep hold: whether a trial is complete, its rows of the table, and the scores of its texts."""
+"""What the folders of a sweep hold: what a trial lacks, its rows of the table, and the scores of its texts."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -8,13 +11,21 @@ import pyarrow as pa
 from safetensors import safe_open
 
 from tsdfm.jobs.ablate.plan import Trial
+from tsdfm.jobs.shell.console import Stages
 from tsdfm.pipeline.evaluation.effects import ScoredTexts
-from tsdfm.pipeline.evaluation.sample_cache import METHOD, RESULTS_FILE, kept_texts
-from tsdfm.pipeline.models.folder import WEIGHTS_FILE
+from tsdfm.pipeline.evaluation.measures.corpus_texts import real_texts
+from tsdfm.pipeline.evaluation.open_judge import fingerprint_of
+from tsdfm.pipeline.evaluation.sample_cache import METHOD, RESULTS_FILE, kept_texts, key_of
+from tsdfm.pipeline.models.folder import WEIGHTS_FILE, load_denoiser
 from tsdfm.pipeline.storage.atomic import write_atomic
+from tsdfm.pipeline.storage.hub.models import HUB
+from tsdfm.pipeline.text.corpus import corpus_sha256
+from tsdfm.pipeline.training.distill import made_from, record_in
 from tsdfm.schemas.ablate import Evaluation, TrialRecord, TrialRow
-from tsdfm.schemas.base import InputError, parse_json, to_json
+from tsdfm.schemas.base import InputError, WorkError, differences, parse_json, to_json
+from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.evaluate import Results, Row
+from tsdfm.schemas.progress import Progress
 from tsdfm.schemas.regular import read_regular
 
 TRIAL_FILE = "trial.json"
@@ -27,15 +38,109 @@ def mark_complete(folder: Path, record: TrialRecord) -> None:
     write_atomic(folder / TRIAL_FILE, to_json(record).encode())
 
 
-def complete(folder: Path, evaluation: Evaluation) -> bool:
-    """Whether a folder holds a finished trial (or start) that was evaluated like this."""
+class Now:
+    """What a sweep's trials are measured by, and the real text that they learn from, as it lies on this machine now.
+
+    It is looked at when it is first asked for. None: it is not here, or, of the Hub, its name says which it is; then nothing is
+    compared.
+    """
+
+    def __init__(self, evaluation: Evaluation, start: Path) -> None:
+        self.evaluation, self.start = evaluation, start
+        self._corpora: dict[CorpusConfig, str | None] = {}
+
+    @cached_property
+    def judges(self) -> dict[str, str | None]:
+        """The fingerprints of the judges, by name."""
+        def found(name: str) -> str | None:
+            return None if name.startswith(HUB) else _if_here(lambda _: fingerprint_of(name))
+
+        return {name: found(name) for name in self.evaluation.evaluator}
+
+    @cached_property
+    def real(self) -> str | None:
+        """The fingerprint of the row of real text beside the start."""
+        config = self.evaluation.config(str(self.start), None, reference=True)
+        return _if_here(lambda progress: key_of(real_texts(config, load_denoiser(self.start), progress).identity))
+
+    def corpus(self, config: CorpusConfig) -> str | None:
+        """The sha256 of all documents of a corpus."""
+        if config not in self._corpora:
+            self._corpora[config] = _if_here(lambda progress: corpus_sha256(config, progress))
+        return self._corpora[config]
+
+
+def _if_here(look: Callable[[Progress], str]) -> str | None:
+    with Stages() as progress, suppress(InputError, WorkError, OSError):
+        return look(progress)
+    return None
+
+
+def lacking(folder: Path, trial: Trial | None, now: Now) -> str | None:
+    """What a folder lacks of a finished trial (None: the start) that was made and measured as it would be now; None: nothing.
+
+    Raises InputError if it holds the students of another trial.
+    """
+    if trial is not None:
+        _refuse_another(folder, trial)
     try:
         results = _results(folder)
-        read_regular(folder / TRIAL_FILE)
+        _record(folder)
+        students = [] if trial is None else [
+            record_in(round_folder(folder, number)) for number in range(1, trial.config.rounds + 1)]
     except (OSError, InputError):
-        return False
-    wanted = evaluation.config("any", "any", reference=results.settings.reference)
-    return results.method == METHOD and results.settings.model_dump(exclude=MOVABLE) == wanted.model_dump(exclude=MOVABLE)
+        return "is not finished"
+    wanted = now.evaluation.config("any", "any", reference=results.settings.reference)
+    if results.method != METHOD or results.settings.model_dump(exclude=MOVABLE) != wanted.model_dump(exclude=MOVABLE):
+        return "was evaluated in another way than the sweep asks for"
+    if any(_differ(now.judges.get(name), facts.fingerprint) for name, facts in results.judges.items()):
+        return "was judged by what is no longer the judge of that name"
+    if trial is None and any(_differ(now.real, row.fingerprint) for row in results.reference):
+        return "has figures of real text that is no longer that of the corpus"
+    if any(each.corpus is not None and _differ(now.corpus(each.config.real.corpus), each.corpus.sha256) for each in students):
+        return "has learnt from real text that is no longer that of the corpus"
+    return None
+
+
+def _differ(now: str | None, then: str) -> bool:
+    return now is not None and now != then
+
+
+def _refuse_another(folder: Path, trial: Trial) -> None:
+    """Raises InputError if a trial's folder holds the students of another: by their records, wherever it was moved to."""
+    try:
+        made = made_from(record_in(round_folder(folder, 1)))
+    except (OSError, InputError):
+        return
+    try:
+        config = _record(folder).config
+    except (OSError, InputError):
+        config = None
+    found = json.loads(json.dumps({**made, "rounds": (config or trial.config).rounds}))
+    differing = differences(found, trial.identity)
+    if differing:
+        raise InputError(f"{folder}: holds the students of another trial, by their records; give it the name that it had, or "
+                         "remove it: " + "; ".join(differing))
+
+
+def refuse_mixed(folders: Iterable[Path]) -> None:
+    """Raises WorkError if a judge was not the same in all of these, where this machine can't tell which is meant."""
+    known: dict[str, tuple[str, Path]] = {}
+    for folder in folders:
+        for name, facts in _results(folder).judges.items():
+            fingerprint, first = known.setdefault(name, (facts.fingerprint, folder))
+            if fingerprint != facts.fingerprint:
+                raise WorkError(f"{name}: {first} and {folder} were judged by two judges of that name, which don't compare; "
+                                "put the one that is meant where this machine finds it, too, and run again")
+
+
+def round_folder(folder: Path, number: int) -> Path:
+    """Where the student of a trial's round lies."""
+    return folder / f"round-{number}"
+
+
+def _record(folder: Path) -> TrialRecord:
+    return parse_json(TrialRecord, read_regular(folder / TRIAL_FILE), str(folder / TRIAL_FILE))
 
 
 def _results(folder: Path) -> Results:
@@ -83,7 +188,7 @@ def times_of(folders: Mapping[str, Path]) -> pa.Table:
     """Wall times of trials, which no rerun repeats: seconds of the last attempt, and of sampling at each step count."""
     lines = []
     for key, folder in folders.items():
-        seconds = parse_json(TrialRecord, read_regular(folder / TRIAL_FILE), str(folder / TRIAL_FILE)).seconds
+        seconds = _record(folder).seconds
         assert seconds is not None  # only the start's evaluation has none
         facts = {"trial": key, "distill_seconds": seconds.distill, "evaluate_seconds": seconds.evaluate}
         lines += [{**facts, "steps": row.steps, "temperature": row.temperature, "sample_seconds": row.seconds,

@@ -14,6 +14,7 @@ may also grow: trials of other factors stand beside these.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,17 @@ import torch
 
 from tsdfm.jobs.ablate.page import ablation_page
 from tsdfm.jobs.ablate.plan import DIGEST, Trial, plan
-from tsdfm.jobs.ablate.results import complete, mark_complete, scored_of, start_rows, times_of, trial_rows
+from tsdfm.jobs.ablate.results import (
+    Now,
+    lacking,
+    mark_complete,
+    refuse_mixed,
+    round_folder,
+    scored_of,
+    start_rows,
+    times_of,
+    trial_rows,
+)
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import SetAside, Told, collect
@@ -36,9 +47,10 @@ from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count
 from tsdfm.pipeline.evaluation.run import check
 from tsdfm.pipeline.models.folder import TRAINING_FILE, state_folder
+from tsdfm.pipeline.storage.hub.models import pinned
 from tsdfm.pipeline.storage.store import LocalStore, Store
 from tsdfm.pipeline.storage.targets import check_folder
-from tsdfm.pipeline.training.distill import train_at
+from tsdfm.pipeline.training.distill import is_made, open_start, train_at
 from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.ablate import Effect, Evaluation, Sweep, TrialRecord, TrialRow, TrialSeconds
@@ -73,9 +85,18 @@ class Work:
         """The first trial, whose start is evaluated."""
         return next(iter(self.trials.values()))
 
-    def is_done(self, key: str) -> bool:
-        """Whether the trial (or START) named `key` is complete, evaluated as this sweep asks."""
-        return complete(self.folder(key), self.evaluation)
+    @cached_property
+    def now(self) -> Now:
+        """What its folders are compared with."""
+        return Now(self.evaluation, self.first.start)
+
+    def lacking(self) -> dict[str, str]:
+        """What each trial (or START) that is not complete, made and evaluated as this sweep asks, lacks, by its key.
+
+        Raises InputError if a folder holds another trial.
+        """
+        found = {key: lacking(self.folder(key), self.trials.get(key), self.now) for key in [START, *self.trials]}
+        return {key: why for key, why in found.items() if why is not None}
 
 
 def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
@@ -89,7 +110,7 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
     asked = (redacted(sweep.model_dump_json(indent=2)) + "\n").encode()
     work, store = Work(trials, anchored_evaluation(sweep.evaluate), out, asked), LocalStore(out)
     started = time.monotonic()
-    todo = [key for key in [START, *trials] if not work.is_done(key)]
+    todo = list(work.lacking())
     if START in todo:
         say_corpus(work.evaluation.corpus, [str(work.first.start)])
     if todo and sweep.address == "local":  # nodes may have what this machine has not
@@ -98,11 +119,14 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
         store.write(SWEEP_FILE, asked)
         say(f"{sweep.name}: {count(len(trials), 'trial')}, {len(set(trials) - set(todo))} of them complete")
         faults = _run(work, todo, workers_of(sweep, work.threads), sweep.address) if todo else {}
-        done = [trial for trial in trials.values() if work.is_done(trial.key)]
+        lacks = work.lacking()  # what failed, and what was made and is yet not what was asked for
+        faults = {key: faults.get(key, f"{work.folder(key)}: was made just now, and yet {why}") for key, why in lacks.items()}
+        done = [trial for trial in trials.values() if trial.key not in faults]
         if START in faults or not done:
             raise WorkError(f"{len(faults)} of {count(len(todo), 'piece')} of work failed, the first: "
                             f"{next(iter(faults.values()))}; the same command tries again")
         folders = {trial.key: work.folder(trial.key) for trial in done}
+        refuse_mixed([work.folder(START), *folders.values()])
         rows = [*start_rows(work.folder(START)), *(row for trial in done for row in trial_rows(trial, folders[trial.key]))]
         scored = [each for trial in done for each in scored_of(trial, folders[trial.key])]
         found = effects(scored, {factor: done[0].levels[factor] for factor in sweep.varied})
@@ -124,9 +148,10 @@ def _check_evaluation(work: Work) -> None:
 
 
 def anchored_evaluation(evaluation: Evaluation) -> Evaluation:
-    """With absolute local paths: trials run in another working directory."""
+    """With absolute local paths, for trials run in another working directory, and judges of the Hub by their commits."""
     corpus = evaluation.corpus.model_copy(update={"path": anchored(evaluation.corpus.path)})
-    return evaluation.model_copy(update={"evaluator": tuple(map(anchored, evaluation.evaluator)), "corpus": corpus})
+    judges = tuple(anchored(pinned(name)) for name in evaluation.evaluator)
+    return evaluation.model_copy(update={"evaluator": judges, "corpus": corpus})
 
 
 def _write(store: Store, sweep: Sweep, rows: Sequence[TrialRow], found: Sequence[Effect]) -> None:
@@ -200,7 +225,8 @@ def run_piece(work: Work, key: str, place: Place, report: Any) -> bool:
     trial, started = work.trials[key], time.monotonic()
     torch.set_num_threads(trial.config.optim.threads)
     for config, student in _rounds(trial, folder):
-        if not (student / TRAINING_FILE).is_file() and not train_at(place, config, student, report):
+        there = (student / TRAINING_FILE).is_file() and is_made(open_start(config), student)
+        if not there and not train_at(place, config, student, report):
             return False
         for name in (STATE_FILE, HEADER_FILE):  # four times the student's bytes
             (state_folder(student) / name).unlink(missing_ok=True)
@@ -215,7 +241,7 @@ def _rounds(trial: Trial, folder: Path) -> Iterator[tuple[Any, Path]]:
     """The distillations of a trial: config and folder of each student, from the second on starting from the one before."""
     config = trial.distill
     for number in range(1, trial.config.rounds + 1):
-        student = folder / f"round-{number}"
+        student = round_folder(folder, number)
         yield config, student
         config = config.model_copy(update={"init": str(student)})
 

@@ -9,9 +9,9 @@ from tsdfm.jobs.shell.console import say_corpus
 from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.jobs.train.run import with_anchored_paths
 from tsdfm.pipeline.models.folder import load_denoiser, teacher_folder
-from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.fit_compass import fit_at
 from tsdfm.pipeline.training.pretrain import pretrain_at
+from tsdfm.pipeline.training.text_trainer import given_vocabulary
 from tsdfm.schemas.optim import DIVISION
 from tsdfm.schemas.plan import Plan, PlanWish
 from tsdfm.schemas.train import CompassConfig, PretrainConfig
@@ -22,9 +22,9 @@ def plan_pretrain(config: PretrainConfig, wish: PlanWish, out: Path, *, half: bo
     check_tracker(config.tracker)
     check_writable(out)
     config = with_anchored_paths(config)
-    if config.tokenizer is not None:
-        Vocabulary.adopt(Path(config.tokenizer), config.eos)
-    done = updates_done(out, config.model_dump(mode="json", exclude=DIVISION))
+    given = given_vocabulary(config)
+    made_with = {} if given is None else {"tokenizer_fingerprint": given.fingerprint}
+    done = updates_done(out, {**config.model_dump(mode="json", exclude=DIVISION), **made_with})
     say_corpus(config.corpus)
     shape = config.model_dump(mode="json", include={"shape", "cond_dim", "source", "objective", "vocab_size", "tokenizer"})
     return plan_of(TrainingJob("pretrain", partial(pretrain_at, half=half), config, out.absolute(), done, config.length, shape,

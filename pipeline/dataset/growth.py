@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.files.parts import rows_of_units
+from tsdfm.pipeline.dataset.files.receipts import leave_receipt
 from tsdfm.pipeline.dataset.manifest import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -25,7 +26,6 @@ from tsdfm.pipeline.dataset.manifest import (
     ShardPlan,
     digest,
     folders,
-    leave_receipt,
     opened_shard,
     plan,
     read_manifest,
@@ -112,7 +112,7 @@ def carried_over(store: Store, growing: Store, identity: Identity, given: tuple[
     written = ShardRecord(path=item.path, rows=record.rows, bytes=len(stamped), sha256=hashlib.sha256(stamped).hexdigest())
     done = Finished(written, shards.count_events(pa.BufferReader(stamped), item.path))
     growing.write(item.path, stamped)
-    leave_receipt(growing, done)
+    leave_receipt(growing, done, identity)
     return done
 
 

@@ -9,7 +9,7 @@ file are (see `parts`).
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from tsdfm.pipeline.storage.store import Store
 from tsdfm.pipeline.text.tokenizer_file import parse_tokenizer
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import Vocabulary
-from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, differences, first_line, parse_json, plain_json
+from tsdfm.schemas.base import EVERY_FIELD, InputError, differences, first_line, parse_json, plain_json
 from tsdfm.schemas.columns import values
 from tsdfm.schemas.former import replaced, told
 from tsdfm.schemas.manifest import FILES_A_FOLDER, DatasetManifest, FormerDataset, Identity, ShardRecord, Totals
@@ -142,44 +142,11 @@ def finished(path: str, data: bytes, table: pa.Table) -> Finished:
     return Finished(record, len(values(table, "event_step")))
 
 
-class ShardReceipt(Frozen):
-    """What is known of a shard of an unfinished dataset: the record that the manifest will take over, and its events.
-
-    `stamp` is what its store said of the file once it was written (see `Store.stamp`). A file that still has it is the one that
-    was noted; any other, or one without, is read and hashed.
-    """
-
-    record: ShardRecord
-    events: int
-    stamp: str | None = None
-
-
-def leave_receipt(store: Store, done: Finished) -> None:
-    """Note a shard that has just been written. Only what is noted, here or in a manifest, is ever kept."""
-    receipt = ShardReceipt(record=done.record, events=done.events, stamp=store.stamp(done.record.path))
-    store.write(receipt_path(done.record.path), receipt.model_dump_json().encode())
-
-
-def receipt_path(path: str) -> str:
-    """Where the receipt of a shard is: of data/X at RECEIPTS/X.json."""
-    return f"{RECEIPTS}/{path.partition('/')[2]}.json"
-
-
-def existing_shard(store: Store, item: ShardPlan, records: Mapping[str, ShardRecord] | None) -> Finished | None:
-    """A shard that is there, and whose bytes hash to what is on record; None if it must be made.
-
-    A shard is never kept for its looks: damage can leave it well-formed.
-
-    Args:
-        store: of the dataset.
-        item: which shard.
-        records: those of a manifest, by path; None: the dataset is unfinished, and the shard's receipt counts.
-    """
-    return with_receipt(store, item) if records is None else on_record(store, records.get(item.path))
-
-
 def on_record(store: Store, record: ShardRecord | None) -> Finished | None:
-    """`existing_shard` by a manifest. It is read in full, for it may have been damaged since, and not decoded."""
+    """A shard that is there, and whose bytes hash to what is on record in a manifest; None if it must be made.
+
+    It is read in full, for it may have been damaged since, and not decoded.
+    """
     file = None if record is None else store.open(record.path)
     if record is None or file is None:
         return None
@@ -191,26 +158,6 @@ def on_record(store: Store, record: ShardRecord | None) -> Finished | None:
             return Finished(record, shards.count_events(once.file, record.path))
         except InputError:
             return None
-
-
-def with_receipt(store: Store, item: ShardPlan) -> Finished | None:
-    """`existing_shard` by its receipt. It is read only where its size or time of writing is not what was noted."""
-    noted = store.read(receipt_path(item.path))
-    try:
-        receipt = None if noted is None else ShardReceipt.model_validate_json(noted)
-    except ValidationError:
-        return None
-    if receipt is None or receipt.record.path != item.path:
-        return None
-    stamp = store.stamp(item.path)
-    if stamp is None or stamp != receipt.stamp:
-        file = store.open(item.path)
-        if file is None:
-            return None
-        with file:
-            if ReadOnce(file).sha256() != receipt.record.sha256:
-                return None
-    return Finished(receipt.record, receipt.events)
 
 
 def commit(

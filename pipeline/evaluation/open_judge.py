@@ -48,22 +48,25 @@ def open_judge(name: str, device: torch.device, models: Sequence[Vocabulary] = (
 
     Raises InputError: no such judge, not a causal LM, one whose tokenizer is not its own or none, or the compass.
     """
-    if name.startswith(HUB):
-        judge = _opened(name, located(name), device, models)
-    elif name.endswith(".gguf"):
+    folder, gguf = _place(name)
+    if gguf is not None or is_transformers_folder(folder):
+        return _transformers(name, folder, gguf, device, models)
+    return _ours(name, folder, device, models)
+
+
+def fingerprint_of(name: str) -> str:
+    """The fingerprint of the judge that `open_judge` opens, by its files. Raises as it does, or OSError."""
+    folder, gguf = _place(name)
+    return _fingerprint(folder, gguf) if gguf is not None or is_transformers_folder(folder) else load(folder).fingerprint
+
+
+def _place(name: str) -> tuple[Path, str | None]:
+    """The folder of a judge's files, and the GGUF file among them, if it is that. Raises InputError or WorkError."""
+    if name.endswith(".gguf") and not name.startswith(HUB):
         if not Path(name).is_file():
             raise InputError(f"judge {name}: no such file; give the path of a .gguf file")
-        judge = _transformers(name, Path(name).parent, Path(name).name, device, models)
-    else:
-        judge = _opened(name, embedded("judge") if name == EMBEDDED else Path(name), device, models)
-    return judge
-
-
-def _opened(name: str, folder: Path, device: torch.device, models: Sequence[Vocabulary]) -> Judge:
-    """The judge in a folder, of transformers or of this project."""
-    if is_transformers_folder(folder):
-        return _transformers(name, folder, None, device, models)
-    return _ours(name, folder, device, models)
+        return Path(name).parent, Path(name).name
+    return embedded("judge") if name == EMBEDDED else located(name), None
 
 
 def _ours(name: str, folder: Path, device: torch.device, models: Sequence[Vocabulary]) -> Judge:

@@ -16,6 +16,7 @@ import torch
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.files.layout import with_layout
 from tsdfm.pipeline.dataset.files.parts import compose, is_made, present_units, remove_units, units_of, write_unit
+from tsdfm.pipeline.dataset.files.receipts import receipt_path, with_receipt
 from tsdfm.pipeline.dataset.growth import (
     GROWING,
     carried_over,
@@ -32,14 +33,11 @@ from tsdfm.pipeline.dataset.manifest import (
     ShardPlan,
     claim,
     commit,
-    existing_shard,
     folders,
     may_claim,
     on_record,
     plan,
     read_manifest,
-    receipt_path,
-    with_receipt,
 )
 from tsdfm.pipeline.flow.compass import Compass, EnergyFunction
 from tsdfm.pipeline.flow.opening import Models, identity_of, open_models, resized
@@ -265,7 +263,7 @@ def _kept(work: Work, progress: Progress, mapper: Mapper) -> tuple[dict[int, Fin
     unsound: list[str] = []
     present = [index for index, item in enumerate(work.files) if item.path in there]
     if manifest is None:
-        shards_there = in_order(partial(with_receipt, work.store), [work.files[index] for index in present])
+        shards_there = in_order(partial(with_receipt, work.store, work.identity), [work.files[index] for index in present])
     else:
         records = {record.path: record for record in manifest.shards}
         shards_there = mapper(partial(on_record, work.store), [records.get(work.files[index].path) for index in present])
@@ -313,7 +311,7 @@ def _all_files(work: Work, kept: Mapping[int, Finished], made: Mapping[int, Fini
 
     def settle(index: int) -> Finished:
         item = work.files[index]
-        done = existing_shard(work.store, item, None) or compose(work.store, work.identity, item)
+        done = with_receipt(work.store, work.identity, item) or compose(work.store, work.identity, item)
         if done is None:
             raise WorkError(f"{work.store.uri}/{item.path}: a unit of it was damaged or removed meanwhile; run the "
                             "same command to make that again")

@@ -103,7 +103,7 @@ def is_made(start: Start, out: Path) -> bool:
         load(out)
     except (InputError, OSError):  # not there, not whole, or something else
         return False
-    if _identity(record.config, record.init, [each.identity for each in record.data.datasets]) != start.identity:
+    if made_from(record) != start.identity:
         return False
     return start.real is None or (record.corpus is not None and record.corpus.sha256 == start.real.facts.sha256)
 
@@ -218,6 +218,11 @@ def identity_of(config: DistillConfig, reader: Reader, start: ModelFolder[Denois
     """All that a student's bits depend on, but for real text and libraries; plain JSON."""
     resolved = config.model_copy(update={"budgets": reader.budget_shares})
     return _identity(resolved, start.fingerprint, [digest(manifest.identity) for manifest in reader.manifests])
+
+
+def made_from(record: StudentRecord) -> dict[str, Any]:
+    """`identity_of` what a student says that it was made from."""
+    return _identity(record.config, record.init, [each.identity for each in record.data.datasets])
 
 
 def _identity(config: DistillConfig, init: str, datasets: list[str]) -> dict[str, Any]:

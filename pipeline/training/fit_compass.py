@@ -8,7 +8,7 @@ import torch
 
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import ModelFolder, holds_whole, load_denoiser, save, teacher_folder
+from tsdfm.pipeline.models.folder import ModelFolder, Network, holds_whole, load, load_denoiser, save, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.corpus import Corpus, corpus_sha256, prepare
 from tsdfm.pipeline.training.contrast.loss import Candidates, NoiseContrast
@@ -78,10 +78,15 @@ def is_made(config: CompassConfig, out: Path, *, half: bool, progress: Progress 
     if record is None or _identity(record.config, "", "") != _identity(config, "", "") or not holds_whole(out, half=half):
         return False
     teacher = load_denoiser(teacher_folder(config.teacher))
-    made_for = record.tokenizer if isinstance(record, CausalRecord) else record.teacher
-    if made_for != (teacher.vocabulary.fingerprint if config.kind == "ar" else teacher.fingerprint):
-        return False
-    return corpus_sha256(config.corpus, progress) == record.corpus.sha256
+    return _is_for(record, load(out), teacher) and corpus_sha256(config.corpus, progress) == record.corpus.sha256
+
+
+def _is_for(record: CausalRecord | NceRecord, made: ModelFolder[Network], teacher: ModelFolder[Denoiser]) -> bool:
+    """Whether a network was fitted for a teacher as it is now."""
+    if isinstance(record, NceRecord):
+        return record.teacher == teacher.fingerprint
+    as_long = isinstance(made.network, CausalLM) and made.network.config.length == teacher.network.config.length
+    return record.tokenizer == teacher.vocabulary.fingerprint and as_long
 
 
 def fit(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
@@ -113,6 +118,7 @@ def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Settin
     loss = CausalNLL(model, teacher.config.end_id)
     trainer = TextTrainer(model, loss, texts, config, setting.place)
     identity = _identity(config, corpus.facts.sha256, vocabulary.fingerprint)
+    identity["teacher_texts"] = {"length": teacher.config.length, "end_id": teacher.config.end_id}
     if not trainer.run(setting.folder, identity, setting.report, setting.watch.stop):
         return None
     with torch.no_grad():

@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import holds_whole, save
+from tsdfm.pipeline.models.folder import holds_whole, load, save
 from tsdfm.pipeline.text.corpus import corpus_sha256
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.loop.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch, seeded
 from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_loss
-from tsdfm.pipeline.training.text_trainer import TextTrainer, corpus_of, held_out_texts, record_in, texts_of
+from tsdfm.pipeline.training.text_trainer import TextTrainer, corpus_of, given_vocabulary, held_out_texts, record_in, texts_of
+from tsdfm.schemas.base import InputError
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.optim import DIVISION
 from tsdfm.schemas.progress import Progress, unheard
@@ -59,17 +60,21 @@ def pretrain_at(
 def is_made(config: PretrainConfig, out: Path, *, half: bool, progress: Progress = unheard) -> bool:
     """Whether `out` holds the teacher that a training would end in, whole: nothing is left to be done.
 
-    Raises as `pretrain` where the text can't be read.
+    Raises as `pretrain` where the text can't be read; InputError, too, if it is of another tokenizer than lies there now.
     """
     record = record_in(out, PretrainRecord)
-    if record is None or _identity(record.config, "") != _identity(config, "") or not holds_whole(out, half=half):
+    if record is None or _identity(record.config, "", "") != _identity(config, "", "") or not holds_whole(out, half=half):
         return False
+    given = given_vocabulary(config)
+    if given is not None and given.fingerprint != load(out).vocabulary.fingerprint:
+        raise InputError(f"{out}: was trained with another tokenizer than {config.tokenizer} is now; restore that, "
+                         "give another --out, or remove the folder and its training state")
     return corpus_sha256(config.corpus, progress) == record.corpus.sha256
 
 
-def _identity(config: PretrainConfig, corpus: str) -> dict[str, object]:
-    """What a resumed run must share; `corpus`: the sha256 of its documents."""
-    return {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus}
+def _identity(config: PretrainConfig, corpus: str, tokenizer: str) -> dict[str, object]:
+    """What a resumed run must share; `corpus`: the sha256 of its documents, `tokenizer`: fingerprint of what cuts them."""
+    return {**config.model_dump(mode="json", exclude=DIVISION), "corpus_sha256": corpus, "tokenizer_fingerprint": tokenizer}
 
 
 def pretrain(
@@ -102,7 +107,7 @@ def pretrain(
     texts = texts_of(corpus.train, config.length, config.optim.batch_size, config.optim.seed, model_config.end_id)
     loss = (CrossEntropy if config.objective == "cross_entropy" else GeneralizedKL)(model, config.spaced)
     trainer = TextTrainer(model, loss, texts, config, place or Place.alone())
-    if not trainer.run(folder, _identity(config, corpus.facts.sha256), report, watch.stop):
+    if not trainer.run(folder, _identity(config, corpus.facts.sha256, words.fingerprint), report, watch.stop):
         return None
     scores = evaluate(model, held)
     return Teacher(model.cpu(), words, PretrainRecord(config=config, corpus=corpus.facts, **scores))

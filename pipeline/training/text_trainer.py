@@ -36,10 +36,14 @@ def corpus_of(config: TextTraining, progress: Progress = unheard, spread: Spread
     Raises as `prepare`; InputError, too, if there is no such tokenizer or teacher.
     """
     if isinstance(config, PretrainConfig):
-        given = Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
-        return prepare(config.corpus, given, config.vocab_size, progress, spread)
+        return prepare(config.corpus, given_vocabulary(config), config.vocab_size, progress, spread)
     words = Vocabulary.load(teacher_folder(config.teacher))
     return prepare(config.corpus, words, words.size, progress, spread)
+
+
+def given_vocabulary(config: PretrainConfig) -> Vocabulary | None:
+    """The tokenizer that a config names, as it lies there now; None: one is trained. Raises InputError."""
+    return Vocabulary.adopt(Path(config.tokenizer), config.eos) if config.tokenizer else None
 
 
 def record_in(out: Path, kind: type[R]) -> R | None:

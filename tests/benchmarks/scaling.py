@@ -28,11 +28,13 @@ from tsdfm.jobs.crew.tasks import Call, Need, Tasks
 from tsdfm.jobs.generate.run import generate
 from tsdfm.jobs.generate.worker import Order, make
 from tsdfm.jobs.shell.cluster import cluster
-from tsdfm.pipeline.dataset.manifest import Finished, leave_receipt
+from tsdfm.pipeline.dataset.files.receipts import leave_receipt
+from tsdfm.pipeline.dataset.manifest import Finished
 from tsdfm.pipeline.flow.generate import Work, generate_dataset
 from tsdfm.pipeline.storage.in_order import in_order
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
+from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.progress import Progress
 
 FROM, TO = 0.2, 0.9  # the part of a run that is measured, in shares of its shards
@@ -133,7 +135,8 @@ class Sleeping:
             data = work.store.read(template.record.path) or b""
             began = time.process_time()
             call = Call("ShardWorker.make", asleep, lambda index: (
-                work.store.address, data, named(template, work.items[index].path), self._times[index]), alike=True)
+                work.store.address, data, named(template, work.items[index].path), self._times[index], work.identity),
+                alike=True)
             tasks = Tasks(call, Need("CPU", 1), self._workers, asking)
             told = Told("making shards", "shard", lambda index: work.items[index].path)
             collect(tasks, told, missing, take, work.check)
@@ -146,12 +149,12 @@ def named(done: Finished, path: str) -> Finished:
     return replace(done, record=done.record.model_copy(update={"path": path}))
 
 
-def asleep(address: str, data: bytes, done: Finished, seconds: float) -> Finished:
+def asleep(address: str, data: bytes, done: Finished, seconds: float, identity: Identity) -> Finished:
     """What a worker runs: the time of a shard, its file, and its receipt."""
     store = open_store(address)
     time.sleep(seconds)
     store.write(done.record.path, data)
-    leave_receipt(store, done)
+    leave_receipt(store, done, identity)
     return done
 
 

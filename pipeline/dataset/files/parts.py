@@ -13,19 +13,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from tsdfm.pipeline.dataset import shards
-from tsdfm.pipeline.dataset.manifest import (
-    PARTS,
-    RECEIPTS,
-    Finished,
-    ShardPlan,
-    ShardReceipt,
-    digest,
-    existing_shard,
-    file_at,
-    finished,
-    leave_receipt,
-    receipt_path,
-)
+from tsdfm.pipeline.dataset.files.receipts import ShardReceipt, leave_receipt, receipt_of, receipt_path, with_receipt
+from tsdfm.pipeline.dataset.manifest import PARTS, RECEIPTS, Finished, ShardPlan, digest, file_at, finished
 from tsdfm.pipeline.storage.store import Store
 from tsdfm.schemas.manifest import Identity, ShardRecord
 
@@ -53,7 +42,7 @@ def _stem(item: ShardPlan) -> str:
 
 def is_made(store: Store, identity: Identity, unit: ShardPlan) -> Finished | None:
     """A unit that is there already, by itself or in its file; None if it must be made."""
-    return existing_shard(store, unit, None) or existing_shard(store, file_of(identity, unit), None)
+    return with_receipt(store, identity, unit) or with_receipt(store, identity, file_of(identity, unit))
 
 
 def write_unit(store: Store, identity: Identity, unit: ShardPlan, table: pa.Table) -> Finished:
@@ -67,7 +56,7 @@ def write_unit(store: Store, identity: Identity, unit: ShardPlan, table: pa.Tabl
         data = shards.encode_units([table], digest(identity), len(identity.arms))
     store.write(unit.path, data)
     done = finished(unit.path, data, table)
-    leave_receipt(store, done)
+    leave_receipt(store, done, identity)
     if unit.path != item.path:
         compose(store, identity, item)
     return done
@@ -78,7 +67,7 @@ def compose(store: Store, identity: Identity, item: ShardPlan) -> Finished | Non
     units = units_of(identity, item)
     if not {_name(receipt_path(unit.path)) for unit in units} <= set(store.names(f"{RECEIPTS}/{_stem(item)}")):
         return None
-    receipts = [_receipt(store, unit) for unit in units]
+    receipts = [receipt_of(store, identity, unit) for unit in units]
     known = [receipt for receipt in receipts if receipt is not None]
     if len(known) < len(units):
         return None
@@ -90,7 +79,7 @@ def compose(store: Store, identity: Identity, item: ShardPlan) -> Finished | Non
                          sha256=hashlib.sha256(data).hexdigest())
     done = Finished(record, sum(receipt.events for receipt in known))
     store.write(item.path, data)
-    leave_receipt(store, done)
+    leave_receipt(store, done, identity)
     remove_units(store, item)
     return done
 
@@ -99,7 +88,7 @@ def present_units(store: Store, identity: Identity, item: ShardPlan) -> list[int
     """Which of the units of a file are there, sound and not yet part of it: their numbers within the file."""
     there = set(store.names(_folder(item)))
     return [number for number, unit in enumerate(units_of(identity, item))
-            if _name(unit.path) in there and existing_shard(store, unit, None) is not None]
+            if _name(unit.path) in there and with_receipt(store, identity, unit) is not None]
 
 
 def remove_units(store: Store, item: ShardPlan) -> None:
@@ -125,11 +114,6 @@ def _name(path: str) -> str:
 
 class _Gone(Exception):
     """A unit has been removed meanwhile: another has made the file. Or it was damaged."""
-
-
-def _receipt(store: Store, unit: ShardPlan) -> ShardReceipt | None:
-    noted = store.read(receipt_path(unit.path))
-    return None if noted is None else ShardReceipt.model_validate_json(noted)
 
 
 def _tables(store: Store, receipts: list[ShardReceipt]) -> Iterator[pa.Table]:

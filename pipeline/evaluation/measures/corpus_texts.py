@@ -7,7 +7,6 @@ there is.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,15 @@ from tsdfm.pipeline.evaluation.samples import Samples, begun, of_tokens
 from tsdfm.pipeline.flow.texts.blocks import Extent
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder
-from tsdfm.pipeline.text.corpus import held_out_stream, others_of, training_stream, windows_of
+from tsdfm.pipeline.text.corpus import corpus_sha256, held_out_stream, others_of, training_stream, windows_of
 from tsdfm.pipeline.text.documents import Reading, read_documents
 from tsdfm.pipeline.text.ends.documents import Documents
 from tsdfm.pipeline.text.ends.written import lengths
 from tsdfm.pipeline.text.token_file import Tokens
 from tsdfm.schemas.base import InputError
-from tsdfm.schemas.corpus import HUB, NAMED, CorpusConfig
+from tsdfm.schemas.corpus import NAMED, CorpusConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
-from tsdfm.schemas.progress import Progress
+from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.terms import Texts
 from tsdfm.schemas.words import count
 
@@ -85,7 +84,8 @@ def real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: 
         texts = _spread(held_out_stream(corpus, opened.vocabulary, progress), extent, opened, config.samples)
         return _after_prompts(config, texts, opened)
 
-    return _named(corpus.path, f"corpus {corpus.path}", None, _real_identity(config, opened), opened, make)
+    identity = _real_identity(config, opened, progress)
+    return _named(corpus.path, f"corpus {corpus.path}", None, identity, opened, make)
 
 
 def _after_prompts(config: EvaluateConfig, texts: Samples, opened: ModelFolder[Denoiser]) -> Samples:
@@ -107,8 +107,9 @@ def _after_prompts(config: EvaluateConfig, texts: Samples, opened: ModelFolder[D
     return begun(texts, np.full(len(texts.tokens), given), opened.vocabulary)
 
 
-def _real_identity(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Identity:
-    return {**_identity(config, opened), **({} if config.prompt_tokens is None else {PROMPTS: config.prompt_tokens})}
+def _real_identity(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Identity:
+    prompted = {} if config.prompt_tokens is None else {PROMPTS: config.prompt_tokens}
+    return {**_identity(config, config.corpus, opened, progress), **prompted}
 
 
 def other_real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> CorpusTexts:
@@ -126,7 +127,7 @@ def other_real_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], prog
                              "or more text with --corpus")
         return _after_prompts(config, of_tokens(others.numpy(), opened.vocabulary, extent.end_id), opened)
 
-    identity = {**_real_identity(config, opened), "others": True}
+    identity = {**_real_identity(config, opened, progress), "others": True}
     return _named(corpus.path, f"corpus {corpus.path}, other texts", None, identity, opened, make)
 
 
@@ -143,13 +144,13 @@ def file_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: 
         shorter = replace(extent, length=min(extent.length, len(tokens))) if extent.end_id is None else extent
         return _spread(tokens, shorter, opened, config.samples)
 
-    identity = {**_identity(config, opened), **corpus_identity(corpus), "whole": True}
+    identity = {**_identity(config, corpus, opened, progress), "whole": True}
     return _named(corpus.path, f"text {corpus.path}", None, identity, opened, make)
 
 
 def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Iterator[CorpusTexts]:
-    """Texts of every naive sampler, as long as a model's; the corpus is not read before one is made."""
-    extent = extent_of(config, opened)
+    """Texts of every naive sampler, as long as a model's; the corpus is not tokenised before one is made."""
+    extent, same = extent_of(config, opened), _identity(config, config.corpus, opened, progress)
 
     @cache
     def samplers() -> dict[str, Sampler]:
@@ -160,19 +161,19 @@ def naive_texts(config: EvaluateConfig, opened: ModelFolder[Denoiser], progress:
             random = np.random.default_rng([config.seed, number])
             return of_tokens(samplers()[name](config.samples, extent.length, random), opened.vocabulary, extent.end_id)
 
-        identity = {**_identity(config, opened), "naive": name, "part": config.corpus.part, "seed": config.seed}
+        identity = {**same, "naive": name, "part": config.corpus.part, "seed": config.seed}
         yield _named(name, f"naive {name}", config.seed, identity, opened, make)
 
 
-def corpus_identity(corpus: CorpusConfig) -> Identity:
-    """Which text a corpus is, whatever part of it is asked for."""
-    return {"corpus": corpus.path, "text_field": corpus.text_field, "stamp": _stamp(corpus.path),
+def corpus_identity(corpus: CorpusConfig, progress: Progress = unheard) -> Identity:
+    """Which text a corpus is now, whatever part of it is asked for. It is read, if it was not before. Raises as `prepare`."""
+    return {"corpus": corpus.path, "text_field": corpus.text_field, "sha256": corpus_sha256(corpus, progress),
             **({} if corpus.path in NAMED else {"clean": corpus.clean})}
 
 
-def _identity(config: EvaluateConfig, opened: ModelFolder[Denoiser]) -> Identity:
+def _identity(config: EvaluateConfig, corpus: CorpusConfig, opened: ModelFolder[Denoiser], progress: Progress) -> Identity:
     extent, texts = extent_of(config, opened), opened.network.config.texts
-    return {**corpus_identity(config.corpus), "vocabulary": opened.vocabulary.fingerprint,
+    return {**corpus_identity(corpus, progress), "vocabulary": opened.vocabulary.fingerprint,
             "length": extent.length, "samples": config.samples, **({} if extent.end_id is None else {"end_id": extent.end_id}),
             **({} if texts == "packed" else {"texts": texts})}
 
@@ -181,13 +182,3 @@ def _named(name: str, label: str, seed: int | None, identity: Identity, opened: 
            make: Callable[[], Samples]) -> CorpusTexts:
     return CorpusTexts(name, opened.vocabulary.fingerprint, opened.network.config.texts, identity,
                        {"model": label, "steps": None, "temperature": None, "seed": seed}, make)
-
-
-def _stamp(corpus: str) -> list[list[int]]:
-    """Sizes and times of a corpus's files, so that a changed one is read anew; of named ones and those of the Hub, nothing."""
-    if corpus in NAMED or corpus.startswith(HUB):
-        return []
-    path = Path(corpus)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [file.stat() for file in files if file.is_file()]
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]

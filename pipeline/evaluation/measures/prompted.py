@@ -55,7 +55,7 @@ def beginnings(
         if wanted > most:
             raise InputError(f"prompt_tokens: {wanted} leave {max(0, length - wanted)} to write of a text of {length}, and at "
                              f"least {BLEU_ORDER} are measured; give up to {most}")
-        key = key_of({"prompt_tokens": wanted, "samples": config.samples, **corpus_identity(config.corpus)})
+        key = key_of({"prompt_tokens": wanted, "samples": config.samples, **corpus_identity(config.corpus, progress)})
         return Beginnings(key, length - wanted, lambda: _held_out(config, opened, wanted, progress))
     if not prompts:
         return None

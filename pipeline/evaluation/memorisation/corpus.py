@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from tsdfm.pipeline.evaluation.measures.corpus_texts import corpus_identity
 from tsdfm.pipeline.evaluation.memorisation.grams import GRAM, Hashes, gram_hashes
@@ -21,7 +22,7 @@ class TrainingText:
     corpus: CorpusConfig
     stream: Callable[[Progress], Tokens]
 
-    @property
+    @cached_property
     def identity(self) -> Identity:
         """See `Place.identity`; the vocabulary is that of the texts."""
         return {"memorised": {**corpus_identity(self.corpus), "part": self.corpus.part, "gram": GRAM}}

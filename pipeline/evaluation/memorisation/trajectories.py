@@ -158,9 +158,12 @@ def _opened(name: str, record: StudentRecord, size: int) -> OpenDataset:
 
 def _size(manifest: DatasetManifest, facts: DatasetFacts) -> int | None:
     """How many trajectories a dataset had when a student learnt from it, for it may have grown; None: it is another one."""
-    for size in (manifest.identity.trajectories, *(former.trajectories for former in reversed(manifest.history))):
-        if digest(manifest.identity.model_copy(update={"trajectories": size, "prompts": facts.prompts})) == facts.identity:
-            return size
+    if digest(manifest.identity) == facts.identity:
+        return manifest.identity.trajectories
+    for former in reversed(manifest.history):  # which had fewer prompts: their digest is only in the student's record
+        before = {"trajectories": former.trajectories, "prompts": facts.prompts}
+        if digest(manifest.identity.model_copy(update=before)) == facts.identity:
+            return former.trajectories
     return None
 
 

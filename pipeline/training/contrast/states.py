@@ -15,6 +15,7 @@ from tsdfm.pipeline.models.folder import ModelFolder
 from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.ends.written import padded_state
+from tsdfm.pipeline.training.loop.checkpoint import digest_of
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.progress import Progress, unheard
@@ -41,7 +42,8 @@ def kept_states(
     if place.rank == 0:
         with explained("write there", str(folder)):
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, save({"states": states.contiguous()}, metadata={"made_of": made_of}))
+            tensors = {"states": states.contiguous()}
+            write_atomic(file, save(tensors, metadata={"made_of": made_of, "sha256": digest_of(tensors)}))
     return states
 
 
@@ -49,10 +51,11 @@ def _read(file: Path, made_of: str) -> Tensor | None:
     """The states in a file; None: it is not there, damaged, or of others."""
     try:
         with safe_open(str(file), framework="pt") as opened:
-            if (opened.metadata() or {}).get("made_of") != made_of:
+            noted = opened.metadata() or {}
+            if noted.get("made_of") != made_of:
                 return None
             states: Tensor = opened.get_tensor("states")
-            return states
+            return states if noted.get("sha256") == digest_of({"states": states}) else None
     except (SafetensorError, OSError):
         return None
 

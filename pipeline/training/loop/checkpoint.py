@@ -19,6 +19,7 @@ from tsdfm.schemas.former import told_if_replaced
 from tsdfm.schemas.regular import read_regular
 
 STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
+NEWER = ("tokenizer_fingerprint", "teacher_texts")  # of identities: what older checkpoints don't note isn't asked of them
 
 
 def identity_in(folder: Path) -> dict[str, Any] | None:
@@ -41,7 +42,7 @@ def refuse_other(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def refuse_differing(folder: Path, old: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     """Raises InputError, which names what differs, unless the training checkpoint in a folder, of `old`, is of `identity`."""
-    now = json.loads(json.dumps(identity))
+    now = {name: value for name, value in json.loads(json.dumps(identity)).items() if name in old or name not in NEWER}
     differing = differences(old, now)
     if differing:
         raise InputError(f"{folder}: holds a run of another config; give another --out, remove the folder, or make these "
@@ -51,7 +52,7 @@ def refuse_differing(folder: Path, old: Mapping[str, Any], identity: Mapping[str
 def write(folder: Path, tensors: dict[str, Tensor], step: int, identity: Mapping[str, Any]) -> None:
     """Replace the checkpoint in a folder; the header, written last, names the update. Raises WorkError if the disk is full."""
     header = {"step": step, "identity": identity}
-    data = save(tensors, metadata={"step": str(step), "sha256": _digest(tensors)})
+    data = save(tensors, metadata={"step": str(step), "sha256": digest_of(tensors)})
     with explained("write there", str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / STATE_FILE, data)
@@ -73,7 +74,7 @@ def read(folder: Path, wanted: Mapping[str, torch.Size], latest: int) -> tuple[d
         raise InputError(f"{state_file}: unreadable training checkpoint ({first_line(error)}); remove the folder") from None
     if {name: tensor.shape for name, tensor in tensors.items()} != wanted or not 0 <= step <= latest:
         raise InputError(f"{state_file}: not a training checkpoint of this model and config; remove the folder")
-    if digest is not None and digest != _digest(tensors):
+    if digest is not None and digest != digest_of(tensors):
         raise InputError(f"{state_file}: damaged, its tensors are not those that were written; remove the folder")
     return tensors, step
 
@@ -95,7 +96,7 @@ def _noted(state_file: Path) -> dict[str, str]:
 
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest_of(tensors: dict[str, Tensor]) -> str:
     """sha256 of the bytes of all tensors, in order of their names."""
     found = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):

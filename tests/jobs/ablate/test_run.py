@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from tests.support import assert_refused, make_dataset, present, tree, write_corpus
+from tests.support import assert_refused, make_dataset, present, tree, with_other_weights, write_corpus
 from tsdfm.jobs.ablate import run as module
 from tsdfm.jobs.ablate.plan import plan, read_sweep, studies
 from tsdfm.jobs.ablate.table import at_equal_entropy, markdown
@@ -286,6 +287,73 @@ def test_a_rerun_makes_nothing_and_a_grown_sweep_what_it_lacks(fields, root, tmp
     report = run(fields, root, out, evaluate={**fields["evaluate"], "steps": [4, 8]})
     assert len(in_process) == 5  # evaluated anew, not trained
     assert {path: path.stat().st_mtime_ns for path in students} == students
+
+
+def test_one_table_is_of_one_judge_and_one_corpus(fields, root, tmp_path, in_process, tiny_models):
+    """Story: the judge was refitted in its place, the sweep grew by a seed, and its rows were paired with those of the old judge."""
+    out, judge, corpus = tmp_path / "out", tmp_path / "judge", tmp_path / "corpus.txt"
+    shutil.copytree(tiny_models.ar, judge)
+    write_corpus(corpus, 400)
+    named = {"factors": {"init_blocks": [1]}, "evaluate": {**fields["evaluate"], "evaluator": [str(judge)], "corpus": {"path": str(corpus)}}}
+    run(fields, root, out, **named)
+    first, students = set(in_process), {path: path.stat().st_mtime_ns for path in out.glob("trials/*/round-1/model.safetensors")}
+    shutil.rmtree(judge)
+    with_other_weights(tiny_models.ar, judge)
+    in_process.clear()
+    run(fields, root, out, seeds=[0, 1], **named)
+    assert first < set(in_process)
+    judges = {json.loads(file.read_text())["judges"][str(judge)]["fingerprint"] for file in out.glob("*/*/evaluation/results.json")}
+    assert judges == {load(judge).fingerprint}
+    assert {path: path.stat().st_mtime_ns for path in students} == students  # judged anew, not trained
+    in_process.clear()
+    write_corpus(corpus, 500)
+    before = (out / "table.csv").read_text()
+    run(fields, root, out, seeds=[0, 1], **named)
+    assert in_process == [module.START]
+    assert (out / "table.csv").read_text() != before
+    shutil.rmtree(judge)  # what is finished needs no judge any more
+    assert run(fields, root, out, seeds=[0, 1], **named)["made"] == 0
+
+
+def test_students_of_another_trial_and_of_another_text_are_seen(fields, root, tmp_path, in_process):
+    out, text = tmp_path / "out", write_corpus(tmp_path / "text.txt", 300)
+    real = {"weight": 0.5, "corpus": {"path": str(text)}}
+    named = {"base": {**fields["base"], "real": real}, "factors": {"init_blocks": [2, 1]}}
+    run(fields, root, out, **named)
+    one, two = sorted((out / "trials").iterdir())
+    before = tree(out / "trials")
+    for old, new in ((one, "aside"), (two, one.name), (out / "trials" / "aside", two.name)):
+        old.rename(out / "trials" / new)
+    with pytest.raises(InputError, match=r"trials/\w+: holds the students of another trial, by their records.*: init_blocks \(there"):
+        run(fields, root, out, **named)
+    for old, new in ((one, "aside"), (two, one.name), (out / "trials" / "aside", two.name)):
+        old.rename(out / "trials" / new)
+    in_process.clear()
+    run(fields, root, out, **named)
+    assert (in_process, tree(out / "trials")) == ([], before)
+    write_corpus(text, 310)
+    run(fields, root, out, **named)
+    assert set(in_process) == {one.name, two.name}
+    assert all(tree(out / "trials")[name] != before[name] for name in before if name.endswith("model.safetensors"))
+
+
+def test_a_judge_of_the_hub_is_that_of_its_commit(fields, root, tmp_path, in_process, tiny_models, hub):
+    """Story: it was asked for by a branch and noted by its commit, so nothing was ever finished."""
+    repo, out = hub.add("model", "team/judge"), tmp_path / "out"
+    files = {path.name: path.read_bytes() for path in tiny_models.ar.iterdir()}
+    named = {"factors": {"init_blocks": [1]}, "evaluate": {**fields["evaluate"], "evaluator": ["hub:team/judge"]}}
+    for content, made in ((files, 2), (files, 0), (files | {"README.md": b"A card"}, 2)):
+        if content is not files or made:
+            repo.commit(content)
+        in_process.clear()
+        run(fields, root, out, **named)
+        assert len(in_process) == made
+
+
+def test_what_was_made_and_is_not_as_asked_is_a_fault(fields, root, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_run", lambda *given: {})
+    with pytest.raises(WorkError, match=r"5 of 5 pieces of work failed, the first: .*start.*: was made just now, and yet is not finished"):
+        run(fields, root, tmp_path / "out")
 
 
 def test_rounds_start_from_the_student_before(fields, root, tmp_path, in_process):

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -188,7 +189,7 @@ def test_a_running_cluster_serves_through_auto(tmp_path, tiny_models, reference,
 
 def test_only_the_bytes_that_the_manifest_names_are_kept(tmp_path, tiny_models):
     """Damage can leave a shard well-formed: a sound shard of the same run in another's place, and one bit of a number."""
-    from tsdfm.pipeline.dataset.manifest import existing_shard, plan, read_manifest
+    from tsdfm.pipeline.dataset.manifest import on_record, plan, read_manifest
     from tsdfm.pipeline.storage.open_store import open_store
 
     out = tmp_path / "out"
@@ -196,26 +197,26 @@ def test_only_the_bytes_that_the_manifest_names_are_kept(tmp_path, tiny_models):
     store = open_store(str(out))
     manifest = read_manifest(store)
     items, records = plan(manifest.identity), {record.path: record for record in manifest.shards}
-    assert all(existing_shard(store, item, records) for item in items)
+    assert all(on_record(store, records[item.path]) for item in items)
     victim = out / items[1].path
     whole = bytearray(victim.read_bytes())
     for spoiled in ((out / items[0].path).read_bytes(), b"PAR1", whole[:200] + bytes([whole[200] ^ 1]) + whole[201:]):
         victim.write_bytes(spoiled)
-        assert existing_shard(store, items[1], records) is None
-    assert existing_shard(store, items[2], records) is not None
+        assert on_record(store, records[items[1].path]) is None
+    assert on_record(store, records[items[2].path]) is not None
     kept = generate_dataset(GenerateConfig.model_validate(tiny_config(out, tiny_models)), maker=IN_PROCESS)
     assert (kept.made, kept.kept) == (1, 2)
     assert victim.read_bytes() == bytes(whole)
 
 
-def unfinished(out: Path, models: TinyModels) -> GenerateConfig:
+def unfinished(out: Path, models: TinyModels, **changes: object) -> GenerateConfig:
     """A dataset of three shards whose run died after the second."""
     class Dies(InThisProcess):
         def make(self, work, missing, progress):
             super().make(work, missing[:2], progress)
             raise KeyboardInterrupt
 
-    config = GenerateConfig.model_validate(tiny_config(out, models))
+    config = GenerateConfig.model_validate(tiny_config(out, models) | changes)
     with pytest.raises(KeyboardInterrupt):
         generate_dataset(config, maker=Dies(torch.device("cpu")))
     assert not (out / "manifest.json").exists()
@@ -243,6 +244,30 @@ def test_of_an_unfinished_run_only_what_has_a_receipt_is_kept(tmp_path, tiny_mod
         assert (report.made, report.kept) == (made, 3 - made), damage
         assert bytes_of(out / "data") == bytes_of(tmp_path / "whole" / "data"), damage
         assert not list(out.glob(".receipts/*"))
+
+
+@pytest.mark.parametrize("former", [False, True])
+def test_shards_of_another_run_are_not_this_ones(tmp_path, tiny_models, former):
+    """Story: the files of a run of another seed were copied over, receipts and all, and committed. `former`: receipts that name no run."""
+    changes: dict[str, Any] = {"rollout": {"steps": 8, "batch_size": 4, "seed": 5}, "arm": "blind"}
+    make_dataset(tmp_path / "whole", tiny_models, **changes)
+    unfinished(tmp_path / "other", tiny_models, arm="blind")
+    config = unfinished(tmp_path / "out", tiny_models, **changes)
+    if not former:
+        for name in ("data", ".receipts"):
+            shutil.copytree(tmp_path / "other" / name, tmp_path / "out" / name, dirs_exist_ok=True)
+    else:
+        [copied, own] = sorted((tmp_path / "out" / "data").iterdir())
+        shutil.copy2(tmp_path / "other" / "data" / copied.name, copied)
+        shutil.copy2(tmp_path / "other" / ".receipts" / f"{copied.name}.json", tmp_path / "out" / ".receipts")
+        for file in (copied, own):
+            receipt = tmp_path / "out" / ".receipts" / f"{file.name}.json"
+            noted = json.loads(receipt.read_text())
+            del noted["identity"]
+            receipt.write_text(json.dumps(noted))
+    report = generate_dataset(config, maker=IN_PROCESS)
+    assert (report.made, report.kept) == ((2, 1) if former else (3, 0))
+    assert bytes_of(tmp_path / "out" / "data") == bytes_of(tmp_path / "whole" / "data")
 
 
 def test_the_last_partial_shard_and_the_pairing_of_arms(tmp_path, tiny_models):

@@ -1,15 +1,17 @@
 """Other people's tokenizers, from `pretrain --tokenizer` to a sound dataset, whatever their ids and their own tokens."""
 
 import json
+import shutil
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tests.support import assert_refused, make_dataset, write_corpus
+from tests.support import assert_refused, make_dataset, tree, write_corpus
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.text.split import split_of
+from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE
 
 WORDS = [*(f"{a}{b}" for a in ("number", "the", "sees", "follows", "greets", "leaves", "and", "sleeps", "until", "day") for b in ("",)),
          "fox", "dog", "bird", "cat", "horse", ":", ",", ".", *"0123456789", *(f"##{digit}" for digit in range(10))]
@@ -71,6 +73,29 @@ def test_the_end_of_a_text_may_be_named(cli, tmp_path):
     assert words.eos_id == letters().token_to_id(".")
     assert words.size == letters().get_vocab_size() + 1
     assert json.loads((tmp_path / "teacher" / "training.json").read_text())["config"]["eos"] == "."
+
+
+def test_a_tokenizer_that_was_replaced_is_no_longer_that_of_the_training(cli, tmp_path):
+    """Story: another one of the same size was put in its place, and the weights went on with words of other ids."""
+    corpus, file, state = write_corpus(tmp_path / "corpus.txt", 300), tmp_path / "words.json", tmp_path / "teacher.training" / HEADER_FILE
+    arguments = ["pretrain", "--corpus", corpus, "--tokenizer", file, "--out", tmp_path / "teacher", *SMALL]
+    letters().save(str(file))
+    assert cli(*arguments).code == 0
+    before = tree(tmp_path / "teacher")
+    ids = letters().get_vocab()
+    other = Tokenizer(models.WordLevel(ids | {"a": ids["b"], "b": ids["a"]}, unk_token="?"))
+    other.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    other.save(str(file))
+    assert_refused(cli(*arguments), "teacher: was trained with another tokenizer", str(file))
+    shutil.move(tmp_path / "teacher", tmp_path / "finished")
+    for more in ([], ["--plan"]):
+        assert_refused(cli(*arguments, *more), "holds a run of another config", "tokenizer_fingerprint")
+    header = json.loads(state.read_text())
+    del header["identity"]["tokenizer_fingerprint"]  # as versions before wrote it: such a training goes on
+    state.write_text(json.dumps(header))
+    letters().save(str(file))
+    assert cli(*arguments).code == 0
+    assert tree(tmp_path / "teacher") == before
 
 
 def test_a_command_says_which_corpus_it_takes_and_what_it_left_out(cli, tmp_path, monkeypatch):

@@ -11,7 +11,8 @@ from tests.support import make_dataset, tiny_config, tree
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.files import parts
 from tsdfm.pipeline.dataset.files.layout import shards_per_file, with_layout
-from tsdfm.pipeline.dataset.manifest import existing_shard, file_at, plan, read_manifest, read_shard
+from tsdfm.pipeline.dataset.files.receipts import receipt_path, with_receipt
+from tsdfm.pipeline.dataset.manifest import file_at, plan, read_manifest, read_shard
 from tsdfm.pipeline.dataset.opened import open_dataset
 from tsdfm.pipeline.dataset.summary import summarise
 from tsdfm.pipeline.dataset.verify import verify
@@ -200,6 +201,15 @@ def test_the_loader_decodes_a_unit_and_not_its_file(made, monkeypatch):
     assert 0 < sum(rows) <= 12  # two units at the most: a batch may straddle them
 
 
+def test_receipts_of_units_that_are_damaged_are_no_receipts(tmp_path, tiny_models):
+    make(tmp_path, tiny_models)
+    store, identity = open_store(str(tmp_path)), read_manifest(open_store(str(tmp_path))).identity
+    item = plan(identity)[0]
+    for unit in parts.units_of(identity, item):
+        store.write(receipt_path(unit.path), b"{")
+    assert parts.compose(store, identity, item) is None
+
+
 def test_two_that_finish_a_file_at_once_do_not_harm_it(tmp_path, tiny_models, monkeypatch):
     """The one that comes late finds units gone while it reads them."""
     make(tmp_path, tiny_models)
@@ -207,4 +217,4 @@ def test_two_that_finish_a_file_at_once_do_not_harm_it(tmp_path, tiny_models, mo
     before = tree(tmp_path)
     assert parts.compose(store, identity, plan(identity)[0]) is None
     assert tree(tmp_path) == before
-    assert existing_shard(store, plan(identity)[0], None) is None  # no receipt is left of a finished dataset
+    assert with_receipt(store, identity, plan(identity)[0]) is None  # no receipt is left of a finished dataset

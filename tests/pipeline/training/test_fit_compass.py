@@ -1,6 +1,7 @@
 """Fitting a compass: its noise states, its independence of the trajectories that it will judge, its start, and its resumption."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models import folder as checkpoint
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.training.contrast.states import noise_states
-from tsdfm.pipeline.training.fit_compass import fit_at
+from tsdfm.pipeline.training.fit_compass import fit_at, is_made
 from tsdfm.pipeline.training.loop.data_parallel import Place
+from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig, ShapingConfig
 from tsdfm.schemas.train import CompassConfig
 
@@ -100,7 +102,24 @@ def test_noise_is_made_once_for_a_training(corpus, tiny_models, tmp_path, monkey
     file = tmp_path / module.FILE
     file.write_bytes(file.read_bytes()[:-9])
     assert torch.equal(module.kept_states(config, teacher, tmp_path), first)
-    assert len(made) == 4
+    content = bytearray(file.read_bytes())
+    content[-4:] = b"\xff\xff\xff\x7f"  # a file as it should be, but for an id that there is not
+    file.write_bytes(content)
+    assert torch.equal(module.kept_states(config, teacher, tmp_path), first)
+    assert len(made) == 5
+
+
+def test_a_fit_is_for_texts_as_long_as_the_teachers(corpus, tiny_models, tmp_path):
+    """A causal LM learns from its teacher's tokens and lengths: one of the same tokenizer and other lengths is another teacher."""
+    config = config_of(corpus, tmp_path / "teacher", kind="ar")
+    shutil.copytree(tiny_models.mask, tmp_path / "teacher")
+    fitted(config, tmp_path / "out")
+    assert is_made(config, tmp_path / "out", half=False)
+    file = tmp_path / "teacher" / checkpoint.CONFIG_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "length": 8}))
+    assert not is_made(config, tmp_path / "out", half=False)
+    with pytest.raises(InputError, match=r"another config.*teacher_texts.length \(there 16, here 8\)"):
+        fit_at(HERE, config, tmp_path / "out", lambda update, scalars: False)
 
 
 def test_hard_negatives_change_what_is_learnt(corpus, tiny_models, tmp_path):

@@ -18,13 +18,13 @@ def grams(row):
     return [tuple(row[start : start + GRAM]) for start in range(len(row) - GRAM + 1)]
 
 
-def text_of(tokens, asked=None):
+def text_of(tokens, asked=None, path="nowhere.txt"):
     def stream(progress):
         if asked is not None:
             asked.append("words")
         return tokens
 
-    return TrainingText("words", CorpusConfig(path="nowhere.txt"), stream)
+    return TrainingText("words", CorpusConfig(path=str(path)), stream)
 
 
 @settings(max_examples=60, deadline=None)
@@ -50,7 +50,8 @@ def test_different_grams_have_different_hashes():
 def test_the_share_is_over_the_texts_and_kept(tmp_path):
     tokens = np.stack([np.arange(10, 26), np.arange(200, 216), np.r_[np.arange(50, 60), np.arange(200, 206)]])
     samples, asked = Samples(tokens, ["", "", ""], None, None, "words"), list[str]()
-    place = text_of(torch.arange(100), asked)
+    (tmp_path / "text.txt").write_text("A text.")
+    place = text_of(torch.arange(100), asked, tmp_path / "text.txt")
     for _ in range(2):
         search = Search(SampleCache(tmp_path))
         search.add({"texts": 1}, samples, place)

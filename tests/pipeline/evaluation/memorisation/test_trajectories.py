@@ -199,3 +199,13 @@ def test_a_student_of_other_weights_has_the_same_place(tmp_path, data):
     assert first is not None
     assert second is not None
     assert first.name == second.name
+
+
+def test_a_dataset_of_other_prompts_is_another(tmp_path, tiny_models):
+    for name in ("jumps", "turn"):
+        (tmp_path / f"{name}.txt").write_text(f"the {name}\nin {name}")
+        make_dataset(tmp_path / name, tiny_models, prompts=str(tmp_path / f"{name}.txt"), per_prompt=2, trajectories=None)
+    student = make_student(tmp_path / "student", tmp_path / "jumps")
+    assert learnt(student, tmp_path / "jumps")[0] is not None
+    with pytest.raises(InputError, match="no student here learnt from it"):
+        learnt(student, tmp_path / "turn")
