@@ -58,7 +58,7 @@ class ShapingConfig(Frozen):
         "Candidate jumps K that are drawn at every shaped step, of which the compass keeps one; 1 leaves no choice"))
     tau: float = Field(0.0, ge=0, le=1, description=(
         "The time tau from which the compass chooses: steps that start before it are blind. 0 shapes all of a text, 1 nothing"))
-    shape_every: int = Field(1, ge=1, description="Shape only every so many steps")
+    shape_every: int = Field(1, ge=1, lt=2**31, description="Shape only every so many steps")
     select: Select = Field("argmin", description=(
         "How a candidate is chosen by its energy E (lower is more coherent): 'argmin' keeps the lowest, 'resample' draws one "
         "with probability proportional to exp(-beta E)"))

@@ -1,0 +1,70 @@
+"""What a config accepts is accepted further on: numbers have limits on both sides, and a model's are those of its training."""
+
+import importlib
+import pkgutil
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+
+import tsdfm.schemas
+from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.import_teacher import ImportConfig
+from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.train import PretrainConfig
+
+OF_FILES = "tsdfm.schemas.model"  # of models, whose vocabularies say themselves how large they are
+MODULES = [importlib.import_module(f"tsdfm.schemas.{each.name}") for each in pkgutil.iter_modules(tsdfm.schemas.__path__)]
+CONFIGS = {name: kind for module in MODULES if module.__name__ != OF_FILES for name, kind in vars(module).items()
+           if isinstance(kind, type) and issubclass(kind, Frozen) and kind.__module__ == module.__name__
+           and (name.endswith("Config") or name == "Sweep")}
+
+
+def numbers(kind: Any, limits: tuple[Any, ...] = (), name: str = "") -> dict[str, tuple[Any, ...]]:
+    """The limits of every int in a type, by its dotted name."""
+    if get_origin(kind) is Annotated:
+        inner, *more = get_args(kind)
+        return numbers(inner, (*limits, *more), name)
+    if get_origin(kind) in (Union, UnionType):
+        return {key: found for each in get_args(kind) for key, found in numbers(each, limits, name).items()}
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return {key: found for each, field in kind.model_fields.items()
+                for key, found in numbers(field.annotation, tuple(field.metadata), f"{name}.{each}").items()}
+    if get_origin(kind) not in (None, Literal):
+        return {key: found for each in get_args(kind) for key, found in numbers(each, (), f"{name}[]").items()}
+    return {name: limits} if kind is int else {}
+
+
+def ends(kind: type[BaseModel], name: str) -> tuple[Any, Any]:
+    """The least and the most that a field takes."""
+    limits = flat(tuple(kind.model_fields[name].metadata))
+    least = [each.ge if isinstance(each, Ge) else each.gt for each in limits if isinstance(each, Ge | Gt)]
+    most = [each.le if isinstance(each, Le) else each.lt for each in limits if isinstance(each, Le | Lt)]
+    return (*least, None)[0], (*most, None)[0]
+
+
+def flat(limits: tuple[Any, ...]) -> list[Any]:
+    return [part for each in limits for part in getattr(each, "metadata", [each])]
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_every_whole_number_has_limits_on_both_sides(name):
+    found = {key: [type(each) for each in flat(limits)] for key, limits in numbers(CONFIGS[name]).items()}
+    assert [key for key, kinds in found.items() if not {Le, Lt} & {*kinds} or not {Ge, Gt} & {*kinds}] == []
+
+
+@pytest.mark.parametrize("config", [PretrainConfig, ImportConfig])
+def test_a_model_takes_what_its_training_or_import_takes(config):
+    shared = {name for name in config.model_fields.keys() & DenoiserConfig.model_fields.keys() if ends(config, name) != (None, None)}
+    assert {"length", "kappa_exponent"} <= shared
+    for name in shared:
+        (least, most), (models_least, models_most) = ends(config, name), ends(DenoiserConfig, name)
+        assert models_least <= least, name
+        assert models_most is None or most <= models_most, name
+
+
+def test_limits_are_walked():
+    assert {"CompassConfig", "DemoConfig", "DistillConfig", "EvaluateConfig", "GenerateConfig", "SampleConfig", "Sweep"} <= CONFIGS.keys()
+    assert ".optim.steps" in numbers(PretrainConfig)
