@@ -3,10 +3,11 @@
 from typing import Annotated, Any
 
 from pydantic import (
-    BeforeValidator,
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_serializer,
     model_validator,
 )
@@ -21,24 +22,25 @@ KL_OBJECTIVES = ("forward_kl", "reverse_kl")
 CANDIDATE_OBJECTIVES = ("candidates", "tilt")  # which look at all K candidates of a jump
 
 
-def _budgets(value: Any) -> Any:
-    """Step counts written '1,2,8:0.5' as {1: 1, 2: 1, 8: 0.5}."""
-    if not isinstance(value, str | int):
-        return value
-    try:
-        pairs = [(int(n), float(weight or 1)) for n, _, weight in (part.partition(":") for part in str(value).split(","))]
-    except ValueError:
-        raise ValueError(f"{value!r} is not a list of step counts; write 1,2,4,8 or, with weights, 4:1,8:2") from None
-    budgets = dict(pairs)
-    if len(budgets) < len(pairs):
-        raise ValueError(f"in {value!r} a step count stands twice; give each once")
+def _budgets(value: Any, validated: ValidatorFunctionWrapHandler) -> dict[int, float]:
+    """Step counts, also those written '1,2,8:0.5' as {1: 1, 2: 1, 8: 0.5}; 8, '8' and '08' are the same one."""
+    as_given = given = value
+    if isinstance(value, str | int):
+        try:
+            pairs = [(int(n), float(weight or 1)) for n, _, weight in (part.partition(":") for part in str(value).split(","))]
+        except ValueError:
+            raise ValueError(f"{value!r} is not a list of step counts; write 1,2,4,8 or, with weights, 4:1,8:2") from None
+        given, value = pairs, dict(pairs)
+    budgets: dict[int, float] = validated(value)
+    if len(budgets) < len(given):
+        raise ValueError(f"in {as_given!r} a step count stands twice; give each once")
     return budgets
 
 
 Weight = Annotated[float, Field(gt=0, le=1e9)]  # beside others: their sum is a number, too
 Budgets = Annotated[
     dict[Annotated[int, Field(ge=1, le=65536)], Weight],
-    BeforeValidator(_budgets, json_schema_input_type=Any)]
+    WrapValidator(_budgets, json_schema_input_type=Any)]
 
 
 class DataConfig(Frozen):

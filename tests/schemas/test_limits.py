@@ -10,7 +10,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
 import tsdfm.schemas
-from tsdfm.schemas.base import Frozen
+from tsdfm.schemas.base import Frozen, InputError, parse
+from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.import_teacher import ImportConfig
 from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.train import PretrainConfig
@@ -68,3 +69,10 @@ def test_a_model_takes_what_its_training_or_import_takes(config):
 def test_limits_are_walked():
     assert {"CompassConfig", "DemoConfig", "DistillConfig", "EvaluateConfig", "GenerateConfig", "SampleConfig", "Sweep"} <= CONFIGS.keys()
     assert ".optim.steps" in numbers(PretrainConfig)
+
+
+@pytest.mark.parametrize("budgets", [{2: 1, "2": 3}, {2: 1, "02": 5}, {" 2": 1, "+2": 1}, "2,02", "2:1,2:3"])
+def test_a_step_count_stands_once_however_it_is_written(budgets):
+    with pytest.raises(InputError, match=r"budgets: .*a step count stands twice"):
+        parse(DistillConfig, {"budgets": budgets}, "config.yaml")
+    assert parse(DistillConfig, {"budgets": {2: 1, "4": 3}}, "").budgets == parse(DistillConfig, {"budgets": "2,4:3"}, "").budgets
