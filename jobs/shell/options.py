@@ -16,21 +16,26 @@ from tsdfm.schemas.regular import read_regular
 C = TypeVar("C", bound=Frozen)
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key that stands twice, of which YAML would keep the last without a word."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """A mapping as it is written, its keys all different: what a merge key (<<) brings, they may replace."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: dict[Any, int] = {}
         for key, _ in node.value:
-            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            name = key.value if key.tag == _MERGE else self.construct_object(key, deep=True)
+            line = key.start_mark.line + 1
             if not isinstance(name, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a list or mapping is no name of a field", key.start_mark)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{name}' stands twice, in line {seen[name]}, too", key.start_mark)
             seen[name] = line
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
