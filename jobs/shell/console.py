@@ -140,7 +140,18 @@ def emit(report: BaseModel) -> None:
 
     What a field of `texts_in` holds is a text, of a model or a user, and stays as it is.
     """
-    click.echo(json.dumps(_untold(report, report.model_dump(mode="json")), ensure_ascii=False, separators=(",", ":")))
+    data = _untold(report, report.model_dump(mode="json"))
+    line = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    click.echo(line if showable(line) else json.dumps(data, separators=(",", ":")))
+
+
+def showable(words: str) -> bool:
+    """Whether standard output has all characters of some words."""
+    try:
+        words.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _untold(value: object, data: Any) -> Any:

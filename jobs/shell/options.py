@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from tsdfm.jobs.shell.console import showable
 from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, first_line, parse
 from tsdfm.schemas.regular import read_regular
 
@@ -112,5 +113,7 @@ def put(data: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 
 def yaml_of(config: Frozen) -> str:
-    """A config as a YAML file that gives the same config, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json", context=EVERY_FIELD), sort_keys=False, allow_unicode=True, width=120)
+    """A config as a YAML file that gives the same config, every default written out, for standard output."""
+    data = config.model_dump(mode="json", context=EVERY_FIELD)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    return text if showable(text) else yaml.safe_dump(data, sort_keys=False, width=120)
