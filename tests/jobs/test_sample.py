@@ -81,6 +81,15 @@ def test_what_people_see(cli, tiny_models, tmp_path):
     assert cli("sample", config).stdout.startswith("> the quick\n\nthe quick")
 
 
+def test_progress_is_told_of_more_than_a_batch(cli, tiny_models):
+    """Beside the texts, not among them; of a few texts there is nothing to tell."""
+    asked = ["sample", "--model", tiny_models.mask, "--steps", 2, "-n", 5, "--json"]
+    several, one = cli(*asked, "--batch-size", 2), cli(*asked)
+    assert "sampling texts: 5/5" in several.stderr
+    assert one.stderr == ""
+    assert len(json.loads(several.stdout)["texts"]) == len(json.loads(one.stdout)["texts"]) == 5
+
+
 def test_prompts_that_cannot_be(cli, tiny_models, tmp_path, monkeypatch):
     """One line each, before the model writes anything."""
     monkeypatch.setattr(Denoiser, "hidden", None)
