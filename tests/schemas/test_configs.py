@@ -1,4 +1,4 @@
-"""What a config accepts is accepted further on: numbers have limits on both sides, and a model's are those of its training."""
+"""What configs accept: limits on both sides of numbers, those of a model where it is the same thing, and nothing that is idle."""
 
 import importlib
 import pkgutil
@@ -12,8 +12,11 @@ from pydantic import BaseModel
 import tsdfm.schemas
 from tsdfm.schemas.base import Frozen, InputError, parse
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.evaluate import EvaluateConfig
+from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.import_teacher import ImportConfig
 from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.sample import SampleConfig
 from tsdfm.schemas.train import PretrainConfig
 
 OF_FILES = "tsdfm.schemas.model"  # of models, whose vocabularies say themselves how large they are
@@ -76,3 +79,10 @@ def test_a_step_count_stands_once_however_it_is_written(budgets):
     with pytest.raises(InputError, match=r"budgets: .*a step count stands twice"):
         parse(DistillConfig, {"budgets": budgets}, "config.yaml")
     assert parse(DistillConfig, {"budgets": {2: 1, "4": 3}}, "").budgets == parse(DistillConfig, {"budgets": "2,4:3"}, "").budgets
+
+
+@pytest.mark.parametrize("kind", [SampleConfig, GenerateConfig, EvaluateConfig])
+def test_how_prompts_are_taken_needs_prompts(kind):
+    with pytest.raises(InputError, match="prompt_field: says how prompts are taken, and there are none"):
+        parse(kind, {"prompt_field": "question"}, "config.yaml")
+    assert parse(kind, {"prompt_field": "question", "prompts": "p.jsonl"}, "config.yaml")
