@@ -103,7 +103,7 @@ def test_prompts_that_cannot_be(cli, tiny_models, tmp_path, monkeypatch):
         assert outcome.code == 2
 
     long = "the quick brown fox jumps over the lazy dog " * 20
-    refused("--prompt", "", "prompt: String should have at least 1 character")
+    refused("--prompt", "", "prompt: is empty")
     refused("--prompt", long, "prompt: has", "a text of the model 16", "shorten it")
     refused(["--prompt", "the quick", "--length", "1"], None, "prompt: has", "a text of the model 1,", "--length")
     refused("--prompt", "x\udcff", "prompt: ", "unicode")

@@ -86,3 +86,18 @@ def test_how_prompts_are_taken_needs_prompts(kind):
     with pytest.raises(InputError, match="prompt_field: says how prompts are taken, and there are none"):
         parse(kind, {"prompt_field": "question"}, "config.yaml")
     assert parse(kind, {"prompt_field": "question", "prompts": "p.jsonl"}, "config.yaml")
+
+
+@pytest.mark.parametrize(("kind", "data", "words"), [
+    (GenerateConfig, {"rollout": None}, "rollout: is empty; write something, or leave it out"),
+    (GenerateConfig, {"out": ""}, "out: is empty; write something, or leave it out"),
+    (EvaluateConfig, {"model": []}, "model: is empty; write something, or leave it out"),
+    (DistillConfig, {"budgets": {}}, "budgets: is empty; write something, or leave it out"),
+    (GenerateConfig, {"rollout": 3}, "rollout: expected a mapping of fields, not 3"),
+    (DistillConfig, {"data": {"paths": "x"}}, "data.paths: expected a list, not 'x'"),
+    (GenerateConfig, {"teacher": 3}, "teacher: expected a text, not 3"),
+    (GenerateConfig, {"rollout": {"steps": 0}}, "rollout.steps: Input should be greater than or equal to 1, not 0")])
+def test_what_is_wrong_is_said_in_plain_words(kind, data, words):
+    with pytest.raises(InputError) as caught:
+        parse(kind, data, "config.yaml")
+    assert str(caught.value) == f"config.yaml: {words}"
