@@ -23,7 +23,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key that stands twice, of which YAML would keep the last without a word."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """A mapping as it is written, its keys all different: what a merge key (<<) brings, they may replace."""
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: dict[Any, int] = {}
