@@ -2,7 +2,7 @@
 
 import click
 
-from tsdfm.jobs.shell.console import CONTROLS, say, say_if_slow
+from tsdfm.jobs.shell.console import CONTROLS, Stages, say, say_if_slow
 from tsdfm.jobs.shell.flags import config_command, flags_of
 from tsdfm.schemas.reports import SampleReport
 from tsdfm.schemas.sample import SampleConfig
@@ -40,7 +40,8 @@ def sample_command(config: SampleConfig) -> SampleReport:
 
     say_if_slow(config.rollout.dtype, torch.cuda.is_available())
     torch.set_num_threads(config.rollout.threads)
-    found = write(config)
+    with Stages() as progress:
+        found = write(config, progress)
     prompted = [each.prompted for each in found if each.prompted is not None]
     ended = [each.ended for each in found if each.ended is not None]
     report = SampleReport(model=config.model, texts=[each.text for each in found], prompted=prompted or None,

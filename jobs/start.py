@@ -1,6 +1,7 @@
 """Where the command starts: Ctrl-C has its meaning before anything else is loaded."""
 
 import atexit
+import io
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ def main() -> None:
 
 
 def _open_streams() -> None:
-    """A standard stream that was closed (`2>&-`) leads nowhere.
+    """A standard stream that was closed (`2>&-`) leads nowhere; one that lacks a character gets it as \\u2019, say.
 
     Otherwise the next file that is opened would get its number, and with it whatever a library writes to standard error.
     """
@@ -31,6 +32,9 @@ def _open_streams() -> None:
             mode = os.O_WRONLY if number else os.O_RDONLY
             os.open(os.devnull, mode)  # gets the lowest number that is free
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _done() -> None:

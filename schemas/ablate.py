@@ -1,5 +1,6 @@
 """`tsdfm-pipeline ablate`: a sweep over what a student is distilled from and how, and the table it ends in."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -38,7 +39,17 @@ class Evaluation(Frozen):
             reference=reference, seed=self.seed, threads=1)
 
 
-Level = Any  # of a factor: a value of its field
+Level = Any  # of a factor: a value of its field, or of a record's fields
+
+
+def _fields(name: str, level: Level) -> Iterator[str]:
+    """The dotted names of all fields that a level sets."""
+    yield name
+    if isinstance(level, dict):
+        for inner, value in level.items():
+            yield from _fields(f"{name}.{inner}", value)
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
@@ -70,9 +81,11 @@ class Sweep(Frozen):
             raise ValueError("give either factors (a grid) or trials (a list), one of them")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one stands there twice; give each once")
-        for field in [*self.factors, *(name for trial in self.trials for name in trial)]:
-            if field in NOT_VARIED:
-                raise ValueError(f"{field} is no factor: {NOT_VARIED[field]}")
+        levels = [(name, level) for name, levels in self.factors.items() for level in levels]
+        for name, level in [*levels, *(pair for trial in self.trials for pair in trial.items())]:
+            for field in _fields(name, level):
+                if field in NOT_VARIED:
+                    raise ValueError(f"{field} is no factor: {NOT_VARIED[field]}")
         return self
 
     @property

@@ -159,6 +159,11 @@ _SHORT = reprlib.Repr()  # of a value that may be of any size, or hold itself
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 60, 60
 
 
+_TOO_SHORT = ("too_short", "string_too_short")  # kinds of pydantic's errors, here and below
+_EXPECTED = {"model_type": "expected a mapping of fields", "dict_type": "expected a mapping", "list_type": "expected a list",
+             "string_type": "expected a text", "tuple_type": "expected a list"}
+
+
 def _problem(error: dict[str, Any]) -> str:
     field = ".".join(f"{part!s:.80}" for part in error["loc"])
     if not field:
@@ -167,7 +172,9 @@ def _problem(error: dict[str, Any]) -> str:
         return f"{field}: no such field; remove it or mend its spelling"
     if error["type"] == "missing":
         return f"{field}: this field is required; add it"
-    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] != "value_error" and (error["input"] is None or (error["type"] in _TOO_SHORT and not error["input"])):
+        return f"{field}: is empty; write something, or leave it out"
+    message = _EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
     shown = "" if error["type"] == "value_error" else f", not {_SHORT.repr(error['input']):.60}"
     return f"{field}: {message}{shown}"
 

@@ -3,10 +3,11 @@
 from typing import Annotated, Any
 
 from pydantic import (
-    BeforeValidator,
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_serializer,
     model_validator,
 )
@@ -21,24 +22,25 @@ KL_OBJECTIVES = ("forward_kl", "reverse_kl")
 CANDIDATE_OBJECTIVES = ("candidates", "tilt")  # which look at all K candidates of a jump
 
 
-def _budgets(value: Any) -> Any:
-    """Step counts written '1,2,8:0.5' as {1: 1, 2: 1, 8: 0.5}."""
-    if not isinstance(value, str | int):
-        return value
-    try:
-        pairs = [(int(n), float(weight or 1)) for n, _, weight in (part.partition(":") for part in str(value).split(","))]
-    except ValueError:
-        raise ValueError(f"{value!r} is not a list of step counts; write 1,2,4,8 or, with weights, 4:1,8:2") from None
-    budgets = dict(pairs)
-    if len(budgets) < len(pairs):
-        raise ValueError(f"in {value!r} a step count stands twice; give each once")
+def _budgets(value: Any, validated: ValidatorFunctionWrapHandler) -> dict[int, float]:
+    """Step counts, also those written '1,2,8:0.5' as {1: 1, 2: 1, 8: 0.5}; 8, '8' and '08' are the same one."""
+    as_given = given = value
+    if isinstance(value, str | int):
+        try:
+            pairs = [(int(n), float(weight or 1)) for n, _, weight in (part.partition(":") for part in str(value).split(","))]
+        except ValueError:
+            raise ValueError(f"{value!r} is not a list of step counts; write 1,2,4,8 or, with weights, 4:1,8:2") from None
+        given, value = pairs, dict(pairs)
+    budgets: dict[int, float] = validated(value)
+    if len(budgets) < len(given):
+        raise ValueError(f"in {as_given!r} a step count stands twice; give each once")
     return budgets
 
 
 Weight = Annotated[float, Field(gt=0, le=1e9)]  # beside others: their sum is a number, too
 Budgets = Annotated[
     dict[Annotated[int, Field(ge=1, le=65536)], Weight],
-    BeforeValidator(_budgets, json_schema_input_type=Any)]
+    WrapValidator(_budgets, json_schema_input_type=Any)]
 
 
 class DataConfig(Frozen):
@@ -51,7 +53,7 @@ class DataConfig(Frozen):
         "Share of each dataset in every batch, up to a common factor, one for each; null: by their numbers of trajectories"))
     arm: Arm = Field("shaped", description=(
         "Which trajectories: 'shaped' (the compass chose the jumps) or 'blind' (the teacher alone)"))
-    trajectories: int | None = Field(None, ge=1, description="Read only trajectory ids below this; null: all")
+    trajectories: int | None = Field(None, ge=1, lt=2**63, description="Read only trajectory ids below this; null: all")
     held_out: float = Field(0.0, ge=0, lt=1, description=(
         "Share of each dataset's trajectories, its last ones, that is not learnt from but measured: their loss, and how much "
         "of the compass's preference the student carries, stand in every log line"))
@@ -85,10 +87,10 @@ class RealConfig(Frozen):
 class DistillOptim(OptimConfig):
     """The optimiser's defaults for a student, which starts from a trained model."""
 
-    steps: int = Field(2000, ge=1, description="Optimiser updates")
-    batch_size: int = Field(32, ge=1, description="Trajectories per update, over all workers")
+    steps: int = Field(2000, ge=1, lt=2**31, description="Optimiser updates")
+    batch_size: int = Field(32, ge=1, lt=2**31, description="Trajectories per update, over all workers")
     lr: float = Field(5e-4, gt=0, description="Peak learning rate")
-    warmup: int = Field(50, ge=0, description="Updates over which the learning rate rises to its peak")
+    warmup: int = Field(50, ge=0, lt=2**31, description="Updates over which the learning rate rises to its peak")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of the matrices")
     ema: float = Field(0.99, ge=0, lt=1, description="Decay of the averaged weights, which are what is saved")
 
@@ -116,7 +118,7 @@ class DistillConfig(Divided):
     alike: bool = Field(False, description=(
         "Every window counts alike, however many of its positions jump: the loss is the mean over windows of their means; "
         "otherwise every position does"))
-    patience: int | None = Field(None, ge=1, description=(
+    patience: int | None = Field(None, ge=1, lt=2**31, description=(
         "Stop when the held-out loss has not fallen for so many log lines, and keep the weights of its lowest; null: never"))
     real: RealConfig = RealConfig()
     optim: DistillOptim = DistillOptim()

@@ -17,7 +17,7 @@ from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.extent import Overlap, StopsAt
 from tsdfm.schemas.measures import Bound, Distances, Memorised
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.prompts import PromptField, PromptFile
+from tsdfm.schemas.prompts import PROMPT_FIELD, PromptField, PromptFile, refuse_idle
 from tsdfm.schemas.protocols import PROTOCOLS, Protocol
 from tsdfm.schemas.terms import Clocks, Dtype, Texts
 
@@ -91,7 +91,7 @@ class EvaluateConfig(Frozen):
     sampling: bool = Field(True, description=(
         "Sample the models and judge texts; without, the bounds of --likelihood are all there is"))
     prompts: PromptFile = None
-    prompt_field: PromptField = "prompt"
+    prompt_field: PromptField = PROMPT_FIELD
     prompt_tokens: int | None = Field(None, ge=1, le=65536, description=(
         "Take as prompts the first so many tokens of held-out texts, and measure how these go on beside what models write; all "
         "figures are then of what stands after a prompt; null: none, or --prompts"))
@@ -128,7 +128,7 @@ class EvaluateConfig(Frozen):
         return without_newer(handler(self), info, protocol=None, dtype="float32", compile=False, address="local", clocks=None,
                              naive=False, memorisation=True, trajectories_of=None, length=None, distances=False,
                              likelihood=False, text=None, sampling=True, until=None, overlap=None, prompts=None,
-                             prompt_field="prompt", prompt_tokens=None)
+                             prompt_field=PROMPT_FIELD, prompt_tokens=None)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
@@ -149,6 +149,7 @@ class EvaluateConfig(Frozen):
     def _prompts_are_of_one_kind(self) -> "EvaluateConfig":
         if self.prompts is not None and self.prompt_tokens is not None:
             raise ValueError("prompts and prompt_tokens: give only one of them")
+        refuse_idle(self.prompts, prompt_field=self.prompt_field != PROMPT_FIELD)
         if self.prompted and self.naive:
             raise ValueError("naive: these samplers go on from no prompt; leave it out, or prompts and prompt_tokens")
         if self.prompted and not self.sampling:

@@ -7,7 +7,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.extent import Overlap
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.prompts import PromptField, PromptFile, PromptGaps
+from tsdfm.schemas.prompts import PROMPT_FIELD, PromptField, PromptFile, PromptGaps, refuse_idle
 from tsdfm.schemas.terms import Arms, Clocks, Dtype, Form, Level, Select, Solver, Source
 
 
@@ -58,7 +58,7 @@ class ShapingConfig(Frozen):
         "Candidate jumps K that are drawn at every shaped step, of which the compass keeps one; 1 leaves no choice"))
     tau: float = Field(0.0, ge=0, le=1, description=(
         "The time tau from which the compass chooses: steps that start before it are blind. 0 shapes all of a text, 1 nothing"))
-    shape_every: int = Field(1, ge=1, description="Shape only every so many steps")
+    shape_every: int = Field(1, ge=1, lt=2**31, description="Shape only every so many steps")
     select: Select = Field("argmin", description=(
         "How a candidate is chosen by its energy E (lower is more coherent): 'argmin' keeps the lowest, 'resample' draws one "
         "with probability proportional to exp(-beta E)"))
@@ -129,7 +129,7 @@ class GenerateConfig(Frozen):
         "Which trajectories to make: 'shaped' (the compass chooses), 'blind' (the teacher alone), or 'both', paired by "
         "their noise"))
     prompts: PromptFile = None
-    prompt_field: PromptField = "prompt"
+    prompt_field: PromptField = PROMPT_FIELD
     prompt_gaps: PromptGaps = False
     per_prompt: int = Field(1, ge=1, lt=2**31, description=(
         "Trajectories of each prompt of --prompts: trajectory i is of prompt i // per_prompt, counted from 0"))
@@ -155,7 +155,6 @@ class GenerateConfig(Frozen):
 
     @model_validator(mode="after")
     def _settings_of_prompts_need_them(self) -> "GenerateConfig":
-        if self.prompts is None and (self.per_prompt > 1 or self.prompt_gaps):
-            name = "per_prompt" if self.per_prompt > 1 else "prompt_gaps"
-            raise ValueError(f"{name}: says how prompts are taken, and there are none; give prompts a file, or leave it out")
+        refuse_idle(self.prompts, per_prompt=self.per_prompt > 1, prompt_gaps=self.prompt_gaps,
+                    prompt_field=self.prompt_field != PROMPT_FIELD)
         return self

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from tsdfm.schemas.base import Frozen, without_newer
+from tsdfm.schemas.model import KappaExponent
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Layout, Source, Texts
 
@@ -39,8 +40,8 @@ class ImportConfig(Frozen):
         "Which weights of a file that holds several sets; null: the student's average, the student, the average, ..."))
     heads: int | None = Field(None, ge=1, le=256, description=(
         "Attention heads; null: from the rotary buffer or config.json beside the checkpoint"))
-    length: int | None = Field(None, ge=1, description="Tokens of a text; null: from config.json, or 1024")
-    kappa_exponent: float = Field(1.0, gt=0, description=(
+    length: int | None = Field(None, ge=1, le=65536, description="Tokens of a text; null: from config.json, or 1024")
+    kappa_exponent: KappaExponent = Field(1.0, description=(
         "Exponent n of the schedule kappa_t = t^n that it was trained with"))
     time_conditioning: bool | None = Field(None, description=(
         "Of MDLM and SDTT: whether the network was told its noise level sigma; null: from config.json, or no, as in the "

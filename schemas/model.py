@@ -13,6 +13,9 @@ from pydantic_core import to_json
 from tsdfm.schemas.base import Frozen, explain
 from tsdfm.schemas.terms import Clocks, Source, Texts
 
+# n of the schedule kappa_t = t^n, of a model that is yet to be made. Beyond this kappa is 0 or 1 in float32 at almost all t.
+KappaExponent = Annotated[float, Field(ge=1e-3, le=1e3)]
+
 
 class TransformerShape(Frozen):
     """Sizes shared by all our transformers."""

@@ -6,7 +6,7 @@ from tsdfm.schemas.base import Frozen
 from tsdfm.schemas.extent import Overlap, StopsAt
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.prompts import BLANK, PromptField, PromptFile, PromptGaps
+from tsdfm.schemas.prompts import BLANK, PROMPT_FIELD, PromptField, PromptFile, PromptGaps, refuse_idle
 
 
 class SampleConfig(Frozen):
@@ -18,7 +18,7 @@ class SampleConfig(Frozen):
     number: int = Field(4, ge=1, lt=2**31, description="How many texts to write, to each prompt if there are any")
     prompt: str | None = Field(None, min_length=1, description="What each text begins with; the model writes the rest")
     prompts: PromptFile = None
-    prompt_field: PromptField = "prompt"
+    prompt_field: PromptField = PROMPT_FIELD
     prompt_gaps: PromptGaps = False
     infill: str | None = Field(None, min_length=1, description=(
         "A text with gaps, each written ___ (three low lines or more); the model fills them, and they share evenly the tokens "
@@ -34,4 +34,7 @@ class SampleConfig(Frozen):
             raise ValueError(f"{' and '.join(given)}: give only one of them")
         if self.infill is not None and not BLANK.search(self.infill):
             raise ValueError("infill: has no gap; write ___ where the model is to write, or give prompt")
+        if self.infill is not None and not BLANK.sub("", self.infill).strip():
+            raise ValueError("infill: has gaps and no words; write some words beside ___, or leave it out")
+        refuse_idle(self.prompts, prompt_gaps=self.prompt_gaps, prompt_field=self.prompt_field != PROMPT_FIELD)
         return self

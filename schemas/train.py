@@ -6,7 +6,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 
 from tsdfm.schemas.base import without_newer
 from tsdfm.schemas.corpus import CorpusConfig
-from tsdfm.schemas.model import TransformerShape
+from tsdfm.schemas.model import KappaExponent, TransformerShape
 from tsdfm.schemas.optim import Divided
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.terms import Source, Texts
@@ -20,13 +20,14 @@ class PretrainConfig(Divided):
         "Folder or file of a tokenizer.json to use; null: one is trained on the corpus"))
     eos: str | None = Field(None, min_length=1, description="Token that ends a text, of a given tokenizer; null: as it says")
     vocab_size: int = Field(2048, ge=258, le=1 << 20, description="Size of a tokenizer that is trained here, [MASK] included")
-    length: int = Field(64, ge=2, description="Tokens L of every sequence, which is also the length of the texts it will write")
+    length: int = Field(64, ge=2, le=65536, description=(
+        "Tokens L of every sequence, which is also the length of the texts it will write"))
     texts: Texts = Field("packed", description=(
         "How documents become texts: 'packed' cuts all of them, one after another with an end token between, into stretches of "
         "L; 'padded' makes each a text of its own, cut at L, and the model then writes texts that end"))
     source: Source = Field("mask", description=(
         "What a text starts from: all [MASK] ('mask') or random tokens ('uniform')"))
-    kappa_exponent: float = Field(1.0, gt=0, description=(
+    kappa_exponent: KappaExponent = Field(1.0, description=(
         "Exponent n of the schedule kappa_t = t^n: the share of a text that is written at time t"))
     objective: Literal["cross_entropy", "generalized_kl"] = Field("cross_entropy", description=(
         "What is minimised: the cross entropy at noised positions, or the generalised KL of the jump rates, which bounds the "
@@ -34,7 +35,7 @@ class PretrainConfig(Divided):
     spaced: float = Field(0.0, ge=0, le=1, description=(
         "Share of each batch whose texts are noised as spaced clocks do it, their noise spread evenly; of the mask source"))
     shape: TransformerShape = TransformerShape()
-    cond_dim: int = Field(128, ge=8, description="Width of the embedding of the time")
+    cond_dim: int = Field(128, ge=8, le=65536, description="Width of the embedding of the time")
 
     @model_validator(mode="after")
     def _one_vocabulary(self) -> "PretrainConfig":
@@ -63,8 +64,9 @@ class CompassConfig(Divided):
         "hub:USER/NAME[@REVISION]"))
     corpus: CorpusConfig = CorpusConfig(part="first")
     shape: TransformerShape = TransformerShape(hidden_size=128, n_blocks=3, n_heads=4)
-    rollouts: int = Field(512, ge=2, description="Blind texts of the teacher that 'nce' learns to tell from real ones")
-    rollout_steps: int = Field(32, ge=1, description="Steps of those rollouts")
+    rollouts: int = Field(512, ge=2, lt=2**31, description=(
+        "Blind texts of the teacher that 'nce' learns to tell from real ones"))
+    rollout_steps: int = Field(32, ge=1, le=65536, description="Steps of those rollouts")
     init: Literal["teacher", "random"] | None = Field(None, description=(
         "What an 'nce' network starts from: 'teacher' is the teacher's weights, in its widths; 'random' is none, in the widths "
         "of `shape`; null: teacher for 'nce'; an 'ar' network has no other start than random"))

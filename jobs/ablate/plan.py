@@ -88,7 +88,7 @@ def _trial(sweep: Sweep, values: Mapping[str, Level], seed: int, places: Mapping
     where = f"{sweep.name}: trial {_told({name: _level(value) for name, value in values.items()})}"
     fields = copy.deepcopy(sweep.base)
     for path, value in {**values, "optim.seed": seed}.items():
-        put(fields, path, value, where)
+        put(fields, path, copy.deepcopy(value), where)  # in which the seed is set, if it is a level of `optim`
     data = fields.get("data")
     named = _names(data.get("paths") if isinstance(data, dict) else None, given)
     put(fields, PATHS, [_place(name, sweep, places) for name in named], where)

@@ -37,6 +37,7 @@ from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.plan import Plan, PlanWish, Rates, Stage
 
 SAMPLING = "sampling and judging texts"  # how `evaluate` calls the stage of its rows
+FIGURED = 2**20  # tokens, about, whose figures are measured at the most: those of more are told by these
 VISITS = 64.0  # a text that takes more forward passes is measured in steps that take about so many
 
 
@@ -132,7 +133,9 @@ class EvaluateJob:
         """Seconds of the figures of a row: of as few texts as were sampled, and of as many as are asked for."""
         samples, found = kept_texts(results, results.rows[0], folder)
         given, taken = samples.given, list[float]()
-        for times in (1, ceil(self.config.samples / len(samples.texts))):
+        wanted = ceil(self.config.samples / len(samples.texts))
+        most = max(1, min(wanted, FIGURED // samples.tokens.size))
+        for times in (1, most):
             many = replace(samples, tokens=np.tile(samples.tokens, (times, 1)), texts=samples.texts * times,
                            nfe=None if samples.nfe is None else np.tile(samples.nfe, times),
                            given=None if given is None else Prefixes(np.tile(given.tokens, times), given.texts * times))
@@ -141,7 +144,7 @@ class EvaluateJob:
             began = time.monotonic()
             summarise(many, scores)
             taken.append(time.monotonic() - began)
-        return taken[0], taken[1]
+        return taken[0], taken[1] * wanted / most  # about as the number of texts
 
     def forecast(self, rates: Rates) -> Forecast:
         """The rows that are left, and how long sampling and judging them takes."""

@@ -190,6 +190,9 @@ def _connect(address: str, cpus: int | None, folder: str | None) -> None:
         except Exception as error:
             ray.shutdown()  # what of it was started
             where = "on this machine" if address == "local" else f"at --address {address}"
+            if isinstance(error, TypeError | ValueError):  # of what it was given: no time mends that
+                raise WorkError(f"Ray can't start {where} ({first_line(error)}); mend what that names, the environment of this "
+                                "process say") from None
             if start == starts:
                 raise WorkError(f"Ray did not start {where} ({first_line(error)}); try again when it is less busy") from None
             say(f"Ray did not start {where}, which may be busy; trying again")

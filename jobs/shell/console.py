@@ -138,11 +138,21 @@ def say_if_slow(dtype: Dtype, gpu: bool) -> None:
 def emit(report: BaseModel) -> None:
     """Print a report as one machine-readable JSON object on standard output, without the secrets of URIs.
 
-    What a field of `texts_in` holds is a text, of a model or a user, and stays as it is. The line is UTF-8, whatever it
-    quotes: bytes of a file's name that aren't are escaped.
+    What a field of `texts_in` holds is a text, of a model or a user, and stays as it is. Where standard output has not all
+    characters, or some are none (bytes of a file's name that are not UTF-8), they are escaped as JSON has it.
     """
-    line = json.dumps(_untold(report, report.model_dump(mode="json")), ensure_ascii=False, separators=(",", ":"))
-    click.echo(line.encode(errors="backslashreplace").decode())
+    data = _untold(report, report.model_dump(mode="json"))
+    line = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    click.echo(line if showable(line) else json.dumps(data, separators=(",", ":")))
+
+
+def showable(words: str) -> bool:
+    """Whether standard output has all characters of some words."""
+    try:
+        words.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _untold(value: object, data: Any) -> Any:

@@ -10,11 +10,15 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 
+from tsdfm.jobs.shell.console import showable
 from tsdfm.schemas.base import EVERY_FIELD, Frozen, InputError, first_line, parse
 from tsdfm.schemas.paths import is_text
 from tsdfm.schemas.regular import read_regular
 
 C = TypeVar("C", bound=Frozen)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 class _Loader(yaml.SafeLoader):
@@ -23,18 +27,20 @@ class _Loader(yaml.SafeLoader):
     Numbers are those of YAML 1.2: 010 is ten and not eight, and 1:30 is a text and not ninety.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping whose keys are all different."""
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """A mapping as it is written, its keys all different: what a merge key (<<) brings, they may replace."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
         seen: dict[Any, int] = {}
         for key, _ in node.value:
-            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            name = key.value if key.tag == _MERGE else self.construct_object(key, deep=True)
+            line = key.start_mark.line + 1
             if not isinstance(name, Hashable):
                 raise yaml.constructor.ConstructorError(None, None, "a list or mapping is no name of a field", key.start_mark)
             if name in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"'{name}' stands twice, in line {seen[name]}, too", key.start_mark)
             seen[name] = line
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
@@ -153,5 +159,7 @@ def put(data: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 
 def yaml_of(config: Frozen) -> str:
-    """A config as a YAML file that gives the same config, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json", context=EVERY_FIELD), sort_keys=False, allow_unicode=True, width=120)
+    """A config as a YAML file that gives the same config, every default written out, for standard output."""
+    data = config.model_dump(mode="json", context=EVERY_FIELD)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    return text if showable(text) else yaml.safe_dump(data, sort_keys=False, width=120)

@@ -8,7 +8,7 @@ import torch
 from tsdfm.jobs.shell.console import FINISHED, say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
 from tsdfm.jobs.train.progress import stopped, told, training_progress
-from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
+from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, load_denoiser, state_folder, teacher_folder
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.loop.trainer import Watch
 from tsdfm.pipeline.training.text_trainer import corpus_of
@@ -38,6 +38,8 @@ def train(label: str, loop: Any, is_made: Any, config: C, out: Path, kind: type[
     Raises InputError (nothing was changed), WorkError (the last checkpoint is kept), or Interrupted.
     """
     check_tracker(config.tracker)
+    if isinstance(config, CompassConfig) and _is_here(config):
+        load_denoiser(teacher_folder(config.teacher))  # refused now, before anything is read or written
     say_corpus(config.corpus, [config.teacher] if isinstance(config, CompassConfig) else ())
     alone = config.workers == 1 and config.address == "local"
     if _finished(label, is_made, config if alone else with_anchored_paths(config), out):

@@ -168,8 +168,10 @@ def sample(config: SampleConfig) -> list[str]:
     return [each.text for each in write(config)]
 
 
-def write(config: SampleConfig) -> list[Written]:
+def write(config: SampleConfig, progress: Progress = unheard) -> list[Written]:
     """As `sample`, with what was given and what was written; on a GPU if there is one.
+
+    `progress`: called before the first and after each batch, if there are several.
 
     Raises InputError: no such model, none so long, or prompts that it can't go on from.
     """
@@ -184,8 +186,10 @@ def write(config: SampleConfig) -> list[Written]:
         raise InputError(f"number: {config.number:,} texts to each of {len(prompts):,} prompts are too many; give fewer")
     prepare(opened.network, rollout.dtype, rollout.compile)
     opened.network.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    found = []
+    found = list[Written]()
     for start in range(0, total, rollout.batch_size):
+        if total > rollout.batch_size:
+            progress("sampling texts", start, total)
         ids = range(start, min(start + rollout.batch_size, total))
         fixed = torch.tensor([patterns[number // config.number] for number in ids]) if prompts else None
         rolled = roll_out_blocks(opened.network, rollout, ids, Use.MEASURE, extent, fixed)
@@ -195,6 +199,8 @@ def write(config: SampleConfig) -> list[Written]:
             if prompts:
                 prompted = Prompted(prompt=prompts[which].text, written=written(shown, patterns[which], words))
             found.append(Written(words.decode(shown), prompted, size, None if extent.end_id is None else ended))
+    if total > rollout.batch_size:
+        progress("sampling texts", total, total)
     return found
 
 

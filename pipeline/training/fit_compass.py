@@ -15,7 +15,7 @@ from tsdfm.pipeline.training.contrast.loss import Candidates, NoiseContrast
 from tsdfm.pipeline.training.contrast.separation import LINE_TEXTS, auc_per_bin, scalars_of
 from tsdfm.pipeline.training.contrast.states import kept_states
 from tsdfm.pipeline.training.loop.data_parallel import Place, state_owned
-from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch, seeded
+from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch, finite, seeded
 from tsdfm.pipeline.training.losses import CausalNLL
 from tsdfm.pipeline.training.text_trainer import Texts, TextTrainer, held_out_texts, record_in, texts_of
 from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
@@ -25,6 +25,7 @@ from tsdfm.schemas.train import CompassConfig
 from tsdfm.schemas.training_record import CausalRecord, NceRecord
 
 HELD_OUT_SHARE = 0.2  # of the rollouts, kept for the AUC
+MOST_NATS = 709.0  # per token, of which exp is a float64
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,10 @@ def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Settin
         device = next(model.parameters()).device
         nll = sum(float(loss(each.to(device)).double().sum()) for each in rows) / sum(map(loss.count, rows))
     model.cpu()
+    perplexity = math.exp(nll) if nll < MOST_NATS else math.inf
     return Fit(model, CausalRecord(
-        config=config, corpus=corpus.facts, tokenizer=vocabulary.fingerprint, held_out_perplexity=math.exp(nll)))
+        config=config, corpus=corpus.facts, tokenizer=vocabulary.fingerprint,
+        held_out_perplexity=finite("held_out_perplexity", perplexity, config.optim.steps, setting.folder)))
 
 
 def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:

@@ -10,7 +10,7 @@ from tsdfm.pipeline.models.folder import holds_whole, load, save
 from tsdfm.pipeline.text.corpus import corpus_sha256
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.loop.data_parallel import Place, state_owned
-from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch, seeded
+from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch, finite, seeded
 from tsdfm.pipeline.training.losses import CrossEntropy, GeneralizedKL, mean_loss
 from tsdfm.pipeline.training.text_trainer import TextTrainer, corpus_of, given_vocabulary, held_out_texts, record_in, texts_of
 from tsdfm.schemas.base import InputError
@@ -109,5 +109,6 @@ def pretrain(
     trainer = TextTrainer(model, loss, texts, config, place or Place.alone())
     if not trainer.run(folder, _identity(config, corpus.facts.sha256, words.fingerprint), report, watch.stop):
         return None
-    scores = evaluate(model, held)
+    steps = config.optim.steps
+    scores = {name: finite(name, value, steps, folder) for name, value in evaluate(model, held).items()}
     return Teacher(model.cpu(), words, PretrainRecord(config=config, corpus=corpus.facts, **scores))

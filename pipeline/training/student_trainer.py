@@ -111,7 +111,7 @@ def train(start: Start, folder: Path, place: Place, report: Report, stop: Stop =
 
     if not trainer.run(parts, parallel.on_first(report), gauges, place.mean, place.heeding(stop)):
         return None
-    return Trained(student, None if held_out is None else held_out.facts(student, trainer.kept_step))
+    return Trained(student, None if held_out is None else held_out.facts(student, trainer.kept_step, folder))
 
 
 def _begun(start: Start) -> Denoiser:

@@ -120,9 +120,10 @@ def test_models_that_do_not_fit_together_are_refused(cli, tmp_path, tiny_models)
     out = ("--out", tmp_path / "out")
     assert_refused(cli("generate", "--teacher", tiny_models.foreign, "--compass", tiny_models.ar, *out), "tokenizer is not the teacher's")
     assert_refused(cli("generate", "--teacher", tiny_models.ar, *out), "holds a causal model")
+    assert_refused(cli("fit-compass", "--teacher", tiny_models.ar, "--workers", 2, *out), "holds a causal model")
     assert_refused(cli("generate", "--teacher", tiny_models.mask, "--compass", tiny_models.mask, *out), "holds a denoiser")
     assert_refused(cli("generate", "--teacher", tiny_models.uniform, "--compass", tiny_models.nce, *out), "source")
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_out_that_cannot_be_used_is_refused_and_left_alone(cli, tmp_path, tiny_models):

@@ -81,6 +81,15 @@ def test_what_people_see(cli, tiny_models, tmp_path):
     assert cli("sample", config).stdout.startswith("> the quick\n\nthe quick")
 
 
+def test_progress_is_told_of_more_than_a_batch(cli, tiny_models):
+    """Beside the texts, not among them; of a few texts there is nothing to tell."""
+    asked = ["sample", "--model", tiny_models.mask, "--steps", 2, "-n", 5, "--json"]
+    several, one = cli(*asked, "--batch-size", 2), cli(*asked)
+    assert "sampling texts: 5/5" in several.stderr
+    assert one.stderr == ""
+    assert len(json.loads(several.stdout)["texts"]) == len(json.loads(one.stdout)["texts"]) == 5
+
+
 def test_prompts_that_cannot_be(cli, tiny_models, tmp_path, monkeypatch):
     """One line each, before the model writes anything."""
     monkeypatch.setattr(Denoiser, "hidden", None)
@@ -94,14 +103,16 @@ def test_prompts_that_cannot_be(cli, tiny_models, tmp_path, monkeypatch):
         assert outcome.code == 2
 
     long = "the quick brown fox jumps over the lazy dog " * 20
-    refused("--prompt", "", "prompt: String should have at least 1 character")
+    refused("--prompt", "", "prompt: is empty")
     refused("--prompt", long, "prompt: has", "a text of the model 16", "shorten it")
     refused(["--prompt", "the quick", "--length", "1"], None, "prompt: has", "a text of the model 1,", "--length")
     refused("--prompt", "x\udcff", "prompt: ", "unicode")
     refused("--infill", "the quick", "infill: has no gap", "___")
     refused("--infill", "the __ quick", "infill: has no gap")
-    refused("--infill", "___ ___", "infill: is no token")
+    refused("--infill", "___ ___", "infill: has gaps and no words")
     refused("--infill", f"{long}___ a", "infill: has")
+    refused(["--prompt", "hi ___ he", "--prompt-gaps"], None, "prompt_gaps: says how prompts are taken, and there are none")
+    refused(["--prompt", "hi", "--prompt-field", "x"], None, "prompt_field: says how prompts are taken, and there are none")
     refused(["--prompt", "a", "--infill", "a ___"], None, "prompt and infill: give only one")
     refused(["--prompt", "a", "--prompts", "b.txt"], None, "prompt and prompts: give only one")
     refused("--prompts", tmp_path / "nowhere.txt", "nowhere.txt: cannot be read")

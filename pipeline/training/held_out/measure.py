@@ -18,6 +18,7 @@ the temperatures of `COOLING`, is what a student has to exceed before its share 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from torch import Tensor
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
 from tsdfm.pipeline.loader.windows import Batch
 from tsdfm.pipeline.models.denoiser import Denoiser
+from tsdfm.pipeline.training.loop.trainer import finite
 from tsdfm.pipeline.training.objectives import StudentLoss, candidate_logprobs, listwise, of_choices, possible
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.optim import HELD_OUT_LOSS
@@ -68,9 +70,12 @@ class HeldOut:
             found |= {SHARE: self._share(self._logprobs(student, self.choices), self.choices), COOLED: self.cooled}
         return found
 
-    def facts(self, student: Denoiser, updates: int) -> HeldOutFacts:
-        """The same for a student's record; `updates`: those that it has learnt from."""
-        found = self(student)
+    def facts(self, student: Denoiser, updates: int, folder: Path) -> HeldOutFacts:
+        """The same for a student's record; `updates`: those that it has learnt from, `folder`: of the training state.
+
+        Raises WorkError if a figure is not finite.
+        """
+        found = {name: finite(name, value, updates, folder) for name, value in self(student).items()}
         return HeldOutFacts(trajectories=len(self.windows), updates=updates, loss=found[HELD_OUT_LOSS], share=found.get(SHARE),
                             cooled=found.get(COOLED))
 

@@ -22,11 +22,16 @@ STATE_FILE, HEADER_FILE = "training_state.safetensors", "training_state.json"
 NEWER = ("tokenizer_fingerprint", "teacher_texts")  # of identities: what older checkpoints don't note isn't asked of them
 
 
+def is_there(folder: Path) -> bool:
+    """Whether a folder holds a training checkpoint."""
+    return (folder / STATE_FILE).is_file() and (folder / HEADER_FILE).is_file()
+
+
 def identity_in(folder: Path) -> dict[str, Any] | None:
     """What the training checkpoint in a folder depends on; None if there is none. Raises InputError if it can't be read."""
-    state_file, header_file = folder / STATE_FILE, folder / HEADER_FILE
-    if not (state_file.is_file() and header_file.is_file()):
+    if not is_there(folder):
         return None
+    header_file = folder / HEADER_FILE
     try:
         return dict(plain_json(read_regular(header_file), str(header_file))["identity"])
     except (InputError, KeyError, TypeError, ValueError):

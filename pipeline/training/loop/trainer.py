@@ -98,6 +98,14 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     return config.lr * (config.final_lr_ratio + (1 - config.final_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def finite(name: str, value: float, step: int, folder: Path) -> float:
+    """The value of a scalar at an update. Raises WorkError if it is not finite, and says what is kept in the state folder."""
+    if not math.isfinite(value):
+        kept = f"the last checkpoint in {folder} is kept; " if checkpoint.is_there(folder) else ""
+        raise WorkError(f"the {name} is {value} at update {step}; {kept}lower optim.lr or optim.clip and start a new --out")
+    return value
+
+
 class Trainer:
     """Trains `model` in place of `steps` updates; afterwards `model` holds the EMA weights.
 
@@ -211,9 +219,7 @@ class Trainer:
         return value, norm
 
     def _check_finite(self, name: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise WorkError(f"the {name} is {value} at update {self.step}; the last checkpoint in {self.folder} is kept; "
-                            "lower optim.lr or optim.clip and start a new --out")
+        finite(name, value, self.step, self.folder)
 
     def run(
         self, parts: Parts, report: Report, gauges: Gauges = dict, mean: Mean = float, stop: Stop = never,

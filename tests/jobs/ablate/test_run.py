@@ -121,6 +121,12 @@ def test_a_grid_is_every_combination_with_every_seed(fields, root):
     assert len({trial.key for trial in trials}) == 8
 
 
+def test_a_level_of_several_fields_is_the_same_with_every_seed(fields, root):
+    trials = plan(sweep_of(fields, factors={"optim": [{"steps": 4}, {"steps": 5}]}, seeds=[0, 3]), [str(root / "data")])
+    assert [(trial.levels["optim"], trial.config.optim.seed) for trial in trials] == [
+        (f'{{"steps": {steps}}}', seed) for steps in (4, 5) for seed in (0, 3)]
+
+
 def test_a_list_takes_what_it_leaves_out_from_the_base(fields, root):
     listed = [{"objective": "endpoint"}, {"rounds": 2, "data.best": 0.5}, {"budgets": {4: 1}, "data.energy_beta": 2}]
     trials = plan(sweep_of(fields, factors={}, trials=listed), [str(root / "data")])
@@ -174,6 +180,7 @@ REFUSED: dict[str, tuple[dict[str, object], list[str]]] = {
     "grid and list": ({"trials": [{"beta": 1}]}, ["either factors", "trials"]),
     "no level": ({"factors": {"beta": []}}, ["factors.beta"]),
     "the seed as a factor": ({"factors": {"optim.seed": [1]}}, ["optim.seed", "'seeds'"]),
+    "the seed within a factor": ({"factors": {"optim": [{"steps": 4, "seed": 3}]}}, ["optim.seed is no factor", "'seeds'"]),
     "workers as a factor": ({"factors": {"workers": [1, 2]}}, ["workers", "one process"]),
     "workers in the base": ({"base": {"workers": 2}}, ["workers", "leave them out"]),
     "a seed twice": ({"seeds": [1, 1]}, ["seeds", "twice"]),

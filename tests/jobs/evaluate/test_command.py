@@ -442,7 +442,7 @@ def test_help_needs_no_torch():
     (["--evaluator", "/nowhere/judge.gguf"], ["/nowhere/judge.gguf", "no such file"]),
     (["--steps", "0"], ["steps.0", "greater than or equal to 1"]),
     (["--steps", "1,two"], ["steps.1", "two"]),
-    (["--steps", ""], ["steps", "at least 1 item"]),
+    (["--steps", ""], ["steps", "is empty"]),
     (["--temperature", "0"], ["temperature", "greater than 0"]),
     (["--temperatures", "0.5,-1"], ["temperatures.1", "greater than 0"]),
     (["--number", "1"], ["samples", "greater than or equal to 2"]),

@@ -206,6 +206,15 @@ def test_evaluate_after_prompts_is_planned_by_fewer_texts_than_asked_for(tiny_mo
     assert (found.makes["rows"], found.work["texts to judge"]) == (1, 20)
 
 
+def test_the_figures_of_very_many_texts_are_planned_by_few(tiny_models, cli, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("tsdfm.jobs.evaluate.plan.summarise", lambda samples, scores: sizes.append(len(samples.texts)))
+    found = planned(cli("evaluate", "--model", tiny_models.mask, "--evaluator", tiny_models.ar, "--no-reference", "-n", 10**9,
+                        "--steps", 4, "--batch-size", 4, "--plan", "--json"))
+    assert found.makes["texts"] == 10**9
+    assert 4 == sizes[0] < sizes[1] <= 2**20 // 8
+
+
 @pytest.fixture
 def ray():
     with ray_here(3):

@@ -78,6 +78,21 @@ def test_ray_that_does_not_start_is_started_again_twice(monkeypatch, capsys, fai
     assert capsys.readouterr().err.count("trying again") == 2
 
 
+@pytest.mark.parametrize("error", [UnicodeEncodeError("utf-8", "x", 0, 1, "why"), TypeError("why"), ValueError("why")])
+def test_what_no_time_mends_is_told_at_once(monkeypatch, capsys, error):
+    begun = []
+
+    def faulty(**options):
+        begun.append(options)
+        raise error
+
+    monkeypatch.setattr("ray.init", faulty)
+    with pytest.raises(WorkError, match=r"Ray can't start on this machine \(.*why\)"), cluster.cluster("local", 1):
+        pass
+    assert len(begun) == 1
+    assert capsys.readouterr().err == ""
+
+
 def test_what_is_half_started_as_it_is_interrupted_is_ended_and_nothing_else(monkeypatch):
     left: list[str] = []
     started: list[psutil.Process] = []

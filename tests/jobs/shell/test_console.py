@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from rich.console import Console
 
 from tests.support import make_dataset
@@ -103,6 +104,27 @@ def test_a_standard_stream_that_is_closed_keeps_nothing_from_being_written(tmp_p
     done = subprocess.run(["sh", "-c", shell, sys.executable, code, str(tmp_path / "out"), str(tmp_path / "figures")], check=False)
     assert done.returncode == 0
     assert json.loads((tmp_path / "figures").read_text())["out"] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_characters_that_standard_output_lacks_are_told_otherwise(encoding):
+    """In JSON and YAML as these write them, so that they are the same when they are read."""
+    code = """if True:
+        import sys
+        from tsdfm.jobs.start import _open_streams
+        _open_streams()
+        from tsdfm.jobs.shell.console import emit, tell
+        from tsdfm.jobs.shell.options import yaml_of
+        from tsdfm.schemas.sample import SampleConfig
+        config = SampleConfig(prompt="\\u2019")
+        tell(config.prompt)
+        emit(config)
+        sys.stdout.write(yaml_of(config))
+    """
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": encoding}, check=True, capture_output=True)
+    told, line, *text = done.stdout.decode("ascii").splitlines()
+    assert told == "\\u2019"
+    assert json.loads(line)["prompt"] == yaml.safe_load("\n".join(text))["prompt"] == "\u2019"
 
 
 @pytest.mark.parametrize(("number", "seconds", "told"), [

@@ -13,7 +13,8 @@ from tsdfm.jobs.cli import COMMANDS
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.schema import CONFIGS
 from tsdfm.jobs.shell.flags import GroupedCommand, flags_of
-from tsdfm.schemas.base import Frozen
+from tsdfm.jobs.shell.options import read_yaml
+from tsdfm.schemas.base import Frozen, InputError
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.train import CompassConfig
@@ -214,6 +215,23 @@ def test_a_key_that_stands_twice_is_refused(cli, tmp_path):
     """YAML would keep the last without a word."""
     (tmp_path / "config.yaml").write_text("out: OUT\nrollout:\n  steps: 8\n  seed: 1\n  steps: 16\n")
     assert_refused(cli("generate", tmp_path / "config.yaml", "--print-config"), "config.yaml:5", "'steps' stands twice")
+
+
+def test_a_merge_key_brings_what_the_mapping_does_not_say_itself(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "a: {<<: &b {<<: &c {steps: 1, seed: 1}, steps: 2}, dtype: x}\nb: *b\nc: *c\nd: {<<: [*c, {top_k: 3}], seed: 9}\n")
+    assert read_yaml(tmp_path / "config.yaml") == {
+        "a": {"steps": 2, "seed": 1, "dtype": "x"}, "b": {"steps": 2, "seed": 1}, "c": {"steps": 1, "seed": 1},
+        "d": {"steps": 1, "top_k": 3, "seed": 9}}
+
+
+@pytest.mark.parametrize(("text", "why"), [
+    ("a: &a {x: 1}\nb: {<<: *a, y: 1, y: 2}\n", "'y' stands twice"), ("a: &a {x: 1}\nb: {<<: *a, <<: *a}\n", "'<<' stands twice"),
+    ("a: {<<: 3}\n", "expected a mapping"), ("a: {? [1] : 2}\n", "no name of a field")])
+def test_a_merge_that_can_not_be_is_refused(tmp_path, text, why):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match=f"not YAML .*{why}"):
+        read_yaml(tmp_path / "config.yaml")
 
 
 def test_a_home_folder_is_one_in_flags_and_files_alike(cli, tmp_path, monkeypatch):

@@ -444,7 +444,7 @@ def poisoned(folder, target, name="trunk.blocks.0.qkv.weight"):
 
 def test_a_nan_at_the_start_is_one_line_and_saves_nothing(data, tmp_path, tiny_models):
     config = small(data["mask"], init=poisoned(tiny_models.mask, tmp_path / "nan"), optim={"checkpoint_every": 1})
-    with pytest.raises(WorkError, match="the loss is nan at update 0") as caught:
+    with pytest.raises(WorkError, match=r"the loss is nan at update 0; lower optim\.lr") as caught:
         train(config, tmp_path / "state")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "state" / STATE_FILE).exists()
@@ -454,7 +454,7 @@ def test_a_nan_at_the_start_is_one_line_and_saves_nothing(data, tmp_path, tiny_m
 def test_a_run_that_diverges_keeps_a_checkpoint_of_finite_weights(lr, data, tmp_path):
     """The update itself may be what overflows: its weights must never replace the last good ones."""
     config = small(data["mask"], optim={"lr": lr, "warmup": 0, "checkpoint_every": 1, "steps": 40})
-    with pytest.raises(WorkError, match="kept") as caught:
+    with pytest.raises(WorkError, match="kept" if lr < 1e39 else "at update 1; lower") as caught:
         train(config, tmp_path)
     assert "\n" not in str(caught.value)
     if (tmp_path / STATE_FILE).exists():

@@ -15,6 +15,8 @@ from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.pipeline.training.fit_compass import Setting, fit
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.pretrain import pretrain
+from tsdfm.pipeline.training.text_trainer import TextTrainer
+from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.train import CompassConfig, PretrainConfig
 
 CPU = torch.device("cpu")
@@ -166,3 +168,19 @@ def test_a_batch_that_does_not_divide_is_refused(root):
         config_of("mask", root, workers=3, micro_batches=2)
 
 
+@pytest.mark.parametrize(("kind", "weight", "figure"), [
+    ("mask", torch.nan, "held_out_cross_entropy is nan"), ("ar", torch.nan, "held_out_perplexity is inf"),
+    ("ar", 1e6, "held_out_perplexity is inf")])
+def test_a_figure_that_is_not_finite_is_no_defect_and_keeps_the_training(kind, weight, figure, root, tmp_path, monkeypatch):
+    run = TextTrainer.run
+
+    def ruined(self: TextTrainer, *arguments: Any) -> bool:
+        done = run(self, *arguments)
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * weight)
+        return done
+
+    monkeypatch.setattr(TextTrainer, "run", ruined)
+    with pytest.raises(WorkError, match=f"{figure} at update 8; the last checkpoint in {tmp_path} is kept"):
+        alone(config_of(kind, root), tmp_path)

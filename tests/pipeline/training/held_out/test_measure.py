@@ -15,7 +15,7 @@ from tsdfm.pipeline.training.held_out.measure import COOLED, SHARE, HeldOut
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.student_trainer import proposal_temperature, train
-from tsdfm.schemas.base import InputError
+from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DataConfig, DistillConfig
 from tsdfm.schemas.optim import HELD_OUT_LOSS
 
@@ -41,6 +41,14 @@ def held_out_of(made):
     start = open_start(made)
     begun = student_of(start.weights.network, start.reader.clocks).eval()
     return HeldOut(made, start.reader.budget_shares, begun, proposal_temperature(start)), begun
+
+
+def test_a_figure_that_is_not_finite_is_no_defect(data, tmp_path):
+    held, begun = held_out_of(config(data))
+    with torch.no_grad():
+        begun.head.weight.fill_(torch.nan)
+    with pytest.raises(WorkError, match=r"the held_out/loss is nan at update 3; lower optim\.lr"):
+        held.facts(begun, 3, tmp_path)
 
 
 @pytest.mark.parametrize(("share", "below", "first"), [(0.0, None, 40), (0.25, None, 30), (0.001, None, 39), (0.5, 17, 9)])
