@@ -125,7 +125,8 @@ def main() -> None:
         settled()
         threading.excepthook = threads
         for number, handler in former.items():
-            signal.signal(number, handler)
+            if handler is not interrupt:  # which the process began with: then it is over, and what comes now stays unheard
+                signal.signal(number, handler)
         left(sys.exc_info()[1])
 
 
