@@ -134,7 +134,8 @@ def _run() -> None:
     try:
         for argument in sys.argv[1:]:
             if not is_text(argument):
-                raise InputError(f"{argument!r}: is not UTF-8, so no record could name it; give another name, or a link's")
+                raise InputError(f"{argument!r}: is not UTF-8, so no record could hold it; write it in UTF-8, or "
+                                 "link a file of such a name")
         cli.main(prog_name="tsdfm-pipeline", standalone_mode=False)
     except click.exceptions.Exit as leave:
         sys.exit(leave.exit_code)

@@ -106,7 +106,7 @@ def test_prompts_that_cannot_be(cli, tiny_models, tmp_path, monkeypatch):
     refused("--prompt", "", "prompt: is empty")
     refused("--prompt", long, "prompt: has", "a text of the model 16", "shorten it")
     refused(["--prompt", "the quick", "--length", "1"], None, "prompt: has", "a text of the model 1,", "--length")
-    refused("--prompt", "x\udcff", "prompt: ", "unicode")
+    refused("--prompt", "x\udcff", "is not UTF-8")
     refused("--infill", "the quick", "infill: has no gap", "___")
     refused("--infill", "the __ quick", "infill: has no gap")
     refused("--infill", "___ ___", "infill: has gaps and no words")
