@@ -125,7 +125,7 @@ def main() -> None:
         settled()
         threading.excepthook = threads
         for number, handler in former.items():
-            if handler is not interrupt:  # which the process began with: then it is over, and what comes now stays unheard
+            if handler not in (interrupt, None):  # what the process began with: then it is over, and what comes stays unheard
                 signal.signal(number, handler)
         left(sys.exc_info()[1])
 

@@ -119,6 +119,42 @@ def test_an_interrupt_is_neither_lost_nor_repeated():
     assert done.stdout == "heard\n", done.stderr
 
 
+FORKING = """
+import logging, os, signal, sys, threading, time
+from tsdfm.jobs.shell.signals import STOPPING, interrupt
+for number in STOPPING:
+    signal.signal(number, interrupt)
+def callback():
+    os.kill(os.getpid(), signal.SIGTERM)
+    sum(range(1000))
+if sys.argv[1] == "callback":
+    os.register_at_fork(after_in_parent=callback)
+else:  # while logging lets go its lock
+    def profile(frame, event, argument):
+        if event == "call" and frame.f_code.co_name in ("_releaseLock", "_afterFork"):
+            sys.setprofile(None)
+            os.kill(os.getpid(), signal.SIGTERM)
+    sys.setprofile(profile)
+started = time.monotonic()
+try:
+    if os.fork() == 0:
+        os._exit(0)
+    time.sleep(20)
+except KeyboardInterrupt:
+    thread = threading.Thread(target=logging.getLogger, args=("another",), daemon=True)
+    thread.start()
+    thread.join(5)
+    print("heard", time.monotonic() - started < 10, thread.is_alive())
+"""
+
+
+@pytest.mark.parametrize("where", ["callback", "lock"])
+def test_an_interrupt_in_the_middle_of_a_fork_is_heard_soon_and_nothing_else_is_said(where):
+    """As Ray forks when it starts: what runs then can't be interrupted, and a lock that it took must be let go."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKING, where], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("heard True False\n", "")
+
+
 def test_what_a_library_makes_of_an_interrupt_is_an_interrupt(cli, monkeypatch):
     """pydantic, say, raises an error of its own where an interrupt came in a function that it calls."""
     def swallowing() -> None:
