@@ -19,6 +19,7 @@ the less the earlier (how much it costs on a tiny joint law stands in tests/pipe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -188,33 +189,37 @@ def _halved(logprobs: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     return np.maximum(np.round(logprobs / TOPK_RESOLUTION) * TOPK_RESOLUTION, HALF_LOWEST).astype(np.float16)
 
 
+_STORED = {  # of what is recorded of events
+    "step": np.int32, "position": np.int32, "token": np.int32, "candidates": np.int32, "topk_ids": np.int32,
+    "topk_logprobs": np.float16, "choice": np.int8, "energy": np.float32, "logprob": np.float16,
+}
+
+
 def _split(
     recorder: _Recorder, ids: Sequence[int], arm: Arm, source: Tensor | None, state: Tensor, final: Tensor | None
 ) -> list[JumpLog]:
     events = {name: torch.cat(parts).cpu().numpy() for name, parts in recorder.events.items()}
     order = np.lexsort((events["position"], events["step"], events["row"]))
-    events = {name: values[order] for name, values in events.items()}
-    bounds = np.searchsorted(events["row"], np.arange(len(ids) + 1))
+    bounds = np.searchsorted(events["row"][order], np.arange(len(ids) + 1))
+    stored: dict[str, Any] = {
+        f"event_{name}": _halved(events[name][order]) if kind is np.float16 else events[name][order].astype(kind)
+        for name, kind in _STORED.items() if name in events
+    }
     slots = recorder.slots.cpu().numpy()
-    energy, choice = (recorded.cpu().numpy()[:, slots] for recorded in (recorder.energy, recorder.choice))
-    finals = None if final is None else final.tolist()
+    energy = recorder.energy.cpu().numpy()[:, slots].astype(np.float32)
+    if not slots.any():
+        energy = np.empty((len(ids), 0, 1), np.float32)
+    choice = recorder.choice.cpu().numpy()[:, slots].astype(np.int8)
+    finals = [None] * len(ids) if final is None else final.tolist()
     tokens = state.cpu().numpy().astype(np.int32)
-    sources = None if source is None else source.cpu().numpy().astype(np.int32)
+    sources = [None] * len(ids) if source is None else source.cpu().numpy().astype(np.int32)
     fixed = None if recorder.free is None else ~recorder.free.cpu().numpy()
-    logs = []
-    for index, trajectory_id in enumerate(ids):
-        of = {name: values[bounds[index] : bounds[index + 1]] for name, values in events.items()}
-        logs.append(JumpLog(
-            trajectory_id=int(trajectory_id), arm=arm, source_tokens=None if sources is None else sources[index],
-            tokens=tokens[index], event_step=of["step"].astype(np.int32), event_position=of["position"].astype(np.int32),
-            event_token=of["token"].astype(np.int32), event_candidates=of["candidates"].astype(np.int32),
-            event_topk_ids=of["topk_ids"].astype(np.int32), event_topk_logprobs=_halved(of["topk_logprobs"]),
-            step_energy=energy[index].astype(np.float32) if slots.any() else np.empty((0, 1), np.float32),
-            step_choice=choice[index].astype(np.int8),
-            final_energy=None if finals is None else finals[index],
+    return [
+        JumpLog(
+            trajectory_id=int(trajectory_id), arm=arm, source_tokens=sources[index], tokens=tokens[index],
+            step_energy=energy[index], step_choice=choice[index], final_energy=finals[index],
             fixed_positions=None if fixed is None else np.flatnonzero(fixed[index]).astype(np.int32),
-            event_choice=of["choice"].astype(np.int8) if "choice" in of else None,
-            event_energy=of["energy"].astype(np.float32) if "energy" in of else None,
-            event_logprob=_halved(of["logprob"]) if "logprob" in of else None,
-        ))
-    return logs
+            **{name: values[bounds[index] : bounds[index + 1]] for name, values in stored.items()},
+        )
+        for index, trajectory_id in enumerate(ids)
+    ]

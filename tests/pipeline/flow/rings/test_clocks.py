@@ -21,10 +21,13 @@ from tsdfm.pipeline.flow.rings.clocks import draw_rings, noised_states, spread
 from tsdfm.pipeline.flow.rollout import roll_out_blind
 from tsdfm.pipeline.models.folder import load, load_model
 from tsdfm.pipeline.storage.open_store import open_store
+from tsdfm.pipeline.training.distill import distill
+from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
 from tsdfm.schemas.generate import RolloutConfig
 from tsdfm.schemas.manifest import Identity
 from tsdfm.schemas.sample import SampleConfig
+from tsdfm.schemas.terms import Clocks
 
 LENGTHS = (1, 3, 16, 23, 64)
 ROLLOUT = {"steps": 8, "batch_size": 4}  # of `make_dataset`
@@ -132,22 +135,23 @@ def test_clocks_are_part_of_what_a_dataset_is(tiny_models, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["mask", "uniform"])
-def test_a_student_keeps_the_clocks_of_its_data(cli, tiny_models, tmp_path, source):
-    """From `generate` over `distill` to `sample` and the next round; a flag overrides it."""
+def test_a_student_keeps_the_clocks_of_its_data(tiny_models, tmp_path, source):
+    """From a dataset over a student to its texts and to the next round; a setting overrides it."""
     teacher = tiny_models.mask if source == "mask" else tiny_models.uniform
-    common = ["--compass", "none", "--arm", "blind", "--trajectories", 8, "--steps", 4, "--workers", 1]
-    clocks = "spaced" if source == "mask" else "even"
-    assert cli("generate", "--teacher", teacher, "--out", tmp_path / "data", "--clocks", clocks, *common).code == 0
-    made = cli("distill", "--data", tmp_path / "data", "--arm", "blind", "--init", teacher, "--out", tmp_path / "student", "--updates", 2, "--batch-size", 4)
-    assert made.code == 0, made.stderr
+    clocks: Clocks = "spaced" if source == "mask" else "even"
+    common = {"arm": "blind", "compass": "none", "trajectories": 8}
+    made = make_dataset(tmp_path / "data", tiny_models, teacher=str(teacher), rollout={**ROLLOUT, "steps": 4, "clocks": clocks}, **common)
+    assert made.identity.rollout.clocks == clocks
+    distill(DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")], "arm": "blind"}, "init": str(teacher),
+                                          "optim": {"steps": 2, "batch_size": 4}}), tmp_path / "student")
     student = load(tmp_path / "student").network.config
     assert student.clocks == clocks  # type: ignore[union-attr]  # a denoiser's
     assert load_model(str(teacher)).network.config.clocks == "independent"
     config = SampleConfig(model=str(tmp_path / "student"), number=3, rollout=RolloutConfig(steps=4))
     texts = {name: sample(config.model_copy(update={"rollout": RolloutConfig(steps=4, clocks=name)})) for name in (None, clocks, "independent")}
     assert texts[None] == texts[clocks] != texts["independent"]
-    assert cli("generate", "--teacher", tmp_path / "student", "--out", tmp_path / "next", *common).code == 0
-    assert f'"clocks": "{clocks}"' in (tmp_path / "next" / "manifest.json").read_text()
+    following = make_dataset(tmp_path / "next", tiny_models, teacher=str(tmp_path / "student"), rollout={**ROLLOUT, "steps": 4}, **common)
+    assert following.identity.rollout.clocks == clocks
 
 
 def test_even_clocks_are_refused_for_masks(cli, tiny_models, tmp_path):
