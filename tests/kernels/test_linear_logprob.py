@@ -107,7 +107,8 @@ def test_excluded_columns_have_no_mass(v):
     b[closed] = -torch.inf
     open_ids = (~closed).nonzero()[:, 0]
     truth = F.log_softmax((hidden.double() @ weight[open_ids].double().T + b[open_ids].double()), -1)
-    for column, v_id in enumerate(open_ids.tolist()):
+    for column in sorted({*range(0, len(open_ids), 12), len(open_ids) - 1}):
+        v_id = int(open_ids[column])
         out = linear_logprob(hidden, weight, b, torch.full((6,), v_id))
         torch.testing.assert_close(out.double(), truth[:, column], rtol=1e-5, atol=1e-5)
     assert (linear_logprob(hidden, weight, b, torch.full((6,), 1)) == -torch.inf).all()

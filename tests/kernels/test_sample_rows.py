@@ -218,18 +218,16 @@ def test_the_tail_is_drawn_as_often_as_it_should_be():
     Here a uniform number has 53 bits, and blocks of tokens are inverted in float64: all such tokens together, here 76 in a
     million draws, are drawn as often as they should be but for less than 1 in a million draws.
     """
-    hidden, weight = torch.tensor([[1.0]]), torch.cat([torch.zeros(8), torch.full((40_000,), -18.0)])[:, None]
+    hidden, weight = torch.tensor([[1.0]]), torch.cat([torch.zeros(8), torch.full((10_000,), -16.6137)])[:, None]
     p = oracle_logprob(hidden, weight, None, 1.0, None)[0].exp()
     assert p[8] < 2**-26
     assert 7e-5 < p[8:].sum() < 8e-5
-    # Where a draw of one of the first 8 becomes one of a rare token, by bisection.
+    # Where a draw of one of the first 8 becomes one of a rare token: 16 numbers a time, between which it must be.
     low, high = 0.0, 1.0
-    for _ in range(50):
-        u = (low + high) / 2
-        if int(sample_rows(hidden, weight, None, torch.tensor([[u]], dtype=torch.float64)).tokens) < 8:
-            low = u
-        else:
-            high = u
+    while high - low > 1e-8:
+        uniforms = low + (high - low) * torch.arange(1, 17, dtype=torch.float64) / 17
+        common = int((sample_rows(hidden, weight, None, uniforms[None]).tokens < 8).sum())
+        low, high = ([low, *uniforms.tolist()][common], [*uniforms.tolist(), high][common])
     assert abs((1 - high) - float(p[8:].sum())) < 1e-6
 
 
