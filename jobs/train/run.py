@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from tsdfm.jobs.crew.training.progress import stopped, told, training_progress
 from tsdfm.jobs.shell.console import FINISHED, say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
-from tsdfm.jobs.train.progress import stopped, told, training_progress
 from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, load_denoiser, state_folder, teacher_folder
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.loop.trainer import Watch

@@ -25,7 +25,7 @@ TINY = ["--length", "8", "--set", "shape={hidden_size: 16, n_blocks: 1, n_heads:
 ENDLESS = ["--updates", "1000000", "--set", "optim.batch_size=2", "--set", "optim.threads=1"]
 # Command -> (how many signals, the latest moment of one): of those that start Ray fewer.
 PLAN = {"verify": (5, 0.3), "inspect": (4, 0.3), "sample": (5, 0.5), "evaluate": (6, 1.5), "pretrain": (5, 2.5), "fit-compass": (4, 2.5),
-        "import-teacher": (3, 0.2), "publish": (5, 1.0), "generate": (3, 12.0), "distill": (3, 14.0), "ablate": (2, 14.0), "demo": (2, 12.0)}
+        "import-teacher": (3, 0.2), "publish": (5, 1.0), "generate": (3, 12.0), "distill": (4, 2.5), "distill on Ray": (3, 14.0), "ablate": (2, 14.0), "demo": (2, 12.0)}
 QUICK = ("import-teacher",)  # done in some hundredths of a second, before most signals come
 MODULES = ("tsdfm.jobs.cli", "tsdfm.jobs.start", "tsdfm.jobs.distill.run", "tsdfm.jobs.ablate.run", "tsdfm.jobs.demo.run", "tsdfm.jobs.evaluate.command", "tsdfm.pipeline.training.fit_compass",
            "tsdfm.pipeline.training.pretrain", "tsdfm.pipeline.publishing.dataset", "tsdfm.pipeline.models.foreign.importer", "tests.chaos.warm")
@@ -52,6 +52,7 @@ class Stand:
             "generate": ["generate", "--teacher", mask, "--compass", self.models.ar, "--trajectories", 4000, "--shard-size", 4, "--steps", 64,
                          "--batch-size", 4, "--workers", 1, "--out", out],
             "distill": ["distill", "--data", data, "--init", mask, "--budgets", "1,4", *ENDLESS, "--out", out],
+            "distill on Ray": ["distill", "--data", data, "--init", mask, "--budgets", "1,4", *ENDLESS, "--workers", 2, "--out", out],
             "ablate": ["ablate", self.root / "sweep.yaml", "--data", data, "--workers", 1, "--out", out],
             "demo": ["demo", "--trajectories", 64, "--updates", 50, "-n", 16, "--out", out],
         }
@@ -123,7 +124,7 @@ def test_a_command_that_is_told_to_stop_ends_soon_and_says_how_to_go_on(name, st
 def test_a_command_that_is_still_starting_does(stand, tmp_path):
     """A process of its own, whose imports take the first seconds."""
     rng, faults = random.Random(3), []
-    for index, name in enumerate(["pretrain", "evaluate", "distill", "generate", "sample", "publish", "fit-compass", "verify"]):
+    for index, name in enumerate(["pretrain", "evaluate", "distill on Ray", "generate", "sample", "publish", "fit-compass", "verify"]):
         after, number = rng.uniform(0.6, 3.0), SIGNALS[index % 3]
         process = subprocess.Popen([sys.executable, "-m", "tsdfm.jobs", *stand.arguments(name, tmp_path / name)], stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -19,6 +19,8 @@ KNOWN_ANSWERS = [
     ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0),
      (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1)),
 ]
+TRITON = os.environ.get("TSDFM_KERNELS") == "triton"  # in the interpreter: see test_interpreted.py
+ONE_LAW = pytest.mark.skipif(TRITON, reason="the same words in every form: their law is looked at once")
 word = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 0xFFFF, 0x10000, 2**31 - 1, 2**31, 2**32 - 1]))
 
 
@@ -76,7 +78,7 @@ def test_uniform_is_53_bits_of_the_first_two_words(counter, key):
 
 
 @pytest.mark.triton_slow
-@pytest.mark.skipif(os.environ.get("TSDFM_KERNELS") == "triton", reason="the words are planted in the torch form")
+@pytest.mark.skipif(TRITON, reason="the words are planted in the torch form")
 def test_uniform_stays_below_one_for_the_largest_words(monkeypatch):
     """No counter is known that gives all ones, so the words are planted."""
     ones = torch.tensor(0xFFFFFFFF)
@@ -88,7 +90,7 @@ def test_uniform_is_float64():
     assert uniform(tensors((1, 2)), tensors((3, 4, 5, 6))).dtype == torch.float64
 
 
-@pytest.mark.triton_slow
+@ONE_LAW
 @pytest.mark.parametrize("varied", range(6))
 def test_uniform_is_uniform_in_every_word(varied):
     """200,000 numbers that differ in one word only: 64 equal cells, and 64 cells of the lower bits."""
@@ -100,7 +102,7 @@ def test_uniform_is_uniform_in_every_word(varied):
         assert chisquare(torch.bincount(cells, minlength=64).numpy()).pvalue > 1e-4
 
 
-@pytest.mark.triton_slow
+@ONE_LAW
 def test_consecutive_counters_and_keys_are_independent():
     """Pairs (u_i, u_{i+1}) along ids and along positions fill an 8 x 8 grid evenly."""
     ids, positions = torch.arange(500)[:, None], torch.arange(501)

@@ -1,4 +1,4 @@
-"""`distill` on the command line and on Ray: refusals, kills, interrupts, several processes, losses that are not finite."""
+"""`distill` on the command line, in one process and on Ray: refusals, kills, interrupts, several processes, losses that are not finite."""
 
 import contextlib
 import json
@@ -150,7 +150,7 @@ def test_a_config_file_is_checked_like_flags_and_flags_override_it(cli, data, tm
     assert_refused(cli("distill", file, "--data", data["mask"], "--out", tmp_path / "student"), "3 does not divide")
 
 
-# ------------------------------------------------------------------ on Ray
+# ------------------------------------------------------------------ trained: in one process, on Ray where it says so
 
 @contextlib.contextmanager
 def running(*arguments: object, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
@@ -284,12 +284,12 @@ def test_what_is_finished_is_said_to_be_and_nothing_is_started(cli, tmp_path, da
     shutil.rmtree(state_of(out))
     before = tree(out)
 
-    class Starts:
-        def __init__(self, *arguments):
-            started.append(arguments)
-            raise WorkError("started")
+    def starts(*arguments):
+        started.append(arguments)
+        raise WorkError("started")
 
-    monkeypatch.setattr(module, "Group", Starts)
+    monkeypatch.setattr(module, "_here", starts)
+    monkeypatch.setattr(module, "_in_a_group", starts)
     for more in ([], ["--workers", 2, "--threads", 1]):
         again = cli("distill", config, "--out", out, "--json", *more)
         assert again.code == 0, again.stderr
@@ -310,7 +310,7 @@ def test_a_folder_with_a_training_of_another_config_is_refused_before_anything_s
     out, config = tmp_path / "student", config_file(tmp_path, data["mask"], optim={"steps": 4, "log_every": 1})
     assert distill(DistillConfig.model_validate(yaml.safe_load(config.read_text())), out, lambda step, _: step == 2) is None
     before = tree(state_of(out))
-    monkeypatch.setattr(module, "Group", None)
+    monkeypatch.setattr(module, "_here", None)
     end = cli("distill", config, "--out", out, "--seed", 5)
     assert_refused(end, str(state_of(out)), "a run of another config", "optim.seed")
     assert "updates of" not in end.stderr
@@ -322,25 +322,40 @@ def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, data, reference):
     out = tmp_path / "student"
     line = ("distill", config_file(tmp_path, data["mask"]), "--out", out)
     with running(*line) as process:
+        wait_for(lambda: step_of(out) >= 40, process)
+        process.kill()
+        process.wait()
+    assert not out.exists()
+    finish(*line)
+    assert_is(out, reference)
+
+
+@pytest.mark.slow
+def test_a_killed_driver_of_several_processes_resumes_at_once(tmp_path, data):
+    """What the kill left running lets the folder go by itself."""
+    out = tmp_path / "student"
+    line = ("distill", config_file(tmp_path, data["mask"]), "--out", out)
+    with running(*line, "--workers", 2) as process:
         wait_for(lambda: trainers_of(process.pid), process)
         family = _family(process.pid)
-        wait_for(lambda: step_of(out) >= 40, process)
+        wait_for(lambda: step_of(out) >= 20, process)
         process.kill()
         process.wait()
     try:
         assert not out.exists()
-        finish(*line)  # at once: what the kill left running lets the folder go by itself
+        report, stderr = finish(*line)
     finally:
         end(family)
-    assert_is(out, reference)
+    assert report["updates"] == UPDATES
+    assert f"distill: 5/{UPDATES}" not in stderr  # it went on from the checkpoint
 
 
 @pytest.mark.slow
 def test_a_killed_training_process_is_replaced_and_nothing_shows(tmp_path, data, reference):
     out = tmp_path / "student"
-    with running("distill", config_file(tmp_path, data["mask"]), "--out", out) as process:
-        wait_for(lambda: trainers_of(process.pid), process)
-        victim = trainers_of(process.pid)[0]  # to look for it takes a while, in which the training goes on
+    with ray_here(2) as address, running("distill", config_file(tmp_path, data["mask"]), "--out", out, "--address", address) as process:
+        wait_for(lambda: trainers_of(os.getpid()), process)
+        victim = trainers_of(os.getpid())[0]  # to look for it takes a while, in which the training goes on
         wait_for(lambda: step_of(out) >= 40, process)
         victim.kill()
         _, stderr = process.communicate(timeout=280)
@@ -487,7 +502,7 @@ def test_every_process_reads_the_commit_that_the_driver_found(tmp_path, data, mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tsdfm.jobs.crew.training.group.Group.run", stop)
-    config = DistillConfig.model_validate({"data": {"paths": ["hf://datasets/team/runs@main", str(data["mask"])]}})
+    config = DistillConfig.model_validate({"data": {"paths": ["hf://datasets/team/runs@main", str(data["mask"])]}, "workers": 2})
     with pytest.raises(KeyboardInterrupt):
         module.distill(config, tmp_path / "student")
     assert seen[0].data.paths == [f"hf://datasets/team/runs@{commit}", str(data["mask"])]

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
+from tsdfm.jobs.crew.training.progress import training_progress
 from tsdfm.jobs.shell.interrupts import Interrupted
 from tsdfm.jobs.shell.trackers import untracked
-from tsdfm.jobs.train.progress import training_progress
 from tsdfm.pipeline.text import stored_text
 from tsdfm.pipeline.text.token_file import TokenJob, one_by_one, token_stream
 from tsdfm.pipeline.text.vocabulary import Vocabulary

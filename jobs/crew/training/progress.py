@@ -1,4 +1,4 @@
-"""How a training shows its progress: a line of loss and learning rate."""
+"""How a training in this process shows its progress: a line of loss and learning rate, say."""
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -16,19 +16,31 @@ if TYPE_CHECKING:
     from tsdfm.pipeline.training.loop.trainer import Report
 
 
+def told(scalars: Mapping[str, float]) -> str:
+    """How a training goes, in a few words: its loss and, of an `nce` compass, the held-out AUC at late times."""
+    loss = f"loss {scalars['loss']:.4f}"
+    return f"{loss}  AUC {scalars[HELD_OUT_AUC]:.2f}" if HELD_OUT_AUC in scalars else loss
+
+
+def rated(scalars: Mapping[str, float]) -> str:
+    """The words of `told`, and the learning rate."""
+    return f"{told(scalars)}  lr {scalars['lr']:.1e}"
+
+
 @contextmanager
 def training_progress(
-    label: str, optim: OptimConfig, track: Log
+    label: str, optim: OptimConfig, track: Log, line: Callable[[Mapping[str, float]], str] = rated
 ) -> Iterator[tuple["Report", Callable[[], bool], Progress]]:
     """A `Report` that shows each line and hands it to `track`, whether the user interrupted, and the progress of what goes
     before the training.
 
-    That progress raises Interrupted where the user did: before the first update there is no checkpoint to save.
+    `line` makes a line's words from scalars. The progress of what goes before raises Interrupted where the user did: before
+    the first update there is no checkpoint to save.
     """
     with interruptible("saving a checkpoint") as interrupted, Stages() as stages:
         def report(step: int, scalars: dict[str, float]) -> None:
             track(step, scalars)
-            stages(label, step, optim.steps, f"{told(scalars)}  lr {scalars['lr']:.1e}")
+            stages(label, step, optim.steps, line(scalars))
 
         def preparing(stage: str, done: int, total: int, note: str = "") -> None:
             if interrupted:
@@ -37,12 +49,6 @@ def training_progress(
             stages(stage, done, total, note)
 
         yield report, lambda: bool(interrupted), preparing
-
-
-def told(scalars: Mapping[str, float]) -> str:
-    """How a training goes, in a few words: its loss and, of an `nce` compass, the held-out AUC at late times."""
-    loss = f"loss {scalars['loss']:.4f}"
-    return f"{loss}  AUC {scalars[HELD_OUT_AUC]:.2f}" if HELD_OUT_AUC in scalars else loss
 
 
 def stopped(state: Path) -> Interrupted:
