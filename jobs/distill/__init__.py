@@ -1,1 +1,1 @@
-"""`tsdfm-pipeline distill`: a student from frozen shards, on Ray Train."""
+"""`tsdfm-pipeline distill`: a student from frozen shards."""

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from tests.foreign import gpt2_like, masked_lm, random_weights
 from tests.loopback_hub import environment
-from tests.support import make_dataset, packages_without_ours, ray_here
+from tests.support import make_dataset, packages_without_ours
 from tsdfm.pipeline.models.folder import load_denoiser
 from tsdfm.pipeline.text.vocabulary import FILE
 
@@ -61,14 +61,7 @@ def modern_bert(folder):
 LAYOUTS = {"fs-dfm": fs_dfm, "mdlm": mdlm, "sdtt": sdtt, "duo": duo, "bert": bert, "modern-bert": modern_bert}
 
 
-@pytest.fixture(scope="module")
-def ray():
-    with ray_here(1):
-        yield
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray")
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_whole_chain(tmp_path, cli, hub, tiny_models, layout):
     pytest.importorskip("transformers")

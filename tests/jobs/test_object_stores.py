@@ -114,17 +114,17 @@ def test_a_run_on_ray_that_was_killed_goes_on_there_and_ends_in_the_same_bytes(s
 
 @pytest.fixture
 def ray(s3):
-    with ray_here(2):  # whose workers know where the bucket is
-        yield
+    with ray_here(2) as address:  # whose workers know where the bucket is
+        yield address
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray")
-def test_students_are_made_from_there(s3, data, cli, tmp_path, tiny_models):
+def test_students_are_made_from_there(s3, data, cli, tmp_path, tiny_models, ray):
+    """By a process of Ray's; those from this disk, by this one."""
     s3.faults.every = 30
     settings = ["--init", tiny_models.mask, "--budgets", "1,8", "--updates", 4, "--batch-size", 4]
-    for name, where in (("there", with_keys(s3)), ("here", data)):
-        outcome = cli("distill", "--data", where, "--out", tmp_path / name, *settings)
+    for name, where, address in (("there", with_keys(s3), ray), ("here", data, "local")):
+        outcome = cli("distill", "--data", where, "--out", tmp_path / name, "--address", address, *settings)
         assert outcome.code == 0, outcome.stderr
     assert tree(tmp_path / "there" / "model.safetensors") == tree(tmp_path / "here" / "model.safetensors")
     assert all(SECRET.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())

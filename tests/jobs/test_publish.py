@@ -87,15 +87,15 @@ def test_there_is_no_flag_for_a_token(cli):
 
 @pytest.fixture
 def ray(hub):
-    with ray_here(1):  # whose workers know where the Hub is
-        yield
+    with ray_here(1) as address:  # whose workers know where the Hub is
+        yield address
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("ray")
-def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path, tiny_models):
+def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path, tiny_models, ray):
     uri = json.loads(cli("publish", out, "--repo", "team/runs", "--json").stdout)["uri"]
-    outcome = cli("distill", "--data", uri, "--init", tiny_models.mask, "--updates", 4, "--batch-size", 4, "--budgets", "1,4", "--out", tmp_path / "remote")
+    outcome = cli("distill", "--data", uri, "--init", tiny_models.mask, "--updates", 4, "--batch-size", 4, "--budgets", "1,4", "--out", tmp_path / "remote",
+                  "--address", ray)
     assert outcome.code == 0, outcome.stderr
     config = {"data": {"paths": [str(out)]}, "init": str(tiny_models.mask), "optim": {"steps": 4, "batch_size": 4}, "budgets": {1: 1, 4: 1}}
     assert distill(DistillConfig.model_validate(config), tmp_path / "local") is not None

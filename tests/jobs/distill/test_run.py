@@ -24,6 +24,7 @@ from tsdfm.jobs.distill import run as module
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.pipeline.training.distill import distill, open_reader, open_start
+from tsdfm.pipeline.training.loop import data_parallel
 from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.student_trainer import train_student
@@ -425,10 +426,10 @@ def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_pat
         name: value for name, value in tree(state_of(out)).items() if name.startswith("training_state")}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_shard_that_is_gone_is_one_line_whichever_process_misses_it(workers, tmp_path, data, outcome_of):
-    """Batches of four: in update 2 the first half alone holds the last shard of the epoch; nobody may wait for the other."""
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_shard_that_is_gone_is_one_line_whichever_process_misses_it(workers, request, tmp_path, data):
+    """One worker is this process, two are on Ray. Batches of four: in update 2 the first half alone holds the last shard of the epoch; nobody may wait for the other."""
+    run = request.getfixturevalue("cli" if workers == 1 else "outcome_of")
     folder = tmp_path / "data"
     shutil.copytree(data["mask"], folder)
     for seed in range(20):
@@ -445,12 +446,12 @@ def test_a_shard_that_is_gone_is_one_line_whichever_process_misses_it(workers, t
     content = shard.read_bytes()
     out = tmp_path / "student"
     shard.unlink()
-    assert_refused(outcome_of("distill", file, "--out", out), shard.name, "missing")
+    assert_refused(run("distill", file, "--out", out), shard.name, "missing")
     assert not out.exists()
     assert step_of(out) == 2
     if workers == 1:
         shard.write_bytes(content[:50] + bytes([content[50] ^ 1]) + content[51:])
-        assert_refused(outcome_of("distill", file, "--out", out), shard.name, "checksum")
+        assert_refused(run("distill", file, "--out", out), shard.name, "checksum")
         assert step_of(out) == 2
 
 
@@ -462,28 +463,26 @@ def brief(tmp_path: Path, data: Path) -> Path:
     return file
 
 
-@pytest.mark.slow
-def test_a_run_that_is_under_way_is_refused_with_its_process_named(tmp_path, data, outcome_of):
+def test_a_run_that_is_under_way_is_refused_with_its_process_named(tmp_path, data, cli, monkeypatch):
+    monkeypatch.setattr(data_parallel, "LOCK_SECONDS", 1.0)
     out = tmp_path / "student"
     with open_store(str(state_of(out))).owned():
-        assert_refused(outcome_of("distill", brief(tmp_path, data["mask"]), "--out", out), "another run is writing there", f"process {os.getpid()}")
+        assert_refused(cli("distill", brief(tmp_path, data["mask"]), "--out", out), "another run is writing there", f"process {os.getpid()}")
     assert not out.exists()
 
 
-@pytest.mark.slow
-def test_text_that_is_not_there_is_one_line(tmp_path, data, outcome_of):
+def test_text_that_is_not_there_is_one_line(tmp_path, data, cli):
     out = tmp_path / "student"
-    outcome = outcome_of("distill", brief(tmp_path, data["mask"]), "--out", out, "--real-weight", 1, "--corpus", "/nowhere.txt")
+    outcome = cli("distill", brief(tmp_path, data["mask"]), "--out", out, "--real-weight", 1, "--corpus", "/nowhere.txt")
     assert_refused(outcome, "/nowhere.txt", "no such file")
     assert not out.exists()
 
 
-@pytest.mark.slow
-def test_the_run_of_another_config_is_refused_by_field(tmp_path, data, outcome_of):
+def test_the_run_of_another_config_is_refused_by_field(tmp_path, data, cli):
     file, out = brief(tmp_path, data["mask"]), tmp_path / "student"
-    assert outcome_of("distill", file, "--out", out).code == 0
+    assert cli("distill", file, "--out", out).code == 0
     before = tree(out)
-    assert_refused(outcome_of("distill", file, "--out", out, "--lr", 0.5), "optim.lr (there 0.001, here 0.5)")
+    assert_refused(cli("distill", file, "--out", out, "--lr", 0.5), "optim.lr (there 0.001, here 0.5)")
     assert tree(out) == before
 
 
