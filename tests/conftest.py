@@ -1,6 +1,7 @@
 """Fixtures of all tests."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -26,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return max(300.0, mark.args[0]) if mark else 300.0
 
     items.sort(key=allowed, reverse=True)
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

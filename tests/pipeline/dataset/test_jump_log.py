@@ -255,11 +255,14 @@ def rolled(tiny_models):
     return roll
 
 
+ROLLOUTS: list[dict[str, object]] = [{}, {"top_k": 0}, {"steps": 1}, {"solver": "rk4"}, {"temperature": 0.2}, {"length": 5}]
+
+
 @pytest.mark.parametrize("source", ["mask", "uniform"])
-@pytest.mark.parametrize("arm", ["shaped", "blind"])
-@pytest.mark.parametrize("select", ["argmin", "resample"])
-@pytest.mark.parametrize("rollout", [{}, {"top_k": 0}, {"steps": 1}, {"solver": "rk4"}, {"temperature": 0.2}, {"length": 5}],
-                         ids=str)
+@pytest.mark.parametrize(("arm", "select", "rollout"), [  # blind rollouts select nothing
+    *(("shaped", "argmin", each) for each in ROLLOUTS), *(("blind", "argmin", each) for each in ROLLOUTS),
+    ("shaped", "resample", {}), ("shaped", "resample", {"solver": "rk4"}),
+], ids=str)
 @pytest.mark.parametrize("newer", [
     {}, {"given": (0, 1, 4)}, {"level": "token"}, {"level": "sequence_to_token", "sweeps": 2, "tau": 0.25}, {"logprobs": True},
     {"given": (2,), "level": "token", "logprobs": True},
