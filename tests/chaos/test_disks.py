@@ -135,7 +135,7 @@ def writers(root: Path, models: TinyModels, out: Path) -> dict[str, list[object]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pretrain", "fit-compass", "evaluate", "import-teacher", "inspect"])
+@pytest.mark.parametrize("name", ["pretrain", "fit-compass", "distill", "evaluate", "import-teacher", "inspect"])
 def test_a_command_on_a_full_disk(name, small, mother, inputs, tiny_models):
     """The disk takes 4 kB more, then nothing; with room the same command is done."""
     words = tuple(map(str, writers(inputs, tiny_models, small / "out")[name]))
