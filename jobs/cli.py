@@ -121,6 +121,8 @@ def main() -> None:
             finally:
                 for number in STOPPING:  # the command is done: what comes now comes too late to stop anything
                     signal.signal(number, signal.SIG_IGN)
+    except KeyboardInterrupt:  # before the command itself had begun
+        _fail(INTERRUPTED, CODE)
     finally:
         settled()
         threading.excepthook = threads

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from tsdfm.jobs.shell.signals import STOPPING, interrupt
+from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt
 
 
 def main() -> None:
@@ -15,9 +15,13 @@ def main() -> None:
     atexit.register(_done)  # the first to be registered is the last to be called
     for number in STOPPING:
         signal.signal(number, interrupt)
-    from tsdfm.jobs.cli import main
+    try:
+        from tsdfm.jobs.cli import main
 
-    main()
+        main()
+    except KeyboardInterrupt:  # on the way to what tells it
+        sys.stderr.write(f"Error: {INTERRUPTED}\n")
+        sys.exit(CODE)
 
 
 def _open_streams() -> None:

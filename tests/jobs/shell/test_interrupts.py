@@ -170,6 +170,27 @@ def test_what_a_library_makes_of_an_interrupt_is_an_interrupt(cli, monkeypatch):
     assert "defect" not in outcome.stderr
 
 
+def test_an_interrupt_before_the_command_has_begun_is_one_line(cli, monkeypatch):
+    """As logging is set up."""
+    @contextmanager
+    def logged():
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield
+
+    monkeypatch.setattr("tsdfm.jobs.cli.logged", logged)
+    outcome = cli("recipe")
+    assert (outcome.code, outcome.stdout) == (130, "")
+    assert outcome.stderr == "Error: interrupted; finished work is kept, the same command goes on with it\n"
+
+
+def test_an_interrupt_on_the_way_to_the_command_is_one_line():
+    code = ("import os, signal, sys, tsdfm.jobs.cli as cli, tsdfm.jobs.start as start\n"
+            "cli.main = lambda: os.kill(os.getpid(), signal.SIGINT)\nstart.main()")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "Error: interrupted; finished work is kept, the same command goes on with it\n"
+
+
 def test_an_interrupt_as_logging_is_put_back_comes_too_late(cli, monkeypatch):
     """The work is done: it ends as it would have, without a traceback."""
     @contextmanager
