@@ -1,9 +1,11 @@
 """Compiles every kernel ahead of time, no GPU needed, and prints a table: registers, spills, shared memory, tensor-core products.
 
 `python tests/kernels/aot.py [--json] [philox|block_stats|gather_blocks|buckets|gradient ...]`; run by test_compiled.py, in a process without Triton's
-interpreter.
+interpreter. All of them take minutes, so their figures are kept in compiled.json, with a digest of the sources that they are of: `--record` makes
+it anew, and `--sources` prints the digest.
 """
 
+import hashlib
 import json
 import re
 import subprocess
@@ -26,6 +28,8 @@ BUCKETS = {
 }
 GRADIENT = {"places": "*i64", **dict.fromkeys(("top", "grad_chosen", "grad_rest"), "*fp32")}
 CAPABILITIES = (80, 90)
+RECORD = Path(__file__).with_name("compiled.json")
+KERNELS = Path(__file__).parents[2] / "kernels"
 ALIGNED = ("depth", "hidden_row", "weight_row")  # multiples of 16, as those of a model are
 
 
@@ -99,8 +103,26 @@ def figures(wanted):
             yield {"kernel": name, "sm": capability, **compiled(kernel, types, constants, warps, stages, capability)}
 
 
+def sources():
+    """A digest of all that is compiled: the kernels, their tiles and blocks."""
+    files = [*sorted(KERNELS.glob("*_triton.py")), KERNELS / "tile_table.py", KERNELS / "row_blocks.py"]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def record():
+    """Compile everything and keep the figures."""
+    lines = ",\n  ".join(json.dumps(line) for line in figures(()))
+    RECORD.write_text(f'{{"triton": "{triton.__version__}", "sources": "{sources()}", "kernels": [\n  {lines}\n]}}\n')
+
+
 def main():
-    """Print the figures."""
+    """Print the figures, or record them."""
+    if "--record" in sys.argv:
+        record()
+        return
+    if "--sources" in sys.argv:
+        print(sources())
+        return
     as_json, wanted = "--json" in sys.argv, [word for word in sys.argv[1:] if word != "--json"]
     if not as_json:
         print(f"{'kernel':44}  sm  registers  shared  spilled bytes  HGMMA  HMMA")
