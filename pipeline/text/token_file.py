@@ -8,11 +8,13 @@ ids, else four.
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +34,9 @@ from tsdfm.schemas.regular import open_regular
 STAGE = "tokenising the corpus"
 SHORT_IDS, READ_BYTES = 1 << 16, 1 << 20
 DIGEST = hashlib.sha256().digest_size
+LOOKED_AT = 200  # documents, for what a tokenizer leaves out
+log = logging.getLogger(__name__)
+
 
 class Tokens(Protocol):
     """Tokens one after another; a 1-d tensor is one."""
@@ -159,9 +164,20 @@ def token_stream(
     if _missing(job, numbers):
         with made_once(text.folder, progress), kept_on_disk():
             job.folder.mkdir(exist_ok=True)
+            _warn_of_lost(job)
             _make(job, _missing(job, numbers), progress, spread)
     with kept_on_disk():
         return TokenStream([job.tokens(number) for number in numbers])
+
+
+def _warn_of_lost(job: TokenJob) -> None:
+    """Say so if the tokenizer leaves out characters of the text in silence, by its first documents."""
+    texts = list(islice(job.text.piece(0, job.part), LOOKED_AT))
+    lost = [each for text in texts for each in job.vocabulary.lost(text)]
+    if lost:
+        log.warning("%s: the tokenizer has no token for %r, say: it leaves out %s of the first %s characters of the text (%s); "
+                    "give one with bytes or an unknown token if they should count", job.where, lost[0][:20],
+                    f"{sum(map(len, lost)):,}", f"{sum(map(len, texts)):,}", job.part)
 
 
 def _missing(job: TokenJob, numbers: Sequence[int]) -> list[int]:

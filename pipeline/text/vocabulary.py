@@ -185,9 +185,9 @@ class Vocabulary:
             if number in (self.mask_id, self.eos_id, self._unknown):
                 raise InputError(f"the model has no token for {text[start:end]!r:.40}, or none that stands in texts; write it "
                                  "otherwise")
-        lost = self._lost(text)
+        lost = self.lost(text)
         if lost:
-            raise InputError(f"the model has no token for {lost!r:.40}, and its tokenizer leaves it out; write it otherwise")
+            raise InputError(f"the model has no token for {lost[0]!r:.40}, and its tokenizer leaves it out; write it otherwise")
         if text.strip() and not self.tokenizer.decode(found.ids).strip():
             raise InputError(f"{self.where}: the tokenizer turns {text!r:.40} into tokens that it decodes to nothing; give a "
                              "model whose tokenizer can be decoded")
@@ -199,17 +199,17 @@ class Vocabulary:
         added = self.tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if token.special and token.content]
 
-    def _lost(self, text: str) -> str:
-        """The first characters of a text, blanks aside, that its tokens leave out in silence; '' if there are none.
+    def lost(self, text: str) -> list[str]:
+        """The characters of a text, blanks aside, that its tokens leave out in silence, as they stand together in it.
 
         What a normalizer or a pre-tokenizer takes away is not asked about: that is how the model reads.
         """
         if self._watch is None:
-            return ""
+            return []
         found = self._watch.encode(text, add_special_tokens=False)
         lost = self._watch.token_to_id(LOST)
         places = [slice(*place) for number, place in zip(found.ids, found.offsets, strict=True) if number == lost]
-        return next((text[place] for place in places if text[place].strip()), "")
+        return [text[place] for place in places if text[place].strip()]
 
     @cached_property
     def _watch(self) -> Tokenizer | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from tests.support import select
 from tsdfm.pipeline.storage.cache import corpora_folder
@@ -61,6 +62,20 @@ def test_tokens_are_those_of_the_documents(config, words, part):
     assert list(text.documents(part)) == list(select(DOCUMENTS, part))
     expected = torch.from_numpy(words.stream(select(DOCUMENTS, part))).long()
     assert torch.equal(token_stream(text, words, part)[:], expected)
+
+
+def test_characters_that_the_tokenizer_leaves_out_are_told_of(config, words, caplog):
+    """A BPE without an unknown token passes over what it has no entry for, and says nothing. What it has is not told of."""
+    text = stored_text.stored_text(config)
+    token_stream(text, words, "all")
+    assert caplog.messages == []
+    letters = {letter: i for i, letter in enumerate(sorted(set("".join(DOCUMENTS)) - set("\u65e5\u672c")))}
+    few = Tokenizer(models.BPE(letters, []))
+    few.add_special_tokens(["[EOS]"])
+    token_stream(text, Vocabulary.of_json(few.to_str(), "few"), "all")
+    [said] = caplog.messages
+    first = list(text.piece(0, "all"))
+    assert said.startswith(f"few: the tokenizer has no token for '\u65e5', say: it leaves out {2 * len(first)} of the first {sum(map(len, first)):,} ")
 
 
 def test_many_ids_take_four_bytes(config, words, monkeypatch):
