@@ -38,11 +38,10 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     where = subprocess.run([python, "-c", "import tsdfm.pipeline.flow.rollout as m; print(m.__file__)"], cwd=tmp_path, env=clean,
                            check=True, capture_output=True, text=True).stdout
     assert str(environment) in where
-    for source in ("mask", "uniform"):
-        out = f"out-{source}"
-        report = json.loads(run("generate", "--out", out, "--source", source, "--trajectories", "4", "--steps", "8", "--workers", "1", "--json"))
-        assert report["rows"] == 4
-        assert json.loads(run("verify", out, "--json"))["sound"] is True
+    report = json.loads(run("generate", "--out", "out-mask", "--trajectories", "4", "--steps", "8", "--workers", "1", "--json"))
+    assert report["rows"] == 4
+    assert json.loads(run("verify", "out-mask", "--json"))["sound"] is True
     run("inspect", "out-mask", "--html", "page.html")
     assert "<html" in (tmp_path / "page.html").read_text()
-    assert len(json.loads(run("sample", "--steps", "4", "-n", "2", "--json"))["texts"]) == 2
+    for model in ("embedded", "embedded:uniform"):
+        assert len(json.loads(run("sample", "--model", model, "--steps", "4", "-n", "2", "--json"))["texts"]) == 2

@@ -6,6 +6,7 @@ batches of `batches.Reader`; `student_trainer` makes its updates.
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def train_at(place: Place, config: DistillConfig, out: Path, report: Report, *, 
     Returns False if `report` or `watch` asked to stop. Raises InputError or WorkError.
     """
     with state_owned(out, place) as folder:
-        start = open_start(config)
+        start = replace(open_start(config), progress=watch.progress)
         trained = train(start, folder, place, report, watch.stop)
         if trained is not None and place.rank == 0:
             record, student = record_of(start, trained.held_out), trained.student

@@ -28,23 +28,28 @@ from tsdfm.pipeline.training.loop.trainer import Part, Report, Stop, Trainer, ne
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.text_trainer import texts_of
 from tsdfm.schemas.distill import DistillConfig
+from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.training_record import HeldOutFacts
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a student is made from: its config, the opened data, the opened weights, and what its bits depend on."""
+    """What a student is made from: its config, the opened data, the opened weights, and what its bits depend on.
+
+    `progress` hears how far the reading of real text is.
+    """
 
     config: DistillConfig
     reader: Reader
     weights: ModelFolder[Denoiser]
     identity: dict[str, Any]
+    progress: Progress = unheard
 
     @cached_property
     def real(self) -> Corpus | None:
         """The real text that is mixed in, read when it is first asked for; None if there is none. Raises InputError."""
         words = self.weights.vocabulary
-        return prepare(self.config.real.corpus, words, words.size) if self.config.real.weight else None
+        return prepare(self.config.real.corpus, words, words.size, self.progress) if self.config.real.weight else None
 
 
 @dataclass(frozen=True)

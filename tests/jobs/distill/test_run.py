@@ -478,6 +478,21 @@ def test_text_that_is_not_there_is_one_line(tmp_path, data, cli):
     assert not out.exists()
 
 
+def test_an_interrupt_while_real_text_is_read_ends_it_there(tmp_path, data, cli, monkeypatch):
+    """Which may take long, and before the first update there is nothing to save."""
+    def prepared(config, words, size, progress):
+        progress("tokenising the corpus", 0, 2)
+        os.kill(os.getpid(), signal.SIGINT)
+        progress("tokenising the corpus", 1, 2)
+        raise AssertionError("it went on")
+
+    monkeypatch.setattr("tsdfm.pipeline.training.student_trainer.prepare", prepared)
+    end = cli("distill", brief(tmp_path, data["mask"]), "--out", tmp_path / "student", "--real-weight", 1)
+    assert end.code == 130, end.stderr
+    assert "stopped before the training (tokenising the corpus)" in end.stderr
+    assert "resume with: tsdfm-pipeline distill" in " ".join(end.stderr.split())
+
+
 def test_the_run_of_another_config_is_refused_by_field(tmp_path, data, cli):
     file, out = brief(tmp_path, data["mask"]), tmp_path / "student"
     assert cli("distill", file, "--out", out).code == 0
