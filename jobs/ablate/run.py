@@ -37,11 +37,12 @@ from tsdfm.jobs.ablate.results import (
 from tsdfm.jobs.ablate.table import csv_bytes, effects_table, markdown, parquet_bytes, table_of
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import SetAside, Told, collect
+from tsdfm.jobs.crew.names import anchored
 from tsdfm.jobs.crew.tasks import Call, Need, Tasks
 from tsdfm.jobs.crew.training.desk import Desk
 from tsdfm.jobs.crew.working import node_name
 from tsdfm.jobs.evaluate.run import evaluated
-from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
+from tsdfm.jobs.shell.cluster import cluster, cores_here, gpus_at
 from tsdfm.jobs.shell.console import Stages, say, say_corpus
 from tsdfm.pipeline.evaluation.effects import effects
 from tsdfm.pipeline.evaluation.figures import count

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import torch
 
+from tsdfm.jobs.crew.names import anchored
 from tsdfm.jobs.crew.reading import readers_at
 from tsdfm.jobs.crew.training.progress import stopped, training_progress
-from tsdfm.jobs.shell.cluster import anchored
 from tsdfm.jobs.shell.console import FINISHED, say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker, tracked
 from tsdfm.pipeline.loader.batches import Reader

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from tsdfm.jobs.shell.cluster import anchored
+from tsdfm.jobs.crew.names import anchored
 from tsdfm.jobs.shell.console import Stages, say, say_corpus, say_if_slow
 from tsdfm.pipeline.evaluation.cells import make_cell
 from tsdfm.pipeline.evaluation.figures import short_names

@@ -15,9 +15,10 @@ import torch
 from tsdfm.jobs.crew.census import census
 from tsdfm.jobs.crew.collect import Told, collect
 from tsdfm.jobs.crew.mapper import spread
+from tsdfm.jobs.crew.names import anchored
 from tsdfm.jobs.crew.tasks import Call, Need, Tasks
 from tsdfm.jobs.generate.worker import Order, make
-from tsdfm.jobs.shell.cluster import anchored, cluster, cores_here, gpus_at
+from tsdfm.jobs.shell.cluster import cluster, cores_here, gpus_at
 from tsdfm.jobs.shell.console import Stages, say, say_if_slow
 from tsdfm.pipeline.dataset.manifest import Finished, ShardPlan
 from tsdfm.pipeline.evaluation.figures import count

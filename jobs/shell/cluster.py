@@ -23,10 +23,8 @@ from ray.job_config import JobConfig
 
 from tsdfm.jobs.shell.console import say
 from tsdfm.jobs.shell.leaving import leave_at_once
-from tsdfm.schemas.base import InputError, WorkError, first_line, recordable
-from tsdfm.schemas.corpus import NAMED
+from tsdfm.schemas.base import InputError, WorkError, first_line
 
-NAMES = ("embedded", "none", "denoiser", *NAMED)  # of models and corpora that are no folders
 CONNECT_SECONDS = 5.0
 STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
 END_SECONDS = 2.0  # for a thread in Ray's core to find out that it is over, or for a process to be gone
@@ -134,16 +132,6 @@ def _handlers_kept() -> Iterator[None]:
         utils.set_sigterm_handler = theirs
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, kept)
-
-
-def anchored(name: str) -> str:
-    """A local path as an absolute one, for workers may stand in another directory; names that are no paths as they are.
-
-    Raises InputError if no record could name it.
-    """
-    if name.partition(":")[0] in NAMES or not Path(name).exists():
-        return name
-    return recordable(str(Path(name).absolute()))
 
 
 def cores_here(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

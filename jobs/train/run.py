@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from tsdfm.jobs.crew.names import anchored
 from tsdfm.jobs.crew.training.progress import stopped, told, training_progress
 from tsdfm.jobs.shell.console import FINISHED, say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
@@ -86,7 +87,6 @@ def _in_a_group(label: str, loop: Any, config: TextTraining, out: Path) -> None:
 
 def with_anchored_paths(config: C) -> C:
     """The config with absolute local paths: training processes have another working directory."""
-    from tsdfm.jobs.shell.cluster import anchored
     from tsdfm.pipeline.storage.hub.models import pinned
 
     corpus = config.corpus.model_copy(update={"path": anchored(config.corpus.path)})

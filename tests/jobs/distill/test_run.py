@@ -277,6 +277,18 @@ def test_a_student_by_relative_paths_is_that_of_one_process_and_opens_everywhere
     assert again["fingerprint"] == report["fingerprint"]
 
 
+def test_one_worker_needs_no_ray(tmp_path, data):
+    code = f"""
+import sys
+sys.argv = ["tsdfm-pipeline", "distill", {str(brief(tmp_path, data["mask"]))!r}, "--out", {str(tmp_path / "student")!r}]
+from tsdfm.jobs.cli import main
+main()
+assert "ray" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_is_finished_is_said_to_be_and_nothing_is_started(cli, tmp_path, data, monkeypatch):
     """Also without the training state, and by other workers; another config, or weights that are damaged, are trained as ever."""
     out, started = tmp_path / "student", []

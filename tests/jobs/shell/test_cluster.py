@@ -16,9 +16,8 @@ import ray
 
 from tests.support import present
 from tsdfm.jobs.shell import cluster
-from tsdfm.jobs.shell.cluster import _short_folder, anchored, cores_here
+from tsdfm.jobs.shell.cluster import _short_folder, cores_here
 from tsdfm.schemas.base import InputError, WorkError
-from tsdfm.schemas.corpus import NAMED
 
 BOUND = len(os.sched_getaffinity(0))
 
@@ -153,15 +152,6 @@ def marked(mark: str) -> list[psutil.Process]:
             if process.environ().get("STARTED_BY") == mark:
                 found.append(process)
     return found
-
-
-@pytest.mark.parametrize("name", [*NAMED, "embedded", "embedded:uniform", "none", "denoiser"])
-def test_what_has_a_name_is_never_taken_for_the_folder_that_is_called_so(tmp_path, monkeypatch, name):
-    (tmp_path / name).mkdir()
-    (tmp_path / "mine").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert anchored(name) == name
-    assert anchored("mine") == str(tmp_path / "mine")
 
 
 @pytest.mark.parametrize(("seconds", "asked"), [(0.2, []), (1e3, ["a thread in Ray's core"])])
