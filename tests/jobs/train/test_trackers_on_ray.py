@@ -59,7 +59,7 @@ def tracked(tmp_path, monkeypatch):
     return told
 
 
-def command(tmp_path, name, tiny_models):
+def command(tmp_path, name, tiny_models, workers=2):
     optim = {"steps": UPDATES, "batch_size": 8, "log_every": 5, "checkpoint_every": 10}
     if name == "distill":
         make_dataset(tmp_path / "data", tiny_models)
@@ -68,7 +68,7 @@ def command(tmp_path, name, tiny_models):
         settings = {"corpus": {"path": str(write_corpus(tmp_path / "texts.txt", 300))}, "vocab_size": 300, "length": 16, "cond_dim": 16,
                     "shape": {"hidden_size": 16, "n_blocks": 1, "n_heads": 2}}
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({**settings, "optim": optim, "workers": 2, "tracker": "trackio"}))
+    file.write_text(yaml.safe_dump({**settings, "optim": optim, "workers": workers, "tracker": "trackio"}))
     return [name, file, "--out", tmp_path / "model"]
 
 
@@ -125,8 +125,9 @@ def test_one_that_fails_is_told_of_by_the_driver_and_the_training_goes_on(tmp_pa
 
 
 def test_one_that_can_not_open_a_run_is_refused_in_one_line(tmp_path, tiny_models, tracked, monkeypatch):
+    """By one process, without Ray: what a process on Ray refuses, the driver says as it says all else."""
     monkeypatch.setenv("TRACKER_REFUSES", "1")
-    with running(*command(tmp_path, "distill", tiny_models)) as process:
+    with running(*command(tmp_path, "distill", tiny_models, workers=1)) as process:
         _, stderr = process.communicate(timeout=280)
     assert process.returncode == 2, stderr
     last = stderr.strip().splitlines()[-1]
