@@ -158,7 +158,7 @@ def test_every_stage_runs_at_its_real_shapes(tmp_path):
     tokenizer.add_special_tokens(["<|endoftext|>"])
     (tmp_path / "gpt2").mkdir()
     tokenizer.save(str(tmp_path / "gpt2" / "tokenizer.json"))
-    texts = [" ".join(f"w{(97 * i + 13 * j * j) % (GPT2 - 1)}" for j in range(400)) for i in range(200)]
+    texts = [" ".join(f"w{(97 * i + 13 * j * j) % (GPT2 - 1)}" for j in range(400)) for i in range(400)]
     (tmp_path / "texts.txt").write_text("\n\n".join(texts))
 
     def run(command: str, name: str, *more: object) -> None:
