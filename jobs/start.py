@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt
+from tsdfm.jobs.shell.signals import CODE, INTERRUPTED, STOPPING, interrupt, settled
 
 
 def main() -> None:
@@ -20,6 +20,7 @@ def main() -> None:
 
         main()
     except KeyboardInterrupt:  # on the way to what tells it
+        settled()
         sys.stderr.write(f"Error: {INTERRUPTED}\n")
         sys.exit(CODE)
 
