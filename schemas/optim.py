@@ -44,8 +44,8 @@ class Divided(Frozen):
         "Parts that a batch is computed in, one after another: less memory, the same result"))
     workers: int = Field(1, ge=1, le=100_000, description="Data-parallel processes, among which every batch is divided")
     address: str = Field("local", min_length=1, description=(
-        "Where to run: 'local' starts Ray on this machine, 'auto' finds a running cluster, 'HOST:PORT' or 'ray://HOST:PORT' "
-        "names one"))
+        "Where to run: 'local' on this machine (several workers on a Ray of their own), 'auto' finds a running cluster, "
+        "'HOST:PORT' or 'ray://HOST:PORT' names one"))
     compile: bool = Field(False, description=(
         "Compile the network's blocks (torch.compile): a slow start, other last bits"))
     recompute: bool = Field(False, description=(
@@ -54,6 +54,11 @@ class Divided(Frozen):
     tracker: Tracker = Field("none", description=(
         "Where the scalars that TensorBoard gets are sent as well, through the tracker's own client, which is installed by the "
         "extra of its name"))
+
+    @property
+    def alone(self) -> bool:
+        """Whether the training is the process that it is asked of, without Ray: one worker on this machine."""
+        return self.workers == 1 and self.address == "local"
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:

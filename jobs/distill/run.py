@@ -50,7 +50,7 @@ def distill(config: DistillConfig, out: Path) -> DistillReport:
             say(f"{out}: {FINISHED}")
         else:
             start.weights.network.to("meta")  # they have been found fit; a training opens its own
-            last = (_here if config.workers == 1 and config.address == "local" else _in_a_group)(config, out)
+            last = (_here if config.alone else _in_a_group)(config, out)
     record = record_in(out)
     say_left_out(record.corpus)
     return DistillReport(out=str(out), fingerprint=load(out).fingerprint, init=start.weights.fingerprint,

@@ -103,7 +103,7 @@ class TrainingJob:
         return _read(scratch)[0]
 
     def _trained(self, scratch: Path) -> None:
-        if self.config.workers == 1 and self.config.address == "local":
+        if self.config.alone:
             with ticker("measuring") as show:
                 show.waiting(0, UPDATES, "a training of few updates")
                 self.timed_here(scratch)

@@ -42,14 +42,13 @@ def train(label: str, loop: Any, is_made: Any, config: C, out: Path, kind: type[
     if isinstance(config, CompassConfig) and _is_here(config):
         load_denoiser(teacher_folder(config.teacher))  # refused now, before anything is read or written
     say_corpus(config.corpus, [config.teacher] if isinstance(config, CompassConfig) else ())
-    alone = config.workers == 1 and config.address == "local"
-    if _finished(label, is_made, config if alone else with_anchored_paths(config), out):
+    if _finished(label, is_made, config if config.alone else with_anchored_paths(config), out):
         say(f"{out}: {FINISHED}")
     else:
         check_target(out)
-        (_here if alone else _in_a_group)(label, loop, config, out)
+        (_here if config.alone else _in_a_group)(label, loop, config, out)
     record = parse_json(kind, read_regular(out / TRAINING_FILE), str(out / TRAINING_FILE))
-    if not alone:  # else it was told when the corpus had been read
+    if not config.alone:  # else it was told when the corpus had been read
         say_left_out(record.corpus)
     return record
 
