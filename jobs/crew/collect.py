@@ -125,11 +125,12 @@ class _Run:
         self.told, self.total = told, total
         self.done = self._size = 0
         self._began: float | None = None  # when a worker first was at work
-        self._busy = time.monotonic()  # when one last was
+        self._busy = self._made = time.monotonic()  # when one last was; when this run was made
 
     def took(self, index: int) -> None:
-        """A piece is done."""
+        """A piece is done. One that no worker was seen at was quick: then this run's start counts as the worker's."""
         self.done += 1
+        self._began = self._began or self._made
         self._size += self.told.size(index)
 
     def show(self, show: Ticker, crew: Crew[object]) -> None:

@@ -14,7 +14,7 @@ have no clock, and a compass takes them as resolved. With the mask source that i
 some tokens doesn't depend on t, so the rollout is the usual chain, begun at a later state of it, and gives texts *given* those
 tokens as exactly as it gives texts. With the uniform source it is an approximation: the teacher was trained on states in which
 each token is noise with probability 1 - kappa_t, takes the fixed ones for that, too, and so heeds them less than it should,
-the less the earlier (how much it costs on a tiny joint law stands in tests/pipeline/flow/test_rollout_exact.py).
+the less the earlier (how much it costs on a tiny joint law stands in tests/pipeline/flow/exact/test_given.py).
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,11 @@
 """Is a plan true? Each command is planned with `--plan --json`, and then run; planned and measured seconds and bytes, and ratios.
 
-    python tests/benchmarks/plan.py [FOLDER]     about half an hour on two cores; results/plan.json holds what it found
+    python tests/benchmarks/plan.py --json FILE    some ten minutes on two cores; results/plan.json holds what it found
 
 Both run as a user runs them, one process each, on the embedded models. Other work on the machine moves either.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -14,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "plan.json"
 PROGRAM = [str(Path(sys.executable).with_name("tsdfm-pipeline"))]
 
 
@@ -60,10 +60,14 @@ def compare(name: str, arguments: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Compare every command, and keep what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=list(runs(Path())), action="append", help="this command; may be repeated  [all]")
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(scratch)
-        found = {name: compare(name, arguments) for name, arguments in runs(folder).items()}
-    RESULTS.write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "runs": found}, indent=2) + "\n")
+        found = {name: compare(name, arguments) for name, arguments in runs(Path(scratch)).items() if name in (asked.only or runs(Path()))}
+    if asked.json:
+        asked.json.write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "runs": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

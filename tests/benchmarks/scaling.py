@@ -129,7 +129,7 @@ class Sleeping:
 
         with census("finished shards are kept") as asking:
             order = Order(work.config, work.identity, work.store.address)  # by a worker, for the driver of a run makes none
-            real = Tasks(Call("ShardWorker.make", make, lambda index: (order, work.items[index])), Need("CPU", 1), 1, asking)
+            real = Tasks(Call("ShardWorker.make", make, lambda index: (order, work.items[index], None)), Need("CPU", 1), 1, asking)
             collect(real, Told("making one", "shard", str), missing[:1], first.__setitem__)
             template = first[missing[0]]
             data = work.store.read(template.record.path) or b""

@@ -22,7 +22,7 @@ import yaml
 from tests.chaos.warm import End, Job, Warm, command, warm
 from tests.support import make_dataset, tiny_config, tree
 
-KILLS = 12
+KILLS = 20
 CHANGES = {"trajectories": 16, "shard_size": 1, "rollout": {"steps": 256, "batch_size": 4}}
 
 

@@ -387,8 +387,8 @@ def test_a_trial_that_fails_leaves_the_others_a_table(fields, root, tmp_path, in
     assert {line["factor"] for line in csv.DictReader((out / "effects.csv").read_text().splitlines())} == {"data.arm"}
 
 
-@pytest.mark.parametrize("stage", ["in training", "after training", "before the commit"])
-def test_a_trial_that_died_goes_on_to_the_same_bytes(stage, fields, root, tmp_path, in_process, monkeypatch):
+def test_a_trial_that_dies_again_and_again_ends_in_the_same_bytes(fields, root, tmp_path, in_process, monkeypatch):
+    """In its training, then after it, then before it is noted as made."""
     run(fields, root, tmp_path / "whole")
 
     class Killed(BaseException):
@@ -397,13 +397,12 @@ def test_a_trial_that_died_goes_on_to_the_same_bytes(stage, fields, root, tmp_pa
     def dying(*arguments, **named):
         raise Killed
 
-    with monkeypatch.context() as patch:
-        if stage == "in training":
-            patch.setattr("tsdfm.pipeline.training.distill.save", dying)
-        else:
-            patch.setattr(module, "evaluated" if stage == "after training" else "mark_complete", dying)
-        with pytest.raises(Killed):
-            run(fields, root, tmp_path / "killed")
+    for dies in ("tsdfm.pipeline.training.distill.save", "tsdfm.jobs.ablate.run.evaluated", "tsdfm.jobs.ablate.run.mark_complete"):
+        with monkeypatch.context() as patch:
+            patch.setattr(dies, dying)
+            with pytest.raises(Killed):
+                run(fields, root, tmp_path / "killed")
+        assert not (tmp_path / "killed" / "table.csv").exists()
     run(fields, root, tmp_path / "killed")
     for name in TABLES:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name

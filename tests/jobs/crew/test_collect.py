@@ -1,6 +1,7 @@
 """How pieces of work are handed out and waited for, with a crew that is no Ray: who dies, who is slow, and when there is nobody."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -67,6 +68,26 @@ def quick(monkeypatch):
     monkeypatch.setattr(collecting, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(collecting, "IDLE_SECONDS", 0.1)
 
+
+class Unseen(Crew):
+    """Pieces that are done before anybody has seen a worker at one."""
+
+    at_work = 0
+
+    def most(self) -> int:
+        return 6
+
+    def settled(self, seconds: float) -> list[tuple[int, str | Death | None]]:
+        time.sleep(0.3)
+        return [(self.waiting.pop(0), "made") for _ in range(len(self.waiting))]
+
+
+def test_pieces_quicker_than_their_signs_have_a_rate_that_can_be(capsys):
+    collect(Unseen())
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "6/6" in line]
+    found = re.search(r"6/6  ([\d,.]+) shards/(s|min)", line)
+    assert found, line
+    assert float(found[1].replace(",", "")) / {"s": 1, "min": 60}[found[2]] <= 6 / 0.3
 
 
 def test_all_are_made_whatever_dies_once_or_twice():

@@ -59,8 +59,8 @@ def tracked(tmp_path, monkeypatch):
     return told
 
 
-def command(tmp_path, name, tiny_models, workers=2):
-    optim = {"steps": UPDATES, "batch_size": 8, "log_every": 5, "checkpoint_every": 10}
+def command(tmp_path, name, tiny_models, workers=2, updates=UPDATES):
+    optim = {"steps": updates, "batch_size": 8, "log_every": 5, "checkpoint_every": 10}
     if name == "distill":
         make_dataset(tmp_path / "data", tiny_models)
         settings = {"data": {"paths": [str(tmp_path / "data")]}, "budgets": {1: 1.0, 8: 1.0}}
@@ -117,7 +117,7 @@ def test_an_interrupt_ends_the_run_and_the_same_command_goes_on_in_it(tmp_path, 
 
 def test_one_that_fails_is_told_of_by_the_driver_and_the_training_goes_on(tmp_path, tiny_models, tracked, monkeypatch):
     monkeypatch.setenv("TRACKER_FAILS", "1")
-    with running(*command(tmp_path, "distill", tiny_models)) as process:
+    with running(*command(tmp_path, "distill", tiny_models, updates=20)) as process:
         _, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     assert stderr.count("Warning: trackio failed (503); the training goes on without it") == 1

@@ -4,12 +4,12 @@ import pytest
 
 from tests.benchmarks.corpus import compared
 
-MORE_MB = 50  # than a corpus of 10 MB
+MORE_MB = 30  # than a corpus of 10 MB; text and tokens of one of 50 MB are some 80 MB
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_large_corpus_takes_the_memory_of_a_small_one(tmp_path):
-    found = compared(80_000_000, tmp_path)
+    found = compared(50_000_000, tmp_path)
     assert found["large"]["peak_rss_mb"] < found["small"]["peak_rss_mb"] + MORE_MB
     assert found["large, kept"]["peak_rss_mb"] < found["small"]["peak_rss_mb"] + MORE_MB

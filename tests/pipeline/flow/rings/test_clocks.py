@@ -1,6 +1,6 @@
 """Which positions ring together: every clock's own law is the path's, counts per step are even, and neighbours ring apart.
 
-The joint law is checked against an enumeration of all patterns in `test_rollout_exact`.
+The joint law is checked against an enumeration of all patterns in the room `exact`.
 """
 
 import itertools
