@@ -61,11 +61,10 @@ def compare(name: str, arguments: list[str]) -> dict[str, Any]:
 def main() -> None:
     """Compare every command, and keep what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=list(runs(Path())), action="append", help="this command; may be repeated  [all]")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = {name: compare(name, arguments) for name, arguments in runs(Path(scratch)).items() if name in (asked.only or runs(Path()))}
+        found = {name: compare(name, arguments) for name, arguments in runs(Path(scratch)).items()}
     if asked.json:
         asked.json.write_text(json.dumps({"cores": len(os.sched_getaffinity(0)), "runs": found}, indent=2) + "\n")
 

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -73,7 +74,7 @@ def workers(folder: Path, rounds: int, shards: int) -> dict[str, object]:
                     rollout=RolloutConfig(steps=32, batch_size=4, threads=1), shaping=ShapingConfig(candidates=8)))
                 found.append(middle_rate([path.stat().st_mtime for path in out.glob("data/*.parquet")]))
     ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
-    return {"shards_per_second": {str(crew): found for crew, found in rates.items()}, "ratios": ratios, "best": max(ratios)}
+    return {"shards_per_second": {str(crew): found for crew, found in rates.items()}, "ratios": ratios, "median": statistics.median(ratios)}
 
 
 def middle_rate(ends: Sequence[float]) -> float:

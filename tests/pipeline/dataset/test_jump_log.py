@@ -258,19 +258,15 @@ def rolled(tiny_models):
 ROLLOUTS: list[dict[str, object]] = [{}, {"top_k": 0}, {"steps": 1}, {"solver": "rk4"}, {"temperature": 0.2}, {"length": 5}]
 
 
-SETTINGS: list[tuple[str, str, dict[str, object]]] = [  # blind rollouts select nothing
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+@pytest.mark.parametrize(("arm", "select", "rollout"), [  # blind rollouts select nothing
     *(("shaped", "argmin", each) for each in ROLLOUTS), *(("blind", "argmin", each) for each in ROLLOUTS),
     ("shaped", "resample", {}), ("shaped", "resample", {"solver": "rk4"}),
-]
-ADDED: list[dict[str, object]] = [
+], ids=str)
+@pytest.mark.parametrize("newer", [
     {}, {"given": (0, 1, 4)}, {"level": "token"}, {"level": "sequence_to_token", "sweeps": 2, "tau": 0.25}, {"logprobs": True},
     {"given": (2,), "level": "token", "logprobs": True},
-]
-PAIRS = [  # every setting with every newer one, of either source in turn
-    (("mask", "uniform")[(i + j) % 2], *setting, newer) for i, setting in enumerate(SETTINGS) for j, newer in enumerate(ADDED)]
-
-
-@pytest.mark.parametrize(("source", "arm", "select", "rollout", "newer"), PAIRS, ids=str)
+], ids=str)
 def test_a_rollout_passes_every_check(rolled, source, arm, select, rollout, newer):
     shaping = {"select": select, **{name: newer[name] for name in ("level", "sweeps", "tau") if name in newer}}
     made, grid = rolled(source, arm, rollout | {"logprobs": "logprobs" in newer}, shaping, given=newer.get("given", ()))

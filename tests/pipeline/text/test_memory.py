@@ -4,7 +4,7 @@ import pytest
 
 from tests.benchmarks.corpus import compared
 
-MORE_MB = 30  # than a corpus of 10 MB; text and tokens of one of 50 MB are some 80 MB
+MORE_MB = 30  # than a corpus of 10 MB; the text alone of one of 50 MB is 40 MB more
 
 
 @pytest.mark.slow

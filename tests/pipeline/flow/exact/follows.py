@@ -7,7 +7,7 @@ from scipy.stats import chisquare
 from tests.pipeline.flow.exact.chain import Space
 from tsdfm.pipeline.flow.rollout import roll_out
 
-MANY, SAMPLES, BATCH = 100_000, 30_000, 10_000  # MANY: of the plain chain, on which all else stands
+MANY, SAMPLES, BATCH = 100_000, 40_000, 10_000  # MANY: of the plain chain, on which all else stands
 P_VALUE = 1e-4  # seeds are fixed, so a test either always passes or never
 
 MASK2, MASK3, UNIFORM = Space("mask", 3, 2), Space("mask", 4, 0), Space("uniform", 3, None)
@@ -24,6 +24,7 @@ def sample(teacher, compass, space, rollout, shaping, arm, samples=SAMPLES):  # 
 
 
 def replay(logs, space, steps):
+    """[N + 1, logs]: the index of every log's state after 0..N steps; the last of them is its text."""
     digits = space.vocab ** np.arange(space.length - 1, -1, -1)
     states = np.stack([log.source(space.mask) for log in logs]).astype(int)
     row = np.repeat(np.arange(len(logs)), [len(log.event_step) for log in logs])
@@ -62,6 +63,7 @@ def assert_all_steps_follow(indices, joints):
 
 
 def equal(one, other, *, but=()):
+    """Asserts that two logs are equal to the bit, whatever stands in the fields `but`."""
     for name in one.__dataclass_fields__:
         a, b = getattr(one, name), getattr(other, name)
         if name in but:
