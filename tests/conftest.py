@@ -5,12 +5,14 @@ import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: several processes run tests at a time
 
 import pytest
 
 from tests import loopback_s3
+from tests.heads import Head, ray_head
 from tests.loopback_hub import TOKEN, LoopbackHub, use
 from tests.support import Outcome, TinyModels, make_models
 
@@ -38,6 +40,13 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """A Ray cluster of two CPUs, for the tests of this process of which none ends it."""
+    with ray_head(2) as running:
+        yield running
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from tests.chaos.test_signals import TINY, write_checkpoint
-from tests.chaos.warm import End, Job, Warm, command, warm
 from tests.support import TinyModels, assert_refused, make_dataset, tiny_config, tree, write_corpus
+from tests.warm import End, Job, Warm, command, warm
 from tsdfm.pipeline.dataset.verify import verify
 
 MODULES = ("tsdfm.jobs.cli", "tsdfm.jobs.start", "tsdfm.jobs.distill.run", "tsdfm.jobs.ablate.run", "tsdfm.jobs.demo.run", "tsdfm.jobs.evaluate.command", "tsdfm.pipeline.training.fit_compass",

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.chaos.warm import End, Job, Warm, warm
 from tests.support import TinyModels, make_dataset, tiny_config, tree
+from tests.warm import End, Job, Warm, warm
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.schemas.generate import GenerateConfig

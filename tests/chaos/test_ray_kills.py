@@ -5,74 +5,36 @@ One cluster serves all runs, as a cluster does: a killed driver's workers are go
 
 import contextlib
 import random
-import re
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
-from tests.chaos.warm import End, Job, Warm, command, warm
+from tests.heads import Head
 from tests.support import make_dataset, tiny_config, tree
+from tests.warm import End, Job, Warm, command, warm
 
 KILLS = 20
 CHANGES = {"trajectories": 16, "shard_size": 1, "rollout": {"steps": 256, "batch_size": 4}}
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[psutil.Process]:
-    """A Ray cluster of one node, at RAY_ADDRESS."""
-    folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets below it allow 107 bytes
-    log = Path(folder) / "head.log"
-    ray = Path(sys.executable).with_name("ray")
-    with log.open("w") as file, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        process = subprocess.Popen([ray, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block", f"--temp-dir={folder}"],
-                                   stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            deadline, found = time.monotonic() + 120, None
-            while found is None and time.monotonic() < deadline:
-                time.sleep(0.2)
-                found = re.search(r"--address='([^']+)'", log.read_text())
-            assert found is not None, log.read_text()
-            patch.setenv("RAY_ADDRESS", found[1])
-            yield psutil.Process(process.pid)
-        finally:
-            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-            process.wait()
-
-
-@pytest.fixture(scope="module")
-def mother(head) -> Iterator[Warm]:
-    with warm("tsdfm.jobs.generate.run", "tests.chaos.warm") as running:
+def mother() -> Iterator[Warm]:
+    with warm("tsdfm.jobs.generate.run", "tests.warm") as running:
         yield running
 
 
-def workers(head: psutil.Process) -> list[psutil.Process]:
-    found = []
-    for process in head.children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ShardWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-def run_and_kill_a_worker(mother: Warm, job: Job, head: psutil.Process, after: float) -> tuple[End, bool]:
+def run_and_kill_a_worker(mother: Warm, job: Job, head: Head, after: float) -> tuple[End, bool]:
     """A run, one of whose workers is killed some time after there are any. Returns how it ended, and whether one was killed."""
     killed = threading.Event()
 
     def kill() -> None:
         deadline = time.monotonic() + 60
-        while not (found := workers(head)) and time.monotonic() < deadline:
+        while not (found := head.workers()) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(after)
         for victim in found[:1]:
@@ -95,7 +57,7 @@ def test_killed_drivers_and_workers_leave_no_trace(head, mother, tmp_path, tiny_
     while done < KILLS:
         number += 1
         out, config = tmp_path / f"out{number}", tmp_path / f"config{number}.yaml"
-        config.write_text(yaml.safe_dump(tiny_config(out, tiny_models) | CHANGES | {"workers": 2, "address": "auto"}))
+        config.write_text(yaml.safe_dump(tiny_config(out, tiny_models) | CHANGES | {"workers": 2, "address": head.address}))
         told: list[str] = []
         for _ in range(4):  # drivers, then one worker; the run whose worker dies goes on by itself
             after = rng.uniform(0.2, 6.0)

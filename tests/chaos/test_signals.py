@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.chaos.warm import CRASHED, End, Job, Warm, command, warm
 from tests.loopback_hub import TOKEN, LoopbackHub, environment
 from tests.support import TinyModels, make_dataset, write_corpus
+from tests.warm import CRASHED, End, Job, Warm, command, warm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SECONDS = 20.0  # in which a command says how to go on, whatever it imports just then on a busy machine; most have ended by then
@@ -28,7 +28,7 @@ PLAN = {"verify": (5, 0.3), "inspect": (4, 0.3), "sample": (5, 0.5), "evaluate":
         "import-teacher": (3, 0.2), "publish": (5, 1.0), "generate": (3, 12.0), "distill": (4, 2.5), "distill on Ray": (3, 14.0), "ablate": (2, 14.0), "demo": (2, 12.0)}
 QUICK = ("import-teacher",)  # done in some hundredths of a second, before most signals come
 MODULES = ("tsdfm.jobs.cli", "tsdfm.jobs.start", "tsdfm.jobs.distill.run", "tsdfm.jobs.ablate.run", "tsdfm.jobs.demo.run", "tsdfm.jobs.evaluate.command", "tsdfm.pipeline.training.fit_compass",
-           "tsdfm.pipeline.training.pretrain", "tsdfm.pipeline.publishing.dataset", "tsdfm.pipeline.models.foreign.importer", "tests.chaos.warm")
+           "tsdfm.pipeline.training.pretrain", "tsdfm.pipeline.publishing.dataset", "tsdfm.pipeline.models.foreign.importer", "tests.warm")
 
 
 @dataclass(frozen=True)

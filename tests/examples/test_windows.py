@@ -69,7 +69,7 @@ RAY = """
 import pickle, runpy, sys
 sys.modules["tsdfm"] = None
 import ray
-ray.init(address="local", num_cpus=1, include_dashboard=False)
+ray.init(address=sys.argv[3])
 read = runpy.run_path(sys.argv[1])["read"]
 with open("rows.pickle", "wb") as file:
     pickle.dump({arm: read(sys.argv[2], arm, 4).take_all() for arm in ("shaped", "blind")}, file)
@@ -78,10 +78,10 @@ with open("rows.pickle", "wb") as file:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["mask", "uniform"])
-def test_ray_data_gives_them_too(tmp_path, hub, tiny_models, monkeypatch, source):
+def test_ray_data_gives_them_too(tmp_path, hub, tiny_models, monkeypatch, source, head):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = published(tmp_path, hub, tiny_models, source)
-    done = subprocess.run([sys.executable, "-c", RAY, str(HERE / "windows_ray.py"), str(folder)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", RAY, str(HERE / "windows_ray.py"), str(folder), head.address], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for arm, rows in pickle.loads((tmp_path / "rows.pickle").read_bytes()).items():
         plain = windows_datasets.Windows(str(folder), arm, N)

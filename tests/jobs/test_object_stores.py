@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import yaml
 
+from tests.commands import running
 from tests.loopback_s3 import KEY, SECRET
 from tests.support import assert_refused, make_dataset, present, ray_here, tiny_config, tree, write_corpus
 from tsdfm.pipeline.storage import object_store
@@ -17,7 +16,6 @@ from tsdfm.pipeline.storage.locks import LOCK_FILE
 from tsdfm.pipeline.storage.open_store import open_store
 
 OUT = "s3://shelf/out"
-COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
 
 
 def with_keys(s3, name: str = "out") -> str:
@@ -84,24 +82,23 @@ def test_an_endpoint_that_never_answers_ends_within_its_time(s3, cli, monkeypatc
 
 
 @pytest.mark.slow
-def test_a_run_on_ray_that_was_killed_goes_on_there_and_ends_in_the_same_bytes(s3, tmp_path, tiny_models):
+def test_a_run_on_ray_that_was_killed_goes_on_there_and_ends_in_the_same_bytes(s3, cli, tmp_path, tiny_models):
     config = tiny_config(with_keys(s3), tiny_models) | {"shard_size": 1, "workers": 1} | {"rollout": {"steps": 256, "batch_size": 4}}
     make_dataset(tmp_path / "local", tiny_models, **{name: config[name] for name in ("shard_size", "rollout")})
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     s3.faults.every = 25
     store = open_store(OUT)
-    with subprocess.Popen([*COMMAND, "generate", str(file)], stderr=subprocess.PIPE, text=True) as process:
+    with running("generate", file) as process:
         while len(store.names("data")) < 3 and process.poll() is None:
             time.sleep(0.1)
         process.send_signal(signal.SIGKILL)
     assert 3 <= len(store.names("data")) < 10
-    dead = subprocess.run([*COMMAND, "generate", str(file)], check=False, capture_output=True, text=True)
-    assert dead.returncode == 2
-    assert "takes over in" in dead.stderr
+    dead = cli("generate", file)
+    assert_refused(dead, "takes over in")
     store.remove(LOCK_FILE)  # as it says
-    done = subprocess.run([*COMMAND, "generate", str(file), "--json"], check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = cli("generate", file, "--json")
+    assert done.code == 0, done.stderr
     assert json.loads(done.stdout)["kept"] >= 2  # the third's receipt may not have been written
     for said in (dead.stderr, done.stderr, done.stdout):
         assert SECRET not in said

@@ -11,8 +11,10 @@ import time
 
 import pytest
 
+from tests.commands import running
 from tests.loopback_hub import TOKEN, environment
 from tests.support import assert_refused, make_dataset, ray_here
+from tests.warm import warm
 from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.distill import DistillConfig
 
@@ -107,30 +109,39 @@ def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path,
     assert ModelCard(hub.repos["model", "team/student"].files["README.md"].decode()).data["datasets"] == ["team/runs"]
 
 
+@pytest.fixture
+def mother(hub, tmp_path, monkeypatch):
+    """Runs commands that have known from the start where the Hub is."""
+    for name, value in environment(hub, tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
+    with warm("tsdfm.jobs.start", "tsdfm.jobs.cli", "tsdfm.pipeline.publishing.dataset") as found:
+        yield found
+
+
 @pytest.mark.slow
-def test_a_publication_killed_at_random_requests_is_finished(hub, out, tmp_path):
+def test_a_publication_killed_at_random_requests_is_finished(hub, out, mother):
     """SIGKILL of the process at a random one of its requests, four times; the last run completes it."""
-    command = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()", "publish", str(out), "--repo", "team/runs"]
-    whole = subprocess.run([*command[:-1], "team/whole"], env=environment(hub, tmp_path / "home"), check=False, capture_output=True)
-    assert whole.returncode == 0, whole.stderr
+    line = ["publish", out, "--repo", "team/runs"]
+    with running(*line[:-1], "team/whole", mother=mother) as whole:
+        assert whole.wait() == 0, whole.stderr.read()
     requests, draw, killed = len(hub.calls), random.Random(7), 0
     hub.objects.clear()
     hub.sent.clear()
     for _ in range(4):
         until = len(hub.calls) + draw.randrange(requests)
-        process = subprocess.Popen(command, env=environment(hub, tmp_path / "home"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while len(hub.calls) <= until and process.poll() is None:
-            time.sleep(0.0005)
-        killed += process.poll() is None
-        process.kill()
-        process.wait()
+        with running(*line, mother=mother) as process:
+            while len(hub.calls) <= until and process.poll() is None:
+                time.sleep(0.0005)
+            killed += process.poll() is None
+            process.kill()
     assert killed >= 2
-    done = subprocess.run([*command, "--json"], env=environment(hub, tmp_path / "home"), check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with running(*line, "--json", mother=mother) as done:
+        stdout, stderr = done.communicate()
+    assert done.returncode == 0, stderr
     files, reference = (hub.repos["dataset", name].files for name in ("team/runs", "team/whole"))
     assert files.keys() == reference.keys()
     assert all(files[path] == reference[path] for path in files if path != "README.md")  # it names the repository
-    assert json.loads(done.stdout)["revision"] == hub.repos["dataset", "team/runs"].head
+    assert json.loads(stdout)["revision"] == hub.repos["dataset", "team/runs"].head
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tests.commands import running
 from tests.support import assert_refused
 from tsdfm.jobs.cli import COMMANDS
 from tsdfm.jobs.schema import CONFIGS
@@ -150,7 +151,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 30) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_every_stage_runs_at_its_real_shapes(tmp_path):
+def test_every_stage_runs_at_its_real_shapes(tmp_path, head):
     """One update, one shard, one text, two blocks, which are all alike: all else (widths, length, vocabulary) as the recipes say."""
     words = {f"w{i}": i for i in range(GPT2 - 1)} | {"<|endoftext|>": GPT2 - 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
@@ -162,15 +163,15 @@ def test_every_stage_runs_at_its_real_shapes(tmp_path):
     (tmp_path / "texts.txt").write_text("\n\n".join(texts))
 
     def run(command: str, name: str, *more: object) -> None:
-        arguments = [sys.executable, "-m", "tsdfm.jobs", command, f"170m/{name}", *map(str, more)]
-        done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-2000:]
+        with running(command, f"170m/{name}", *more, cwd=tmp_path) as process:
+            _, stderr = process.communicate(timeout=900)
+        assert process.returncode == 0, stderr[-2000:]
 
     here = ["--dtype", "float32", "--no-compile"]  # bfloat16 takes hours on a CPU
     once = ["--n-blocks", 2, "--corpus", "texts.txt", "--updates", 1, "--batch-size", 1, "--half", "--set", "compile=false", "--set", "optim.warmup=0"]
     run("pretrain", "teacher-mask", "--out", "teacher-mask", *once)
     run("fit-compass", "compass", "--out", "compass", *once)
-    run("generate", "generate", "--trajectories", 1, "--steps", 2, "--candidates", 2, "--workers", 1, *here)
+    run("generate", "generate", "--trajectories", 1, "--steps", 2, "--candidates", 2, "--workers", 1, "--address", head.address, *here)
     run("distill", "distill", "--out", "student", "--updates", 1, "--batch-size", 1, "--budgets", "1,2", "--set", "compile=false", "--set", "optim.warmup=0")
     run("evaluate", "evaluate", "--corpus", "texts.txt", "--model", "student", "--evaluator", "compass", "--steps", 1, "-n", 2, "--set", "temperatures=[1.0]", *here)
     student = load(tmp_path / "student").network.config

@@ -1,6 +1,5 @@
 """Sweeps: which trials, what is refused, the table and its page, rounds, faults, and kills in the middle."""
 
-import contextlib
 import csv
 import json
 import math
@@ -8,17 +7,15 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
+from tests.commands import running
 from tests.support import assert_refused, make_dataset, present, tree, with_other_weights, write_corpus
 from tsdfm.jobs.ablate import run as module
 from tsdfm.jobs.ablate.plan import plan, read_sweep, studies
@@ -410,30 +407,6 @@ def test_a_trial_that_dies_again_and_again_ends_in_the_same_bytes(fields, root, 
 
 # ------------------------------------------------------------------ on Ray
 
-COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
-
-
-def _family(pid):
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-@contextlib.contextmanager
-def started(*arguments):
-    """The command line in a session of its own; nothing of it outlives the test."""
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
-    try:
-        yield process
-    finally:
-        for each in _family(process.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-        process.kill()
-        process.communicate()
-
-
 def wait_for(condition, process):
     deadline = time.monotonic() + 200
     while not condition():
@@ -452,8 +425,8 @@ def long_sweep(fields, tmp_path):
     return file
 
 
-def finish(file: Path, data: Path, out: Path):
-    with started("ablate", file, "--data", data, "--out", out, "--json") as process:
+def finish(file: Path, data: Path, out: Path, *flags: str):
+    with running("ablate", file, "--data", data, "--out", out, *flags, "--json") as process:
         stdout, stderr = process.communicate(timeout=280)
         assert process.returncode == 0, stderr
     return json.loads(stdout)
@@ -461,11 +434,11 @@ def finish(file: Path, data: Path, out: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_driver_that_is_killed_and_started_again_ends_in_the_same_table(long_sweep, root, tmp_path):
+def test_a_driver_that_is_killed_and_started_again_ends_in_the_same_table(long_sweep, root, tmp_path, head):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert finish(long_sweep, root / "data", whole)["made"] == 4
+    assert finish(long_sweep, root / "data", whole, "--address", head.address)["made"] == 4
     for number in (1, 2):  # once in the first trials, once in later ones, each in the middle of a training
-        with started("ablate", long_sweep, "--data", root / "data", "--out", killed) as process:
+        with running("ablate", long_sweep, "--data", root / "data", "--out", killed, "--address", head.address) as process:
             def in_the_middle(number=number):
                 done = len(list(killed.glob("trials/*/trial.json")))
                 return done >= number and any(killed.glob(f"trials/*/*.training/{HEADER_FILE}"))
@@ -474,7 +447,7 @@ def test_a_driver_that_is_killed_and_started_again_ends_in_the_same_table(long_s
             os.kill(process.pid, signal.SIGKILL)  # Ray's own processes are left to find out
             time.sleep(1)
         assert not (killed / "table.csv").exists()
-    report = finish(long_sweep, root / "data", killed)
+    report = finish(long_sweep, root / "data", killed, "--address", head.address)
     assert 1 <= report["kept"] < 4
     for name in TABLES:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
@@ -482,13 +455,13 @@ def test_a_driver_that_is_killed_and_started_again_ends_in_the_same_table(long_s
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_an_interrupt_stops_the_trials_and_says_how_to_resume(long_sweep, root, tmp_path):
+def test_an_interrupt_stops_the_trials_and_says_how_to_resume(long_sweep, root, tmp_path, head):
     out = tmp_path / "out"
-    with started("ablate", long_sweep, "--data", root / "data", "--out", out) as process:
+    with running("ablate", long_sweep, "--data", root / "data", "--out", out) as process:
         wait_for(lambda: any(out.glob(f"trials/*/*.training/{HEADER_FILE}")), process)
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "resume with: tsdfm-pipeline ablate" in stderr.strip().splitlines()[-1]
     assert not (out / "table.csv").exists()
-    assert finish(long_sweep, root / "data", out)["trials"] == 4
+    assert finish(long_sweep, root / "data", out, "--address", head.address)["trials"] == 4

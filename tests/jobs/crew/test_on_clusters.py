@@ -1,6 +1,7 @@
 """`evaluate`, `ablate` and a training on real clusters: what comes out is that of one machine, and a lost head is one line."""
 
 import contextlib
+import os
 import signal
 import time
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from tests.commands import named, running
+from tests.heads import Head
 from tests.jobs.distill.test_run import step_of
-from tests.jobs.generate.test_clusters import cluster
-from tests.jobs.generate.test_run import running, wait_for
+from tests.jobs.generate.test_clusters import cluster, of_nodes
+from tests.jobs.generate.test_run import wait_for
 from tests.support import make_dataset, present, write_corpus
 from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.loop.data_parallel import Place
@@ -43,7 +46,7 @@ def test_rows_of_two_nodes_are_those_of_one_process(cli, tmp_path, tiny_models):
     assert results(tmp_path / "there") == results(tmp_path / "here")
 
 
-def test_a_sweep_on_two_nodes_ends_in_the_same_table(tmp_path, tiny_models):
+def test_a_sweep_on_two_nodes_ends_in_the_same_table(tmp_path, tiny_models, head):
     make_dataset(tmp_path / "data", tiny_models)
     write_corpus(tmp_path / "corpus.txt", 400)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({
@@ -56,7 +59,7 @@ def test_a_sweep_on_two_nodes_ends_in_the_same_table(tmp_path, tiny_models):
         with running(*command, "--out", tmp_path / "there", "--address", nodes.address) as process:
             _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    with running(*command, "--out", tmp_path / "here", "--workers", "1") as process:
+    with running(*command, "--out", tmp_path / "here", "--workers", "1", "--address", head.address) as process:
         _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     for name in ("table.csv", "table.md", "effects.csv"):
@@ -68,9 +71,8 @@ def test_a_training_whose_head_is_lost_ends_in_one_line(tmp_path, tiny_models):
     command = ["distill", "--data", tmp_path / "data", "--out", tmp_path / "student", "--updates", "100000", "--batch-size", "4"]
     with cluster(2) as nodes, running(*command, "--address", nodes.address) as process:
         wait_for(lambda: any((tmp_path / "student.training").rglob("events*")))
-        for each in psutil.Process().children(recursive=True):
-            if each.name() in ("gcs_server", "raylet"):
-                each.send_signal(signal.SIGKILL)
+        for each in of_nodes(nodes, "gcs_server", "raylet"):
+            each.send_signal(signal.SIGKILL)
         lost = time.monotonic()
         _, stderr = process.communicate(timeout=200)
         assert time.monotonic() - lost < 60
@@ -93,14 +95,14 @@ def training(folder, data, workers: int) -> list[object]:
     return ["distill", folder / "student.yaml"]
 
 
-def undisturbed(folder, data, workers: int) -> dict[str, torch.Tensor]:
-    """The weights that come out where nothing is lost; of one process: without Ray, in this one."""
+def undisturbed(folder, data, workers: int, head: Head | None = None) -> dict[str, torch.Tensor]:
+    """The weights that come out where nothing is lost; without a cluster: of one process, this one."""
     command, out = training(folder, data, workers), folder / "undisturbed"
-    if workers == 1:
+    if head is None:
         config = DistillConfig.model_validate(yaml.safe_load((folder / "student.yaml").read_text()))
         assert train_at(Place(0, 1, torch.device("cpu")), config, out, lambda *_: None)
     else:
-        with running(*command, "--out", out) as process:
+        with running(*command, "--out", out, "--address", head.address) as process:
             _, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
     return load_file(out / "model.safetensors")
@@ -115,18 +117,18 @@ def assert_same(out, reference: dict[str, torch.Tensor]) -> None:
 def node_of_a_training_process(nodes: list[Any]) -> Any:
     """The node, among these, on which a process trains."""
     raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
-    for process in psutil.Process().children(recursive=True):
+    for process in named("RayTrainWorker", os.getpid()):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "RayTrainWorker" in " ".join(process.cmdline()) and process.ppid() in raylets:
+            if process.ppid() in raylets:
                 return raylets[process.ppid()]
     raise AssertionError("no process trains on any of these nodes")
 
 
-def test_a_training_that_loses_a_node_goes_on_where_there_is_room(tmp_path, tiny_models):
+def test_a_training_that_loses_a_node_goes_on_where_there_is_room(tmp_path, tiny_models, head):
     """One of two processes, on a node each; a third node is there. (Of one process: see the next test.)"""
     make_dataset(tmp_path / "data", tiny_models)
     workers = 2
-    reference, out = undisturbed(tmp_path, tmp_path / "data", workers), tmp_path / "student"
+    reference, out = undisturbed(tmp_path, tmp_path / "data", workers, head), tmp_path / "student"
     with cluster(0) as nodes:
         others = [nodes.add_node(num_cpus=1) for _ in range(workers + 1)]
         with running(*training(tmp_path, tmp_path / "data", workers), "--out", out, "--address", nodes.address) as process:

@@ -8,18 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.chaos.warm import Job, command, warm
-from tests.support import Outcome, TinyModels, assert_refused, make_dataset, present, ray_here, tree
+from tests.commands import Running, running
+from tests.support import Outcome, TinyModels, assert_refused, make_dataset, present, tree
 from tsdfm.jobs.distill import run as module
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
@@ -31,7 +30,6 @@ from tsdfm.pipeline.training.student_trainer import train_student
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.distill import DistillConfig
 
-COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
 UPDATES = 400
 
 
@@ -153,40 +151,7 @@ def test_a_config_file_is_checked_like_flags_and_flags_override_it(cli, data, tm
 
 # ------------------------------------------------------------------ trained: in one process, on Ray where it says so
 
-@contextlib.contextmanager
-def running(*arguments: object, cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """The command line in a process group of its own; nothing of it outlives the test."""
-    process = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True, cwd=cwd)
-    try:
-        yield process
-    finally:
-        end([*_family(process.pid), psutil.Process(process.pid)] if process.poll() is None else [])
-        process.wait()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-def end(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def trainers_of(pid: int) -> list[psutil.Process]:
-    found = []
-    for process in _family(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-def wait_for(condition, process: subprocess.Popen[str] | None = None, seconds: float = 200) -> None:
+def wait_for(condition, process: Running | None = None, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -239,15 +204,15 @@ def finish(*arguments: object, cwd: Path | None = None) -> tuple[dict, str]:
     return json.loads(stdout), stderr
 
 
-@pytest.fixture(scope="module")
-def outcome_of() -> Iterator[Callable[..., Outcome]]:
-    """Runs the command on a cluster of this process, in a child: after a fault, Ray leaves a thread that spins as long as the process lives."""
-    with ray_here(2) as address, warm("tsdfm.jobs.cli", "tsdfm.jobs.start", "tsdfm.jobs.distill.run") as mother:
-        def run(*arguments: object) -> Outcome:
-            end = mother.run(Job(command, (*map(str, arguments), "--address", address), patience=280))
-            return Outcome(end.code, end.stdout, end.stderr)
+@pytest.fixture
+def outcome_of(head) -> Callable[..., Outcome]:
+    """Runs the command on a cluster."""
+    def run(*arguments: object) -> Outcome:
+        with running(*arguments, "--address", head.address) as process:
+            stdout, stderr = process.communicate(timeout=280)
+        return Outcome(process.wait(), stdout, stderr)
 
-        yield run
+    return run
 
 
 @pytest.mark.slow
@@ -344,31 +309,26 @@ def test_a_killed_driver_resumes_to_the_same_bits(tmp_path, data, reference):
 
 
 @pytest.mark.slow
-def test_a_killed_driver_of_several_processes_resumes_at_once(tmp_path, data):
+def test_a_killed_driver_of_several_processes_resumes_at_once(tmp_path, data, head):
     """What the kill left running lets the folder go by itself."""
     out = tmp_path / "student"
     line = ("distill", config_file(tmp_path, data["mask"]), "--out", out)
-    with running(*line, "--workers", 2) as process:
-        wait_for(lambda: trainers_of(process.pid), process)
-        family = _family(process.pid)
+    with running(*line, "--workers", 2, "--address", head.address) as process:
         wait_for(lambda: step_of(out) >= 20, process)
         process.kill()
         process.wait()
-    try:
-        assert not out.exists()
-        report, stderr = finish(*line)
-    finally:
-        end(family)
+    assert not out.exists()
+    report, stderr = finish(*line)
     assert report["updates"] == UPDATES
     assert f"distill: 5/{UPDATES}" not in stderr  # it went on from the checkpoint
 
 
 @pytest.mark.slow
-def test_a_killed_training_process_is_replaced_and_nothing_shows(tmp_path, data, reference):
+def test_a_killed_training_process_is_replaced_and_nothing_shows(tmp_path, data, reference, head):
     out = tmp_path / "student"
-    with ray_here(2) as address, running("distill", config_file(tmp_path, data["mask"]), "--out", out, "--address", address) as process:
-        wait_for(lambda: trainers_of(os.getpid()), process)
-        victim = trainers_of(os.getpid())[0]  # to look for it takes a while, in which the training goes on
+    with running("distill", config_file(tmp_path, data["mask"]), "--out", out, "--address", head.address) as process:
+        wait_for(lambda: head.workers("RayTrainWorker"), process)
+        victim = head.workers("RayTrainWorker")[0]  # to look for it takes a while, in which the training goes on
         wait_for(lambda: step_of(out) >= 40, process)
         victim.kill()
         _, stderr = process.communicate(timeout=280)

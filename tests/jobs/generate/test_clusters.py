@@ -1,6 +1,7 @@
 """The job on a real cluster of several nodes, on this machine: what is lost, missing, stopped or taken does not hang or end the run."""
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.jobs.generate.test_run import SHARDS, bytes_of, config_file, running, shards_in, wait_for
+from tests.commands import end, family, named, running
+from tests.jobs.generate.test_run import SHARDS, bytes_of, config_file, shards_in, wait_for
 from tests.support import make_dataset, present
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
-# The command, with a shorter time to wait for a sign of life.
+# With a shorter time to wait for a sign of life.
 IMPATIENT = "import tsdfm.jobs.crew.tasks as tasks; tasks.SILENT_SECONDS = 12.0\nfrom tsdfm.jobs.cli import main; main()"
 
 
@@ -22,26 +24,28 @@ def cluster(cpus: int) -> Iterator[Any]:
     """A head with so many CPUs; nothing of it outlives the test."""
     from ray.cluster_utils import Cluster
 
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
     try:
         yield started
     finally:
+        left = [each for process in of_nodes(started) for each in (*family(process.pid), process)]
         started.shutdown()
-        for process in psutil.Process().children(recursive=True):
-            if process.pid not in before:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+        end(left)
+
+
+def of_nodes(nodes: Any, *kinds: str) -> list[psutil.Process]:
+    """The processes that a cluster was started with, or those of some kinds."""
+    found = []
+    for node in nodes.list_all_nodes():
+        for kind, started in node.all_processes.items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [psutil.Process(each.process.pid) for each in started if not kinds or kind in kinds]
+    return found
 
 
 def workers() -> list[psutil.Process]:
     """The processes of this test that are making a shard."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ShardWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+    return named("ShardWorker", os.getpid())
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +106,7 @@ def test_a_worker_that_is_stopped_is_ended_and_its_shard_made_by_another(tmp_pat
     assert bytes_of(out) == reference
 
 
-# The command, with a worker that stops once as it is given the shard after shard 1, before it has said that it begins.
+# With a worker that stops once as it is given the shard after shard 1, before it has said that it begins.
 BETWEEN = """
 import os
 import tsdfm.jobs.crew.tasks as tasks
@@ -117,8 +121,6 @@ def make(order, item, given):
         working._Heart.begins = lambda heart, key, signs: os.kill(os.getpid(), signal.SIGSTOP)
     return sound(order, item, given)
 run.make = make
-from tsdfm.jobs.cli import main
-main()
 """
 
 
@@ -140,7 +142,7 @@ def test_a_shard_that_ends_every_worker_is_set_aside(tmp_path, tiny_models, refe
     assert bytes_of(out) == reference
 
 
-# The command, with workers that die of shard 1: the function travels by value, as no module of the workers holds it.
+# With workers that die of shard 1: the function travels by value, as no module of the workers holds it.
 POISONED = """
 import tsdfm.jobs.generate.run as run
 sound = run.make
@@ -150,8 +152,6 @@ def make(order, item, given):
         os._exit(1)
     return sound(order, item, given)
 run.make = make
-from tsdfm.jobs.cli import main
-main()
 """
 
 
@@ -172,7 +172,7 @@ def test_a_node_without_the_teacher_is_named(tmp_path, tiny_models):
     assert "Traceback" not in stderr
 
 
-# The command on a cluster whose nodes lack a folder that the driver has: it is gone once the driver has opened it.
+# A cluster whose nodes lack a folder that the driver has: it is gone once the driver has opened it.
 MOVED = """
 import shutil
 import tsdfm.jobs.generate.run as run
@@ -181,8 +181,6 @@ def without(*arguments):
     shutil.rmtree("teacher")
     return collect(*arguments)
 run.collect = without
-from tsdfm.jobs.cli import main
-main()
 """
 
 
@@ -211,9 +209,8 @@ def test_a_head_that_is_lost_ends_the_run_in_one_line_and_another_goes_on(ended,
     file = config_file(tmp_path, out, tiny_models)
     with cluster(1) as nodes, running("generate", file, "--address", nodes.address) as process:
         wait_for(lambda: shards_in(out) >= 2)
-        for each in psutil.Process().children(recursive=True):
-            if each.name() in ("gcs_server", "raylet"):
-                each.send_signal(ended)
+        for each in of_nodes(nodes, "gcs_server", "raylet"):
+            each.send_signal(ended)
         lost = time.monotonic()
         _, stderr = process.communicate(timeout=200)
         assert time.monotonic() - lost < 40
@@ -228,7 +225,7 @@ def test_a_head_that_is_lost_ends_the_run_in_one_line_and_another_goes_on(ended,
     assert bytes_of(out) == reference
 
 
-# The command, with a worker that hangs over shard 1 once, and less patience than ten minutes.
+# With a worker that hangs over shard 1 once, and less patience than ten minutes.
 HANGING = """
 import os
 import tsdfm.jobs.crew.signs as signs
@@ -242,8 +239,6 @@ def make(order, item, given):
         time.sleep(10_000)
     return sound(order, item, given)
 run.make = make
-from tsdfm.jobs.cli import main
-main()
 """
 
 

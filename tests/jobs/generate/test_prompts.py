@@ -166,13 +166,13 @@ def test_a_worker_needs_no_file_of_prompts(tiny_models, tmp_path):
 
 
 @pytest.mark.slow
-def test_on_ray(tiny_models, tmp_path, cli):
+def test_on_ray(tiny_models, tmp_path, cli, head):
     """A dataset of the command, of several shards and workers, is that of this process, byte for byte."""
     file = tmp_path / "p.txt"
     file.write_text("the quick\nmasks fall\nenergy\n")
     make_dataset(tmp_path / "made", tiny_models, prompts=str(file), per_prompt=3, trajectories=None)
     done = cli("generate", "--out", tmp_path / "out", "--teacher", tiny_models.mask, "--compass", tiny_models.ar, "--arm", "both", "--set", "shard_size=4",
-               "--steps", 8, "--candidates", 4, "--set", "rollout.batch_size=4", "--prompts", file, "--per-prompt", 3, "--workers", 2)
+               "--steps", 8, "--candidates", 4, "--set", "rollout.batch_size=4", "--prompts", file, "--per-prompt", 3, "--workers", 2, "--address", head.address)
     assert done.code == 0, done.stderr
     assert tree(tmp_path / "out" / "data") == tree(tmp_path / "made" / "data")
     assert verify(str(tmp_path / "out"))[1] == []

@@ -1,30 +1,26 @@
 """The job on Ray: one dataset whatever the workers, the kills and the interruptions."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 import yaml
 
+from tests.commands import running
 from tests.support import TinyModels, make_dataset, present, tiny_config
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.schemas.generate import GenerateConfig
 
 IN_PROCESS = InThisProcess(torch.device("cpu"))
 
-COMMAND = [sys.executable, "-c", "from tsdfm.jobs.cli import main; main()"]
 SHARDS = 12
 
 
@@ -39,37 +35,6 @@ def config_file(folder: Path, out: Path, models: TinyModels, **changes: object) 
     file = folder / f"{out.name}.yaml"
     file.write_text(yaml.safe_dump(config))
     return file
-
-
-@contextlib.contextmanager
-def running(*arguments: object, code: str = COMMAND[-1], cwd: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """The command line in a process group of its own; nothing of it outlives the test. `code` is what runs it."""
-    process = subprocess.Popen([*COMMAND[:-1], code, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True, cwd=cwd)
-    try:
-        yield process
-    finally:
-        family = [process.pid, *(p.pid for p in _family(process.pid))]
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
-
-
-def workers_of(pid: int) -> list[psutil.Process]:
-    """The Ray actor processes of a driver."""
-    found = []
-    for process in _family(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ShardWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -92,9 +57,10 @@ def reference(tmp_path_factory, tiny_models) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_bytes(workers, tmp_path, tiny_models, reference):
-    file = config_file(tmp_path, tmp_path / "out", tiny_models, workers=workers)
+@pytest.mark.parametrize(("workers", "where"), [(1, "head"), (2, "local")])
+def test_any_number_of_workers_gives_the_same_bytes(workers, where, tmp_path, tiny_models, reference, request):
+    address = where if where == "local" else request.getfixturevalue(where).address
+    file = config_file(tmp_path, tmp_path / "out", tiny_models, workers=workers, address=address)
     with running("generate", file, "--json") as process:
         stdout, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
@@ -108,11 +74,11 @@ def test_any_number_of_workers_gives_the_same_bytes(workers, tmp_path, tiny_mode
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_nothing_shows(tmp_path, tiny_models, reference):
+def test_a_killed_worker_is_replaced_and_nothing_shows(tmp_path, tiny_models, reference, head):
     out = tmp_path / "out"
-    with running("generate", config_file(tmp_path, out, tiny_models, workers=2)) as process:
+    with running("generate", config_file(tmp_path, out, tiny_models, workers=2, address=head.address)) as process:
         wait_for(lambda: shards_in(out) >= 2)
-        victims = workers_of(process.pid)
+        victims = head.workers()
         assert victims
         victims[0].kill()
         _, stderr = process.communicate(timeout=250)
@@ -122,9 +88,9 @@ def test_a_killed_worker_is_replaced_and_nothing_shows(tmp_path, tiny_models, re
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 5])
-def test_a_killed_driver_resumes_to_the_same_bytes(after, tmp_path, tiny_models, reference):
+def test_a_killed_driver_resumes_to_the_same_bytes(after, tmp_path, tiny_models, reference, head):
     out = tmp_path / "out"
-    file = config_file(tmp_path, out, tiny_models, workers=2)
+    file = config_file(tmp_path, out, tiny_models, workers=2, address=head.address)
     with running("generate", file) as process:
         wait_for(lambda: (out / ".run.json").exists() and shards_in(out) >= after)
         process.kill()
@@ -138,7 +104,7 @@ def test_a_killed_driver_resumes_to_the_same_bytes(after, tmp_path, tiny_models,
 
 
 @pytest.mark.slow
-def test_one_interrupt_finishes_the_shard_in_hand_and_prints_how_to_resume(tmp_path, tiny_models, reference):
+def test_one_interrupt_finishes_the_shard_in_hand_and_prints_how_to_resume(tmp_path, tiny_models, reference, head):
     out = tmp_path / "out"
     file = config_file(tmp_path, out, tiny_models, workers=1)
     with running("generate", file) as process:
@@ -150,41 +116,20 @@ def test_one_interrupt_finishes_the_shard_in_hand_and_prints_how_to_resume(tmp_p
     assert "Traceback" not in stderr
     left = shards_in(out)
     assert 2 <= left < SHARDS
-    with running("generate", file, "--json") as again:
+    with running("generate", file, "--address", head.address, "--json") as again:
         stdout, stderr = again.communicate(timeout=200)
     assert json.loads(stdout)["kept"] == left
     assert bytes_of(out) == reference
 
 
 @pytest.mark.slow
-def test_a_running_cluster_serves_through_auto(tmp_path, tiny_models, reference, monkeypatch):
-    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    folder = tempfile.mkdtemp(prefix="ray")  # a short path: sockets below it allow 107 bytes
-    ray = Path(sys.executable).with_name("ray")
-    head = subprocess.Popen([ray, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block",
-                             f"--temp-dir={folder}"],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
-    try:
-        address = ""
-        deadline = time.monotonic() + 120
-        while "address" not in address and time.monotonic() < deadline:
-            line = present(head.stdout).readline()
-            if "--address=" in line:
-                address = line.split("--address='")[1].split("'")[0]
-                break
-        assert address, "the head did not start"
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        out = tmp_path / "out"
-        with running("generate", config_file(tmp_path, out, tiny_models, workers=2), "--address", "auto") as process:
-            _, stderr = process.communicate(timeout=200)
-        assert process.returncode == 0, stderr
-        assert bytes_of(out) == reference
-    finally:
-        for child in [*_family(head.pid), psutil.Process(head.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
-        head.wait()
+def test_a_running_cluster_serves_through_auto(tmp_path, tiny_models, reference, head, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", head.address)
+    out = tmp_path / "out"
+    with running("generate", config_file(tmp_path, out, tiny_models, workers=2), "--address", "auto") as process:
+        _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert bytes_of(out) == reference
 
 
 def test_only_the_bytes_that_the_manifest_names_are_kept(tmp_path, tiny_models):

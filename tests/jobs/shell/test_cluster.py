@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
@@ -14,6 +13,7 @@ import psutil
 import pytest
 import ray
 
+from tests.commands import running
 from tests.support import present
 from tsdfm.jobs.shell import cluster
 from tsdfm.jobs.shell.cluster import _short_folder, cores_here
@@ -123,7 +123,6 @@ def run():
     with cluster("local", 1):
         pass
 cli.cli.main = lambda **options: run()
-cli.main()
 """
 
 
@@ -133,13 +132,11 @@ cli.main()
 def test_at_whatever_moment_of_its_start_ray_is_interrupted_all_of_it_ends_soon(number, moments):
     mark = uuid.uuid4().hex
     for tenths in moments:
-        process = subprocess.Popen([sys.executable, "-c", STARTING], env=dict(os.environ, STARTED_BY=mark), text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(tenths / 10)
-        process.send_signal(number)
-        said = process.communicate(timeout=10)[1]
+        with running(code=f"import os; os.environ['STARTED_BY'] = {mark!r}\n{STARTING}") as process:
+            process.stdout.readline()
+            time.sleep(tenths / 10)
+            process.send_signal(number)
+            said = process.communicate(timeout=10)[1]
         if process.returncode != 0:  # it was not done before
             assert (process.returncode, len(said.splitlines())) == (130, 1), (tenths, said)
         time.sleep(2)  # what sees that its parent is gone may end by itself

@@ -27,7 +27,7 @@ def test_an_interrupt_stops_what_goes_before_the_training():
 
 
 @pytest.mark.slow
-def test_tasks_make_the_tokens_of_one_process(tmp_path, monkeypatch):
+def test_tasks_make_the_tokens_of_one_process(tmp_path, monkeypatch, head):
     from tsdfm.jobs.shell.cluster import cluster
     from tsdfm.jobs.train.spread import on_ray
 
@@ -37,7 +37,7 @@ def test_tasks_make_the_tokens_of_one_process(tmp_path, monkeypatch):
     words = Vocabulary.train(DOCUMENTS, 300)
     text = stored_text.stored_text(CorpusConfig(path=str(path)))
     heard = []
-    with cluster("local", 2):
+    with cluster(head.address, None):
         stream = token_stream(text, words, "all", lambda *told: heard.append(told), on_ray)
         assert stream[:].tolist() == words.stream(text.documents("all")).tolist()
         assert heard[-1][1] == heard[-1][2] == len(text.facts.pieces)

@@ -1,6 +1,5 @@
 """A tracker where a training runs in several processes on Ray: one run, of the first process, whatever is killed; its faults are heard of."""
 
-import contextlib
 import json
 import os
 import signal
@@ -9,8 +8,9 @@ import psutil
 import pytest
 import yaml
 
+from tests.commands import named, running
 from tests.jobs.distill.test_run import step_of
-from tests.jobs.generate.test_run import running, wait_for
+from tests.jobs.generate.test_run import wait_for
 from tests.support import make_dataset, write_corpus
 from tsdfm.jobs.shell.trackers import RUNS_FILE
 from tsdfm.pipeline.models.folder import state_folder
@@ -73,12 +73,7 @@ def command(tmp_path, name, tiny_models, workers=2, updates=UPDATES):
 
 
 def trainers() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
+    return named("RayTrainWorker", os.getpid())
 
 
 def test_one_run_gets_every_logged_update_whatever_is_killed(tmp_path, tiny_models, tracked):

@@ -1,6 +1,5 @@
 """`pretrain` and `fit-compass`, from text to a dataset made with what they trained."""
 
-import contextlib
 import json
 import shutil
 import subprocess
@@ -8,11 +7,11 @@ import sys
 import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import yaml
 
+from tests.commands import running
 from tests.support import make_dataset, present, tree
 from tsdfm.jobs.crew.training.desk import Desk
 from tsdfm.jobs.train import run as module
@@ -173,33 +172,27 @@ assert "ray" not in sys.modules
 
 
 @pytest.mark.slow
-def test_two_workers_killed_and_resumed_train_the_teacher_of_one(configs, tmp_path):
+def test_two_workers_killed_and_resumed_train_the_teacher_of_one(configs, tmp_path, head):
     """By relative paths: processes on Ray stand elsewhere. Adam's steps blow up float errors, hence the tolerance."""
     shutil.copytree(configs, tmp_path / "configs")
-    command = ["pretrain", "configs/teacher.yaml", "--updates", "200", "--workers", "2", "--out", "models/teacher"]
+    command = ["pretrain", "configs/teacher.yaml", "--updates", "200"]
+    two = [*command, "--workers", "2", "--address", head.address, "--out", "models/teacher"]
     state = tmp_path / "models" / "teacher.training" / "training_state.json"
-    process = subprocess.Popen([*COMMAND, *command], cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    family: list[psutil.Process] = []
-    deadline = time.monotonic() + 250
-    while not state.exists() or json.loads(state.read_text())["step"] < 40:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    try:
-        done = subprocess.run([*COMMAND, *command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=250)
-    finally:
-        for each in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                each.kill()
-    assert done.returncode == 0, done.stderr
-    assert "pretrain: 200/200" in done.stderr
-    alone = ["pretrain", "configs/teacher.yaml", "--updates", "200", "--out", "alone", "--json"]
-    one = subprocess.run([*COMMAND, *alone], cwd=tmp_path, capture_output=True, text=True, timeout=250)
-    report, expected = json.loads(done.stdout), json.loads(one.stdout)
-    assert report["held_out_cross_entropy"] == pytest.approx(expected["held_out_cross_entropy"], rel=1e-3)
+    with running(*two, cwd=tmp_path) as process:
+        deadline = time.monotonic() + 250
+        while not state.exists() or json.loads(state.read_text())["step"] < 40:
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        process.kill()
+    reports = []
+    for line in (two, [*command, "--out", "alone"]):
+        with running(*line, "--json", cwd=tmp_path) as process:
+            stdout, stderr = process.communicate(timeout=250)
+        assert process.returncode == 0, stderr
+        assert "pretrain: 200/200" in stderr
+        reports.append(json.loads(stdout))
+    assert reports[0]["held_out_cross_entropy"] == pytest.approx(reports[1]["held_out_cross_entropy"], rel=1e-3)
     there, here = (load_denoiser(tmp_path / name).network.state_dict() for name in ("models/teacher", "alone"))
     for key, value in here.items():
         torch.testing.assert_close(there[key], value, rtol=0.05, atol=5e-3)

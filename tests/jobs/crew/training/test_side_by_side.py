@@ -27,10 +27,10 @@ def test_how_far_a_training_is_in_words():
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_trainings_side_by_side_end_in_the_bits_of_each_alone(tmp_path, tiny_models):
+def test_trainings_side_by_side_end_in_the_bits_of_each_alone(tmp_path, tiny_models, head):
     make_dataset(tmp_path / "data", tiny_models)
     configs = [config_of(tmp_path / "data", tiny_models.mask, seed) for seed in (0, 1)]
-    with cluster("local", 2):
+    with cluster(head.address, None):
         train_all([], train_at)
         train_all([Training(f"student {index}", each, tmp_path / f"together-{index}") for index, each in enumerate(configs)], train_at)
         lost = config_of(tmp_path / "lost", tiny_models.mask, 0)

@@ -1,4 +1,4 @@
-"""A process that has imported all that commands need, and forks one child for each job: it starts at once, and can be killed."""
+"""A process that has imported all that commands need, and forks a child for each job: it starts at once, and can be killed."""
 
 import atexit
 import contextlib
@@ -29,6 +29,24 @@ class Job:
     arguments: tuple[Any, ...]
     signals: tuple[tuple[float, int], ...] = ()
     patience: float = 120.0
+
+
+@dataclass(frozen=True)
+class Start:
+    """Begin a job and go on: its standard streams are written to two files, and it has the environment and the folder given."""
+
+    job: Job
+    stdout: str
+    stderr: str
+    environment: dict[str, str]
+    folder: str
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How did the process of this number end?"""
+
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +84,18 @@ class Warm:
         end: End = self._connection.recv()
         return end
 
+    def start(self, start: Start) -> int:
+        """Begin a job; returns the number of its process."""
+        self._connection.send(start)
+        pid: int = self._connection.recv()
+        return pid
+
+    def ended(self, pid: int) -> int | None:
+        """The exit code (or minus a signal) of a job that was begun; None while it runs. To be asked until it has ended."""
+        self._connection.send(Ask(pid))
+        code: int | None = self._connection.recv()
+        return code
+
     def close(self) -> None:
         """End the process."""
         self._connection.close()
@@ -91,20 +121,41 @@ def _serve(connection: Connection, modules: tuple[str, ...]) -> None:
         import_module(name)
     with contextlib.suppress(EOFError):
         while True:
-            connection.send(_run(connection.recv(), connection))
+            asked = connection.recv()
+            if isinstance(asked, Ask):
+                found, status = os.waitpid(asked.pid, os.WNOHANG)
+                connection.send(os.waitstatus_to_exitcode(status) if found else None)
+            elif isinstance(asked, Start):
+                with open(asked.stdout, "wb") as stdout, open(asked.stderr, "wb") as stderr:
+                    connection.send(_fork(Job(_as_told, (asked,)), stdout.fileno(), stderr.fileno(), connection))
+            else:
+                connection.send(_run(asked, connection))
+
+
+def _as_told(start: Start) -> None:
+    """A job, with the environment and the folder that it would have as a process of its own."""
+    os.environ.clear()
+    os.environ.update(start.environment)
+    sys.path[:0] = [place for place in start.environment.get("PYTHONPATH", "").split(os.pathsep) if place]
+    os.chdir(start.folder)
+    start.job.work(*start.job.arguments)
+
+
+def _fork(job: Job, stdout: int, stderr: int, connection: Connection) -> int:
+    ready, there = os.pipe()
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        _work(job, stdout, stderr, there)
+    os.close(there)
+    os.read(ready, 1)  # from here on it is what it would be as a process of its own
+    os.close(ready)
+    return child
 
 
 def _run(job: Job, connection: Connection) -> End:
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        ready, there = os.pipe()
-        child = os.fork()
-        if child == 0:
-            connection.close()
-            _work(job, stdout.fileno(), stderr.fileno(), there)
-        os.close(there)
-        os.read(ready, 1)  # from here on it is what it would be as a process of its own
-        os.close(ready)
-        code, seconds, left = _watch(job, child)
+        code, seconds, left = _watch(job, _fork(job, stdout.fileno(), stderr.fileno(), connection))
         for file in (stdout, stderr):
             file.seek(0)
         return End(code, stdout.read().decode(errors="replace"), stderr.read().decode(errors="replace"), seconds, left)
