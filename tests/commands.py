@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import tempfile
@@ -56,20 +57,20 @@ class Running:
         self.returncode: int | None = None
         self._mother = mother
         self.pid = mother.start(Start(job, stdout.name, stderr.name, dict(os.environ), str(folder)))
+        self._watched = os.pidfd_open(self.pid)  # can be read once the process has ended
 
-    def poll(self) -> int | None:
-        """Its exit code, or minus a signal; None while it runs."""
-        if self.returncode is None:
+    def poll(self, seconds: float = 0.0) -> int | None:
+        """Its exit code, or minus a signal; None if it runs, also after so many seconds."""
+        if self.returncode is None and select.select([self._watched], [], [], seconds)[0]:
             self.returncode = self._mother.ended(self.pid)
+            os.close(self._watched)
         return self.returncode
 
     def wait(self, timeout: float = 300.0) -> int:
         """Its exit code, once it has ended. Raises subprocess.TimeoutExpired."""
-        deadline = time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(f"process {self.pid}: {self.stderr.read()}", timeout)
-            time.sleep(POLL_SECONDS)
+        code = self.poll(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}: {self.stderr.read()}", timeout)
         return code
 
     def communicate(self, timeout: float = 300.0) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -90,10 +91,10 @@ class Warm:
         pid: int = self._connection.recv()
         return pid
 
-    def ended(self, pid: int) -> int | None:
-        """The exit code (or minus a signal) of a job that was begun; None while it runs. To be asked until it has ended."""
+    def ended(self, pid: int) -> int:
+        """The exit code (or minus a signal) of a job that was begun and has ended. To be asked once."""
         self._connection.send(Ask(pid))
-        code: int | None = self._connection.recv()
+        code: int = self._connection.recv()
         return code
 
     def close(self) -> None:
@@ -123,8 +124,7 @@ def _serve(connection: Connection, modules: tuple[str, ...]) -> None:
         while True:
             asked = connection.recv()
             if isinstance(asked, Ask):
-                found, status = os.waitpid(asked.pid, os.WNOHANG)
-                connection.send(os.waitstatus_to_exitcode(status) if found else None)
+                connection.send(os.waitstatus_to_exitcode(os.waitpid(asked.pid, 0)[1]))
             elif isinstance(asked, Start):
                 with open(asked.stdout, "wb") as stdout, open(asked.stderr, "wb") as stderr:
                     connection.send(_fork(Job(_as_told, (asked,)), stdout.fileno(), stderr.fileno(), connection))
@@ -186,10 +186,12 @@ def _watch(job: Job, child: int) -> tuple[int, float, list[str]]:
     """Send the signals and wait: (exit code, seconds since the last signal, what was left behind)."""
     started = last = time.monotonic()
     waiting = list(job.signals)
+    over = os.pidfd_open(child)  # can be read once the child has ended
     family: dict[int, psutil.Process] = {}
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         if found:
+            os.close(over)
             return os.waitstatus_to_exitcode(status), time.monotonic() - last, _left(family)
         now = time.monotonic()
         if waiting and now - started >= waiting[0][0]:
@@ -199,7 +201,7 @@ def _watch(job: Job, child: int) -> tuple[int, float, list[str]]:
         elif now - last > job.patience:
             family |= _children(child)
             os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
+        select.select([over], [], [], max(0.0, started + waiting[0][0] - time.monotonic()) if waiting else 1.0)
 
 
 def _children(pid: int) -> dict[int, psutil.Process]:
