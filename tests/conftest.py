@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: sever
 import pytest
 
 from tests import loopback_s3
+from tests.commands import end
 from tests.heads import Head, ray_head
 from tests.loopback_hub import TOKEN, LoopbackHub, use
 from tests.support import Outcome, TinyModels, make_models
@@ -43,10 +44,17 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
 
 
 @pytest.fixture(scope="session")
-def head() -> Iterator[Head]:
-    """A Ray cluster of two CPUs, for the tests of this process of which none ends it."""
+def shared_head() -> Iterator[Head]:
     with ray_head(2) as running:
         yield running
+
+
+@pytest.fixture
+def head(shared_head: Head) -> Iterator[Head]:
+    """A Ray cluster of two CPUs, for the tests of this process of which none ends it."""
+    yield shared_head
+    # Of a training whose driver was killed: without a dashboard to ask, it never learns that there is nothing to clean.
+    end(shared_head.workers("PlacementGroupCleaner"))
 
 
 @pytest.fixture

@@ -51,6 +51,8 @@ def ray_head(cpus: int) -> Iterator[Head]:
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.1)
                 found = re.search(r"--address='([^']+)'", log.read_text())
+            for watching in named("log_monitor.py", process.pid):
+                watching.suspend()  # it looks at every worker's log again and again, and nobody reads them
             yield Head(found[1], process.pid)
         finally:
             end([*family(process.pid), psutil.Process(process.pid)])

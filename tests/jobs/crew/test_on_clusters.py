@@ -84,7 +84,7 @@ def test_a_training_whose_head_is_lost_ends_in_one_line(tmp_path, tiny_models):
 
 # -- a node of a training is lost --------------------------------------------------------------------------
 
-UPDATES = 300
+UPDATES = 200
 
 
 def training(folder, data, workers: int) -> list[object]:

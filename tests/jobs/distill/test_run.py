@@ -30,7 +30,7 @@ from tsdfm.pipeline.training.student_trainer import train_student
 from tsdfm.schemas.base import WorkError
 from tsdfm.schemas.distill import DistillConfig
 
-UPDATES = 400
+UPDATES = 200
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def wait_for(condition, process: Running | None = None, seconds: float = 200) ->
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         assert process is None or process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def step_of(out: Path) -> int:
