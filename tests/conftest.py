@@ -15,7 +15,7 @@ from tests import loopback_s3
 from tests.commands import end
 from tests.heads import Head, ray_head
 from tests.loopback_hub import TOKEN, LoopbackHub, use
-from tests.support import Outcome, TinyModels, make_models
+from tests.support import Outcome, TinyModels, dataset_of, make_dataset, make_models
 
 os.environ["TSDFM_CORPORA"] = tempfile.mkdtemp(prefix="tsdfm-test-corpora-")  # theirs are kept no longer than they run
 atexit.register(shutil.rmtree, os.environ["TSDFM_CORPORA"], ignore_errors=True)
@@ -40,7 +40,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
-    return make_models(tmp_path_factory.mktemp("models"))
+    models = make_models(tmp_path_factory.mktemp("models"))
+    make_dataset(dataset_of(models), models)
+    return models
 
 
 @pytest.fixture(scope="session")

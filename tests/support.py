@@ -172,6 +172,17 @@ def make_dataset(out: Path | str, models: TinyModels, **changes: object) -> Data
     return read_manifest(open_store(str(out)))
 
 
+def dataset_of(models: TinyModels) -> Path:
+    """Where the dataset lies that is copied."""
+    return models.mask.parent / "dataset"
+
+
+def copy_dataset(out: Path, models: TinyModels) -> DatasetManifest:
+    """A copy of what `make_dataset` makes without changes: for tests that need a dataset, and not the making. Returns its manifest."""
+    shutil.copytree(dataset_of(models), out)
+    return read_manifest(open_store(str(out)))
+
+
 def tiny_config(out: Path | str, models: TinyModels) -> dict[str, Any]:
     """A config whose dataset takes a second."""
     return {"out": str(out), "teacher": str(models.mask), "compass": str(models.ar), "arm": "both", "trajectories": 10,

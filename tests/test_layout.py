@@ -117,9 +117,9 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_reading_and_verifying_a_dataset_imports_no_torch(tmp_path, tiny_models):
-    from tests.support import make_dataset
+    from tests.support import copy_dataset
 
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     code = f"""
 from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard, read_vocabulary
 from tsdfm.pipeline.dataset.summary import read_trajectories, summarise

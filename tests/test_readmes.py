@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from tests.support import make_dataset
+from tests.support import copy_dataset
 from tsdfm.jobs.cli import cli
 from tsdfm.jobs.schema import CONFIGS
 from tsdfm.jobs.shell.options import put
@@ -125,7 +125,7 @@ def test_the_command_line_shows_the_three_configs():
 @pytest.mark.parametrize("folder", WITH_PYTHON)
 def test_python_blocks_run(folder, tmp_path, tiny_models, monkeypatch):
     """One after another, in one namespace, in a folder that holds nothing but a dataset OUT; no network."""
-    make_dataset(tmp_path / "OUT", tiny_models)
+    copy_dataset(tmp_path / "OUT", tiny_models)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("MPLBACKEND", "agg")

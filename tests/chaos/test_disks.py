@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.chaos.test_signals import TINY, write_checkpoint
-from tests.support import TinyModels, assert_refused, make_dataset, tiny_config, tree, write_corpus
+from tests.support import TinyModels, assert_refused, copy_dataset, make_dataset, tiny_config, tree, write_corpus
 from tests.warm import End, Job, Warm, command, warm
 from tsdfm.pipeline.dataset.verify import verify
 
@@ -30,7 +30,7 @@ def mother() -> Iterator[Warm]:
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory, tiny_models) -> Path:
     root = tmp_path_factory.mktemp("inputs")
-    make_dataset(root / "data", tiny_models)
+    copy_dataset(root / "data", tiny_models)
     write_corpus(root / "corpus.txt", 400)
     write_checkpoint(root / "hub", tiny_models)
     (root / "sweep.yaml").write_text(yaml.safe_dump({

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.loopback_hub import TOKEN, LoopbackHub, environment
-from tests.support import TinyModels, make_dataset, write_corpus
+from tests.support import TinyModels, copy_dataset, make_dataset, write_corpus
 from tests.warm import CRASHED, End, Job, Warm, command, warm
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -63,7 +63,7 @@ class Stand:
 def stand(tmp_path_factory, tiny_models) -> Iterator[Stand]:
     root = tmp_path_factory.mktemp("signals")
     make_dataset(root / "data", tiny_models, trajectories=400, rollout={"steps": 8, "batch_size": 32})
-    make_dataset(root / "small", tiny_models)
+    copy_dataset(root / "small", tiny_models)
     write_corpus(root / "corpus.txt", 1000)
     write_checkpoint(root / "hub", tiny_models)
     (root / "sweep.yaml").write_text(yaml.safe_dump({

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.examples import windows_datasets
-from tests.support import TinyModels, make_dataset
+from tests.support import TinyModels, copy_dataset, make_dataset
 from tsdfm.pipeline import batches
 from tsdfm.pipeline.dataset.card import read_front_matter
 from tsdfm.pipeline.publishing.dataset import publish_dataset
@@ -145,6 +145,6 @@ def run(script: str, where: Path, cache: Path, *, ours: bool) -> str:
 @pytest.mark.parametrize(("script", "ours"), [
     ("windows_datasets.py", False), ("windows_package.py", True), pytest.param("windows_ray.py", False, marks=pytest.mark.slow)])
 def test_each_runs_as_a_script(tmp_path, tiny_models, script, ours):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     printed = run(script, tmp_path / "out", tmp_path, ours=ours)
     assert "8 windows" in printed or "40 windows" in printed

@@ -8,7 +8,7 @@ from importlib.metadata import version
 import click
 import pytest
 
-from tests.support import assert_refused, make_dataset, present
+from tests.support import assert_refused, copy_dataset, present
 from tsdfm.jobs.cli import PLACES
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.shell.options import build
@@ -41,7 +41,7 @@ def test_flags_override_the_file(tmp_path):
 
 
 def test_json_goes_to_standard_output_alone(cli, tmp_path, tiny_models):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     for arguments in (["verify", tmp_path / "out"], ["inspect", tmp_path / "out"]):
         outcome = cli(*arguments, "--json")
         assert outcome.code == 0, outcome.stderr
@@ -54,7 +54,7 @@ def test_json_goes_to_standard_output_alone(cli, tmp_path, tiny_models):
 def test_a_defect_is_one_line_too(cli, monkeypatch, tmp_path, tiny_models):
     import tsdfm.pipeline.dataset.verify as verify
 
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
 
     def broken(store):
         raise ZeroDivisionError("boom\nboom")
@@ -69,7 +69,7 @@ def test_a_defect_is_one_line_too(cli, monkeypatch, tmp_path, tiny_models):
 
 
 def test_one_opener_of_models_for_every_command(cli, tmp_path, tiny_models):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     assert cli("sample", "--model", "embedded:uniform", "--steps", 2, "-n", 1).code == 0
     for arguments in (["sample", "--model"], ["evaluate", "--model"], ["generate", "--out", tmp_path / "o", "--teacher"],
                       ["fit-compass", "--out", tmp_path / "c", "--teacher"], ["distill", "--data", tmp_path / "out", "--out", tmp_path / "s", "--init"]):

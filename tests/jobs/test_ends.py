@@ -8,7 +8,16 @@ import pytest
 import torch
 import yaml
 
-from tests.support import SHAPE, assert_refused, denoiser_config, make_dataset, present, scatter_weights, vocabulary
+from tests.support import (
+    SHAPE,
+    assert_refused,
+    copy_dataset,
+    denoiser_config,
+    make_dataset,
+    present,
+    scatter_weights,
+    vocabulary,
+)
 from tsdfm.pipeline import batches, open_dataset, replay
 from tsdfm.pipeline.dataset.manifest import read_shard
 from tsdfm.pipeline.dataset.verify import verify
@@ -230,7 +239,7 @@ def test_from_a_teacher_to_a_student(cli, teacher, corpus, tmp_path, tiny_models
               "real": {"weight": 0.5, "corpus": {"path": str(corpus)}}}
     assert distill(DistillConfig.model_validate(config), tmp_path / "student") is not None
     assert load_denoiser(tmp_path / "student").network.config.end_id == end
-    make_dataset(tmp_path / "packed", tiny_models)
+    copy_dataset(tmp_path / "packed", tiny_models)
     config = {"data": {"paths": [str(tmp_path / "packed")]}, "init": str(teacher)}
     with pytest.raises(InputError, match=r"--init .*its (vocab_size|end_id|tokenizer)"):
         distill(DistillConfig.model_validate(config), tmp_path / "no")

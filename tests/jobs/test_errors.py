@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import assert_refused, make_dataset, tiny_config, tree
+from tests.support import assert_refused, copy_dataset, make_dataset, tiny_config, tree
 from tsdfm.schemas.base import InputError
 
 CONFIG_FAULTS: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -144,7 +144,7 @@ def test_an_out_that_cannot_be_used_is_refused_and_left_alone(cli, tmp_path, tin
 def test_what_is_there_is_lost_to_no_other_command(cli, tmp_path, tiny_models):
     """Story: `inspect OUT --html OUT/manifest.json` took the dataset's manifest, and `evaluate --out OUT` left its results among shards."""
     out = tmp_path / "out"
-    make_dataset(out, tiny_models)
+    copy_dataset(out, tiny_models)
     before = tree(out)
     sampling = ("--model", tiny_models.mask, "--steps", 1, "--number", 2, "--evaluator", tiny_models.ar, "--no-reference", "--out", out)
     assert_refused(cli("inspect", out, "--html", out / "manifest.json"), "manifest.json", "is no page", "would be lost")
@@ -160,7 +160,7 @@ def test_what_is_there_is_lost_to_no_other_command(cli, tmp_path, tiny_models):
 
 def test_another_config_in_the_same_out_is_refused_with_the_fields_named(cli, tmp_path, tiny_models):
     out = tmp_path / "out"
-    make_dataset(out, tiny_models)
+    copy_dataset(out, tiny_models)
     before = tree(out)
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(tiny_config(out, tiny_models)))
@@ -231,7 +231,7 @@ DATASET_FAULTS = {
 @pytest.mark.parametrize("name", DATASET_FAULTS)
 def test_verify_names_the_fault_and_touches_nothing(name, cli, tmp_path, tiny_models):
     out = tmp_path / "out"
-    make_dataset(out, tiny_models)
+    copy_dataset(out, tiny_models)
     assert cli("verify", out).code == 0
     spoil, words = DATASET_FAULTS[name]
     spoil(out)
@@ -252,7 +252,7 @@ def test_verify_and_inspect_of_nothing(cli, tmp_path):
 
 def test_an_unfinished_dataset_is_named_as_such(cli, tmp_path, tiny_models):
     out = tmp_path / "out"
-    manifest = make_dataset(out, tiny_models)
+    manifest = copy_dataset(out, tiny_models)
     (out / "manifest.json").unlink()
     (out / ".run.json").write_text(manifest.identity.model_dump_json())
     assert_refused(cli("verify", out), "unfinished", "generate")
@@ -298,7 +298,7 @@ def test_a_model_below_a_folder_that_is_not_utf_8(cli, tmp_path, tiny_models, mo
 
 
 def test_json_of_a_name_that_is_not_utf_8_is_utf_8(cli, tmp_path, tiny_models):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     (tmp_path / "out" / "data" / "caf\udce9").touch()
     outcome = cli("verify", tmp_path / "out", "--json")
     assert outcome.stdout.isascii()

@@ -5,14 +5,14 @@ import re
 
 import pytest
 
-from tests.support import make_dataset
+from tests.support import copy_dataset
 from tsdfm.jobs.shell import console
 from tsdfm.jobs.shell.console import LEVELS, Ticker, logged, say, set_log_level
 
 
 @pytest.fixture
 def data(tmp_path, tiny_models):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     return tmp_path / "out"
 
 

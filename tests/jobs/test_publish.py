@@ -13,7 +13,7 @@ import pytest
 
 from tests.commands import running
 from tests.loopback_hub import TOKEN, environment
-from tests.support import assert_refused, make_dataset, ray_here
+from tests.support import assert_refused, copy_dataset, ray_here
 from tests.warm import warm
 from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.distill import DistillConfig
@@ -21,7 +21,7 @@ from tsdfm.schemas.distill import DistillConfig
 
 @pytest.fixture
 def out(tmp_path, tiny_models):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     return tmp_path / "out"
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import tsdfm.pipeline as api
-from tests.support import LENGTH, make_dataset, present, tiny_config, tree
+from tests.support import LENGTH, copy_dataset, make_dataset, present, tiny_config, tree
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.distill import DistillConfig
 from tsdfm.schemas.evaluate import EvaluateConfig
@@ -25,7 +25,7 @@ from tsdfm.schemas.sample import SampleConfig
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_models):
     out = tmp_path_factory.mktemp("api") / "both"
-    make_dataset(out, tiny_models)
+    copy_dataset(out, tiny_models)
     return str(out)
 
 

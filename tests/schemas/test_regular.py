@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import assert_refused, make_dataset, write_corpus
+from tests.support import assert_refused, copy_dataset, write_corpus
 from tsdfm.pipeline.storage.atomic import sha256_file
 from tsdfm.schemas.regular import check_regular, open_regular, read_regular
 
@@ -48,7 +48,7 @@ def test_regular_files_are_read(tmp_path):
 def test_every_input_that_is_a_pipe_is_refused(cli, tmp_path, tiny_models):
     """One line, at once, whatever the file is for."""
     data, model, pipe = tmp_path / "data", tmp_path / "model", tmp_path / "pipe.txt"
-    make_dataset(data, tiny_models)
+    copy_dataset(data, tiny_models)
     os.mkfifo(pipe)
 
     def replaced(path):

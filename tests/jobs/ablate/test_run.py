@@ -16,10 +16,11 @@ import torch
 import yaml
 
 from tests.commands import running
-from tests.support import assert_refused, make_dataset, present, tree, with_other_weights, write_corpus
+from tests.support import assert_refused, copy_dataset, make_dataset, present, tree, with_other_weights, write_corpus
 from tsdfm.jobs.ablate import run as module
 from tsdfm.jobs.ablate.plan import plan, read_sweep, studies
 from tsdfm.jobs.ablate.table import at_equal_entropy, markdown
+from tsdfm.jobs.shell import plots
 from tsdfm.pipeline.models.folder import load, load_denoiser, state_folder
 from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
 from tsdfm.pipeline.training.loop.data_parallel import Place
@@ -35,7 +36,7 @@ PLACE = Place(0, 1, torch.device("cpu"))
 def root(tmp_path_factory, tiny_models):
     """Two datasets, one of them blind from t = 0.5 on, and a corpus."""
     folder = tmp_path_factory.mktemp("sweeps")
-    make_dataset(folder / "data", tiny_models)
+    copy_dataset(folder / "data", tiny_models)
     make_dataset(folder / "late", tiny_models, shaping={"candidates": 4, "tau": 0.5})
     write_corpus(folder / "corpus.txt", 400)
     return folder
@@ -53,9 +54,19 @@ def fields(root, tiny_models):
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    """Run the pieces here, without Ray, one after another; gives the keys that were run."""
+def drawn() -> None:
+    """Plots are drawn as users get them: for tests of what is in them."""
+
+
+@pytest.fixture
+def in_process(monkeypatch, request):
+    """Run the pieces here, without Ray, one after another; gives the keys that were run.
+
+    Plots are blank, for to draw those of a page takes as long as all trials do; but for tests that ask for `drawn`.
+    """
     ran = []
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(plots, "_svg", lambda sketch, width: f'<svg viewBox="0 0 {width} 1"></svg>')
 
     def run(work, keys, workers, address):
         faults = {}
@@ -217,7 +228,8 @@ def test_no_such_sweep_no_data_and_a_foreign_folder(cli, fields, root, tmp_path)
 
 # ------------------------------------------------------------------ the table
 
-def test_a_sweep_ends_in_one_table_thrice_and_one_page(fields, root, tmp_path, in_process, tiny_models):
+@pytest.mark.usefixtures("drawn", "in_process")
+def test_a_sweep_ends_in_one_table_thrice_and_one_page(fields, root, tmp_path, tiny_models):
     report = run(fields, root, tmp_path / "out")
     assert (report["trials"], report["made"], report["kept"]) == (4, 4, 0)
     table = pq.read_table(tmp_path / "out" / "table.parquet")

@@ -17,7 +17,7 @@ from tests.heads import Head
 from tests.jobs.distill.test_run import step_of
 from tests.jobs.generate.test_clusters import cluster, of_nodes
 from tests.jobs.generate.test_run import wait_for
-from tests.support import make_dataset, present, write_corpus
+from tests.support import copy_dataset, present, write_corpus
 from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.base import parse_json
@@ -47,7 +47,7 @@ def test_rows_of_two_nodes_are_those_of_one_process(cli, tmp_path, tiny_models):
 
 
 def test_a_sweep_on_two_nodes_ends_in_the_same_table(tmp_path, tiny_models, head):
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     write_corpus(tmp_path / "corpus.txt", 400)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({
         "name": "tiny", "factors": {"data.arm": ["shaped", "blind"]},
@@ -67,7 +67,7 @@ def test_a_sweep_on_two_nodes_ends_in_the_same_table(tmp_path, tiny_models, head
 
 
 def test_a_training_whose_head_is_lost_ends_in_one_line(tmp_path, tiny_models):
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     command = ["distill", "--data", tmp_path / "data", "--out", tmp_path / "student", "--updates", "100000", "--batch-size", "4"]
     with cluster(2) as nodes, running(*command, "--address", nodes.address) as process:
         wait_for(lambda: any((tmp_path / "student.training").rglob("events*")))
@@ -126,7 +126,7 @@ def node_of_a_training_process(nodes: list[Any]) -> Any:
 
 def test_a_training_that_loses_a_node_goes_on_where_there_is_room(tmp_path, tiny_models, head):
     """One of two processes, on a node each; a third node is there. (Of one process: see the next test.)"""
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     workers = 2
     reference, out = undisturbed(tmp_path, tmp_path / "data", workers, head), tmp_path / "student"
     with cluster(0) as nodes:
@@ -144,7 +144,7 @@ def test_a_training_that_loses_a_node_goes_on_where_there_is_room(tmp_path, tiny
 
 
 def test_a_training_that_loses_its_only_node_says_what_it_waits_for_and_goes_on_with_another(tmp_path, tiny_models):
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     reference, out = undisturbed(tmp_path, tmp_path / "data", 1), tmp_path / "student"
     command = training(tmp_path, tmp_path / "data", 1)
     with cluster(0) as nodes:

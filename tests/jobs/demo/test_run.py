@@ -11,7 +11,7 @@ import click
 import pytest
 import torch
 
-from tests.support import make_dataset, present, ray_here
+from tests.support import copy_dataset, make_dataset, present, ray_here
 from tsdfm.jobs.cli import cli as group
 from tsdfm.jobs.demo import plan as module
 from tsdfm.jobs.demo import students as students_of
@@ -99,7 +99,7 @@ def test_only_the_very_student_is_kept(tmp_path, tiny_models, stages, trained):
         assert [step for step, _ in students_of.curves_of(mine).get("blind", [])][:1] == ([2] if state.exists() else [])
         return said
 
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     make_dataset(tmp_path / "other", tiny_models, rollout={"steps": 8, "batch_size": 4, "seed": 1})
     assert outcome() == "made"
     assert outcome() == "kept"

@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.commands import Running, running
-from tests.support import Outcome, TinyModels, assert_refused, make_dataset, present, tree
+from tests.support import Outcome, TinyModels, assert_refused, copy_dataset, make_dataset, present, tree
 from tsdfm.jobs.distill import run as module
 from tsdfm.pipeline.models.folder import load
 from tsdfm.pipeline.storage.open_store import open_store
@@ -36,7 +36,7 @@ UPDATES = 200
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tiny_models) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("data")
-    make_dataset(root / "mask", tiny_models)
+    copy_dataset(root / "mask", tiny_models)
     make_dataset(root / "blind", tiny_models, arm="blind")
     make_dataset(root / "uniform", tiny_models, teacher=str(tiny_models.uniform), compass="denoiser")
     unfinished = root / "unfinished"

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tests.support import LENGTH, assert_refused, make_dataset, present, vocabulary, with_other_weights
+from tests.support import LENGTH, assert_refused, copy_dataset, make_dataset, present, vocabulary, with_other_weights
 from tsdfm.pipeline.dataset.opened import open_dataset
 from tsdfm.pipeline.evaluation import run as module
 from tsdfm.pipeline.evaluation import samples as evaluation
@@ -156,7 +156,7 @@ def test_memorisation_is_in_every_row_and_counted_once(cli, arguments, monkeypat
 
 def test_a_student_is_looked_for_in_its_trajectories(cli, arguments, monkeypatch, tmp_path, tiny_models):
     """Beside the corpus, in every form: of a student that copies them all is found, of its teacher nothing is looked for."""
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     start = open_start(DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")]}, "budgets": {1: 1.0}}))
     save(tmp_path / "student", student_of(start.weights.network), start.weights.vocabulary, record_of(start))
     copied = np.stack([row.tokens for row in open_dataset(str(tmp_path / "data")).rows("shaped")][:6]).astype(np.int64)
@@ -189,7 +189,7 @@ def test_a_student_is_looked_for_in_its_trajectories(cli, arguments, monkeypatch
 
 
 def test_trajectories_that_are_gone_are_said_and_do_no_harm(cli, arguments, tmp_path, tiny_models):
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     start = open_start(DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")]}, "budgets": {1: 1.0}}))
     save(tmp_path / "student", student_of(start.weights.network), start.weights.vocabulary, record_of(start))
     alone = [*arguments[:1], "--model", tmp_path / "student", *arguments[5:], "--steps", "1"]

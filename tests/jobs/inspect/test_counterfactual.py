@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support import assert_refused, make_dataset, present
+from tests.support import assert_refused, copy_dataset, make_dataset, present
 from tsdfm.pipeline.evaluation.counterfactual import counterfactual
 from tsdfm.pipeline.storage.open_store import open_store
 from tsdfm.schemas.counterfactual import Counterfactual
@@ -13,7 +13,7 @@ from tsdfm.schemas.counterfactual import Counterfactual
 @pytest.fixture(scope="module")
 def out(tmp_path_factory, tiny_models):
     folder = tmp_path_factory.mktemp("data") / "out"
-    make_dataset(folder, tiny_models)
+    copy_dataset(folder, tiny_models)
     return folder
 
 

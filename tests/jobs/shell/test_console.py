@@ -11,7 +11,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from tests.support import make_dataset
+from tests.support import copy_dataset
 from tsdfm.jobs.shell import console
 from tsdfm.jobs.shell.console import Ticker, figures_table, print_whole, rate
 
@@ -45,7 +45,7 @@ def terminal(command: list[str], columns: int) -> str:
 
 @pytest.mark.parametrize("arguments", [("verify",), ("inspect", "--counterfactual"), ("inspect",)])
 def test_bars_count_to_their_total(tmp_path, tiny_models, arguments):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     command, *flags = arguments
     shown = on_a_terminal(command, tmp_path / "out", *flags)
     counts = {(int(done), int(total)) for done, total in re.findall(r"(\d+)/(\d+) ", shown)}
@@ -98,7 +98,7 @@ def test_a_name_with_a_line_break_is_told_in_one_line(capsys):
 
 def test_a_standard_stream_that_is_closed_keeps_nothing_from_being_written(tmp_path, tiny_models):
     """Under cron, `2>&-`: the results were lost, and the next file that was opened got the number of standard error."""
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     code = "from tsdfm.jobs.start import main; main()"
     shell = 'exec "$0" -c "$1" inspect "$2" --json <&- 2>&- >"$3"'
     done = subprocess.run(["sh", "-c", shell, sys.executable, code, str(tmp_path / "out"), str(tmp_path / "figures")], check=False)

@@ -7,7 +7,7 @@ import click
 import pytest
 import yaml
 
-from tests.support import assert_refused, make_dataset
+from tests.support import assert_refused, copy_dataset
 from tsdfm.jobs.ablate.plan import read_sweep, studies
 from tsdfm.jobs.cli import COMMANDS
 from tsdfm.jobs.cli import cli as group
@@ -206,7 +206,7 @@ def test_a_sweep_takes_settings_and_prints_itself(cli, tmp_path):
 
 
 def test_what_has_to_be_given_is_said(cli, tmp_path, tiny_models):
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     for arguments in (["generate"], ["distill", "--data", tmp_path / "data"], ["pretrain"], ["fit-compass"], ["ablate", "tau"]):
         assert_refused(cli(*arguments), "--out")
 

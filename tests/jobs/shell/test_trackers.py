@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from tests.support import assert_refused, make_dataset, write_corpus
+from tests.support import assert_refused, copy_dataset, write_corpus
 from tsdfm.jobs.shell.trackers import RUNS_FILE, _spent, tracked
 from tsdfm.pipeline.models.folder import state_folder
 from tsdfm.schemas.distill import DistillConfig
@@ -104,7 +104,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tiny_models):
     folder = tmp_path_factory.mktemp("data") / "out"
-    make_dataset(folder, tiny_models)
+    copy_dataset(folder, tiny_models)
     return folder
 
 

@@ -11,7 +11,7 @@ import yaml
 from tests.commands import named, running
 from tests.jobs.distill.test_run import step_of
 from tests.jobs.generate.test_run import wait_for
-from tests.support import make_dataset, write_corpus
+from tests.support import copy_dataset, write_corpus
 from tsdfm.jobs.shell.trackers import RUNS_FILE
 from tsdfm.pipeline.models.folder import state_folder
 
@@ -62,7 +62,7 @@ def tracked(tmp_path, monkeypatch):
 def command(tmp_path, name, tiny_models, workers=2, updates=UPDATES):
     optim = {"steps": updates, "batch_size": 8, "log_every": 5, "checkpoint_every": 10}
     if name == "distill":
-        make_dataset(tmp_path / "data", tiny_models)
+        copy_dataset(tmp_path / "data", tiny_models)
         settings = {"data": {"paths": [str(tmp_path / "data")]}, "budgets": {1: 1.0, 8: 1.0}}
     else:
         settings = {"corpus": {"path": str(write_corpus(tmp_path / "texts.txt", 300))}, "vocab_size": 300, "length": 16, "cond_dim": 16,

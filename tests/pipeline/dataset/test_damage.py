@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support import make_dataset
+from tests.support import copy_dataset
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.files.check import check_bytes
 from tsdfm.pipeline.dataset.manifest import digest, plan, read_manifest
@@ -22,7 +22,7 @@ from tsdfm.schemas.base import InputError
 def made(tmp_path_factory, tiny_models):
     """A small dataset: its first shard's bytes, that shard's plan, and the identity."""
     out = tmp_path_factory.mktemp("damage") / "out"
-    identity = make_dataset(out, tiny_models).identity
+    identity = copy_dataset(out, tiny_models).identity
     item = plan(identity)[0]
     return (out / item.path).read_bytes(), item, identity
 
@@ -97,7 +97,7 @@ def test_a_small_file_that_would_fill_memory_is_never_decoded(made, monkeypatch)
     (lambda m: m["shards"].pop(), "shards: 2 are not those of 10 trajectories"),
 ])
 def test_a_manifest_that_contradicts_itself(tmp_path, tiny_models, change, words):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     file = tmp_path / "out" / "manifest.json"
     manifest = json.loads(file.read_text())
     change(manifest)
@@ -107,7 +107,7 @@ def test_a_manifest_that_contradicts_itself(tmp_path, tiny_models, change, words
 
 
 def test_another_tokenizer_is_told_by_its_checksum_and_never_parsed(tmp_path, tiny_models, monkeypatch):
-    make_dataset(tmp_path / "out", tiny_models)
+    copy_dataset(tmp_path / "out", tiny_models)
     (tmp_path / "out" / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "WordLevel"}}')
     monkeypatch.setattr("tokenizers.Tokenizer.from_str", lambda _: pytest.fail("parsed"))
     _, faults = verify(LocalStore(tmp_path / "out"))

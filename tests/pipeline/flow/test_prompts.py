@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.support import LENGTH, make_dataset, present, tiny_config, tree
+from tests.support import LENGTH, copy_dataset, make_dataset, present, tiny_config, tree
 from tsdfm.pipeline import batches, open_dataset, replay, verify
 from tsdfm.pipeline.dataset.card import read_front_matter
 from tsdfm.pipeline.dataset.manifest import read_manifest
@@ -139,7 +139,7 @@ def test_a_dataset_grows_by_more_of_its_prompts_and_by_new_ones(tmp_path, tiny_m
 
 def test_datasets_with_and_without_prompts_mix_where_they_mean_the_same(tmp_path, tiny_models, prompts):
     """Both versions in one stream of windows, which never asks for what was given; another source or length is refused."""
-    whole = make_dataset(tmp_path / "whole", tiny_models)
+    whole = copy_dataset(tmp_path / "whole", tiny_models)
     given = made(tmp_path / "given", tiny_models, prompts)
     assert (whole.format_version, given.format_version) == (1, 2)
     paths, mask = [str(tmp_path / "whole"), str(tmp_path / "given")], whole.identity.teacher.mask_id

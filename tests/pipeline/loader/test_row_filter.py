@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support import make_dataset, present
+from tests.support import copy_dataset, make_dataset, present
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.manifest import read_manifest, read_shard
 from tsdfm.pipeline.loader.row_filter import energies_of, filter_by_energy
@@ -48,7 +48,7 @@ def test_the_lowest_are_kept_ties_by_id_and_weights_are_as_defined(parts, best, 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tiny_models):
     root = tmp_path_factory.mktemp("selected")
-    make_dataset(root / "both", tiny_models)
+    copy_dataset(root / "both", tiny_models)
     make_dataset(root / "plain", tiny_models, compass="none", arm="blind")
     return root
 

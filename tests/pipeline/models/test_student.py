@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support import denoiser_config, make_dataset, present, scatter_weights, vocabulary
+from tests.support import copy_dataset, denoiser_config, present, scatter_weights, vocabulary
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.student import evenly_spaced, with_blocks
 from tsdfm.pipeline.training.distill import open_start
@@ -51,7 +51,7 @@ def test_it_is_a_copy(deep):
 
 
 def test_a_student_of_one_block_trains_and_too_many_are_refused(tmp_path, tiny_models):
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
 
     def config(blocks):
         return DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")]}, "budgets": {8: 1.0}, "init_blocks": blocks,
@@ -65,7 +65,7 @@ def test_a_student_of_one_block_trains_and_too_many_are_refused(tmp_path, tiny_m
 
 def test_keeping_all_blocks_is_leaving_the_setting_out(tmp_path, tiny_models):
     """Bit for bit: what is new in a student starts from the same numbers, whatever was cut."""
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     students = []
     for blocks in (None, 2):
         config = DistillConfig.model_validate({"data": {"paths": [str(tmp_path / "data")]}, "budgets": {8: 1.0}, "init_blocks": blocks,

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests.loopback_hub import TOKEN, environment, folder_files
-from tests.support import make_dataset, present, tree
+from tests.support import copy_dataset, make_dataset, present, tree
 from tsdfm.pipeline.dataset.card import read_front_matter
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
@@ -33,7 +33,7 @@ KEY = ("dataset", "team/runs")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_models):
     out = tmp_path_factory.mktemp("made") / "out"
-    make_dataset(out, tiny_models)
+    copy_dataset(out, tiny_models)
     return out
 
 

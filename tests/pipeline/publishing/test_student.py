@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.support import make_dataset
+from tests.support import copy_dataset
 from tsdfm.pipeline.evaluation.judge import Likelihood
 from tsdfm.pipeline.evaluation.samples import of_tokens, summarise
 from tsdfm.pipeline.models import folder as checkpoint
@@ -26,7 +26,7 @@ KEY = ("model", "team/student")
 def made(tmp_path_factory, tiny_models):
     """A student folder as `distill` writes it, its weights those of its teacher."""
     root = tmp_path_factory.mktemp("student")
-    make_dataset(root / "data", tiny_models)
+    copy_dataset(root / "data", tiny_models)
     config = DistillConfig.model_validate({"data": {"paths": [str(root / "data")]}, "budgets": {1: 1, 8: 1}})
     start = open_start(config)
     student = Denoiser(start.weights.network.config.model_copy(update={"step_size": True}))

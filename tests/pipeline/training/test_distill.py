@@ -16,7 +16,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.multiprocessing.spawn import spawn
 
-from tests.support import TinyModels, make_dataset, make_models, with_other_weights, write_corpus
+from tests.support import TinyModels, copy_dataset, make_dataset, make_models, with_other_weights, write_corpus
 from tsdfm.pipeline.dataset.manifest import digest
 from tsdfm.pipeline.loader.batches import Reader
 from tsdfm.pipeline.models.folder import load, load_denoiser, save
@@ -146,7 +146,7 @@ def test_a_student_of_continuations_says_so(data, tmp_path, tiny_models):
     """Record and card name the datasets that were made with prompts; of others nothing is said."""
     (tmp_path / "p.txt").write_text("the quick\nmasks\n")
     manifest = make_dataset(tmp_path / "given", tiny_models, prompts=str(tmp_path / "p.txt"), per_prompt=3, trajectories=None)
-    make_dataset(tmp_path / "whole", tiny_models)
+    copy_dataset(tmp_path / "whole", tiny_models)
     cards = {}
     for paths in (["given"], ["whole"], ["whole", "given"]):
         start = open_start(DistillConfig.model_validate({"data": {"paths": [str(tmp_path / path) for path in paths]}}))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import make_dataset
+from tests.support import copy_dataset
 from tsdfm.jobs.crew.training.side_by_side import Training, _far, train_all
 from tsdfm.jobs.shell.cluster import cluster
 from tsdfm.pipeline.training.distill import train_at
@@ -28,7 +28,7 @@ def test_how_far_a_training_is_in_words():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_trainings_side_by_side_end_in_the_bits_of_each_alone(tmp_path, tiny_models, head):
-    make_dataset(tmp_path / "data", tiny_models)
+    copy_dataset(tmp_path / "data", tiny_models)
     configs = [config_of(tmp_path / "data", tiny_models.mask, seed) for seed in (0, 1)]
     with cluster(head.address, None):
         train_all([], train_at)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import LENGTH, TinyModels, make_dataset, present, with_other_weights
+from tests.support import LENGTH, TinyModels, copy_dataset, make_dataset, present, with_other_weights
 from tsdfm.pipeline.dataset.opened import open_dataset
 from tsdfm.pipeline.evaluation.memorisation import trajectories as module
 from tsdfm.pipeline.evaluation.memorisation.grams import GRAM, Search, gram_hashes
@@ -51,7 +51,7 @@ def learnt(model: Path, *named: Path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tiny_models: TinyModels) -> Path:
     root = tmp_path_factory.mktemp("made")
-    make_dataset(root / "data", tiny_models)
+    copy_dataset(root / "data", tiny_models)
     make_dataset(root / "other", tiny_models, rollout={"steps": 8, "batch_size": 4, "seed": 5})
     return root
 

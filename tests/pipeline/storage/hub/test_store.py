@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.loopback_hub import TOKEN, LoopbackHub, Repo, folder_files, use
-from tests.support import make_dataset
+from tests.support import copy_dataset, make_dataset
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.dataset.verify import verify
 from tsdfm.pipeline.loader.batches import Reader, ReaderSettings
@@ -25,7 +25,7 @@ FIRST, SECOND = "1" * 40, "2" * 40
 def folders(tmp_path_factory, tiny_models):
     """Two versions of a dataset."""
     root = tmp_path_factory.mktemp("hub")
-    make_dataset(root / "first", tiny_models)
+    copy_dataset(root / "first", tiny_models)
     make_dataset(root / "second", tiny_models, rollout={"steps": 8, "batch_size": 4, "seed": 1})
     return root / "first", root / "second"
 
