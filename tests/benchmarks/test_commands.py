@@ -22,6 +22,7 @@ SMALLEST = {
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", SMALLEST)
 def test_it_runs_and_writes_its_figures(name, tmp_path):
     command = [sys.executable, HERE / f"{name}.py", *SMALLEST[name], "--json", tmp_path / "figures.json"]

@@ -150,6 +150,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 30) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1500)
 def test_every_stage_runs_at_its_real_shapes(tmp_path, head):
     """One update, one shard, one text, two blocks, which are all alike: all else (widths, length, vocabulary) as the recipes say."""

@@ -29,6 +29,7 @@ def test_daily():
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_rest():
     done = run("triton_slow")
     assert done.returncode == 0, done.stdout

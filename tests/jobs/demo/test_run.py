@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -146,16 +145,9 @@ def test_a_small_demo_and_its_rerun(cli, tmp_path):
 
     files = {path: path.stat().st_mtime_ns for path in out.rglob("*")
              if path.suffix in (".parquet", ".safetensors") or path.name == "training.json"}
-    began = time.monotonic()
     again = cli("demo", "--out", out, *SMALL)
     assert again.code == 0, again.stderr
     assert json.loads(again.stdout)["students"] == {"blind": "kept", "shaped": "kept"}
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert (out / "report.html").read_text() == page
-    assert time.monotonic() - began < sum(report["seconds"].values())
-
-    shutil.rmtree(out / "student-blind.training")
-    other = cli("demo", "--out", out, *SMALL[:2], "--updates", 5, *SMALL[4:])
-    assert other.code == 0, other.stderr
-    assert json.loads(other.stdout)["students"] == {"blind": "made", "shaped": "made"}
     assert cli("demo", "--out", out, "--trajectories", 9).code == 2  # another dataset is never overwritten

@@ -376,7 +376,7 @@ def test_one_interrupt_saves_and_says_how_to_resume(tmp_path, data, reference):
 
 
 @pytest.mark.slow
-def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_path, data, tiny_models, outcome_of):
+def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_path, data, tiny_models, outcome_of, cli):
     out, copy = tmp_path / "student", tmp_path / "teacher"
     shutil.copytree(tiny_models.mask, copy)
     config = settings(data["mask"], init=str(copy))
@@ -392,7 +392,7 @@ def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_pat
     weights = load_file(copy / "model.safetensors")
     weights["trunk.norm_final.weight" if "trunk.norm_final.weight" in weights else "head.weight"][:] = 3e38  # finite, unlike their products
     save_file(weights, copy / "model.safetensors")
-    outcome = outcome_of("distill", file, "--out", tmp_path / "other")
+    outcome = cli("distill", file, "--out", tmp_path / "other")
     assert_refused(outcome, "the loss is nan at update 0", code=1)
     assert {name: before[name] for name in before if name.startswith("training_state")} == {
         name: value for name, value in tree(state_of(out)).items() if name.startswith("training_state")}

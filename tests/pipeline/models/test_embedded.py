@@ -81,6 +81,7 @@ def test_the_judge_scores_a_text_as_its_own_softmax_does():
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_shaping_halves_the_judges_perplexity_and_a_cooler_teacher_as_dull_is_above_it():
     models = open_models(GenerateConfig(out="unused"), torch.device("cpu"))
     judge = open_judge("embedded", torch.device("cpu"))

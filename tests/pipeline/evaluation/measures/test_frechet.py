@@ -44,6 +44,7 @@ def test_texts_that_are_all_the_same_have_a_distance():
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.2, 1.3)])
 def test_the_interval_covers(shift, scale):
     random, size = np.random.default_rng(2), 1 / np.sqrt(np.arange(1, 193))
