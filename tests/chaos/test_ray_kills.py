@@ -50,6 +50,7 @@ def run_and_kill_a_worker(mother: Warm, job: Job, head: Head, after: float) -> t
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(600)
 def test_killed_drivers_and_workers_leave_no_trace(head, mother, tmp_path, tiny_models):
     make_dataset(tmp_path / "whole", tiny_models, **CHANGES)

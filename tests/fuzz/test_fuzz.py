@@ -71,6 +71,7 @@ def check(reader: Reader, name: str, numbers: range) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("name", CASES)
 def test_mutated_files_end_in_success_or_in_one_clear_line(name, reader):
     check(reader, name, range(FEW, CASES[name]))
