@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,3 +58,4 @@ def ray_head(cpus: int) -> Iterator[Head]:
         finally:
             end([*family(process.pid), psutil.Process(process.pid)])
             process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
