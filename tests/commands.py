@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -110,6 +110,15 @@ def running(*arguments: object, code: str = "", cwd: Path | None = None, mother:
         finally:
             end([*family(process.pid), psutil.Process(process.pid)] if process.poll() is None else [])
             process.wait()
+
+
+def wait_for(condition: Callable[[], object], process: Running | None = None, seconds: float = 200.0) -> None:
+    """Wait until the condition holds. A test fails if it never does, or if the process, where one is given, has ended first."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        assert process is None or process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
 
 
 def _patched(code: str, *arguments: str) -> None:

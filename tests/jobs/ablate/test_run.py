@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import running
+from tests.commands import running, wait_for
 from tests.support import assert_refused, copy_dataset, make_dataset, present, tree, with_other_weights, write_corpus
 from tsdfm.jobs.ablate import run as module
 from tsdfm.jobs.ablate.plan import plan, read_sweep, studies
@@ -418,14 +418,6 @@ def test_a_trial_that_dies_again_and_again_ends_in_the_same_bytes(fields, root, 
 
 
 # ------------------------------------------------------------------ on Ray
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-
 
 @pytest.fixture
 def long_sweep(fields, tmp_path):

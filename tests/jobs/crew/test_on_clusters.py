@@ -12,11 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.commands import named, running
+from tests.commands import named, running, wait_for
 from tests.heads import Head
 from tests.jobs.distill.test_run import step_of
 from tests.jobs.generate.test_clusters import cluster, of_nodes
-from tests.jobs.generate.test_run import wait_for
 from tests.support import copy_dataset, present, write_corpus
 from tsdfm.pipeline.training.distill import train_at
 from tsdfm.pipeline.training.loop.data_parallel import Place

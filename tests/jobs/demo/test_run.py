@@ -150,4 +150,9 @@ def test_a_small_demo_and_its_rerun(cli, tmp_path):
     assert json.loads(again.stdout)["students"] == {"blind": "kept", "shaped": "kept"}
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert (out / "report.html").read_text() == page
+
+    shutil.rmtree(out / "student-blind.training")
+    other = cli("demo", "--out", out, *SMALL[:2], "--updates", 5, *SMALL[4:])
+    assert other.code == 0, other.stderr
+    assert json.loads(other.stdout)["students"] == {"blind": "made", "shaped": "made"}
     assert cli("demo", "--out", out, "--trajectories", 9).code == 2  # another dataset is never overwritten

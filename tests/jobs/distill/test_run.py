@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.commands import Running, running
+from tests.commands import running, wait_for
 from tests.support import Outcome, TinyModels, assert_refused, copy_dataset, make_dataset, present, tree
 from tsdfm.jobs.distill import run as module
 from tsdfm.pipeline.models.folder import load
@@ -150,14 +149,6 @@ def test_a_config_file_is_checked_like_flags_and_flags_override_it(cli, data, tm
 
 
 # ------------------------------------------------------------------ trained: in one process, on Ray where it says so
-
-def wait_for(condition, process: Running | None = None, seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        assert process is None or process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-
 
 def step_of(out: Path) -> int:
     """The update of the last checkpoint; 0 without one."""
@@ -376,7 +367,7 @@ def test_one_interrupt_saves_and_says_how_to_resume(tmp_path, data, reference):
 
 
 @pytest.mark.slow
-def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_path, data, tiny_models, outcome_of, cli):
+def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_path, data, tiny_models, outcome_of):
     out, copy = tmp_path / "student", tmp_path / "teacher"
     shutil.copytree(tiny_models.mask, copy)
     config = settings(data["mask"], init=str(copy))
@@ -392,7 +383,7 @@ def test_a_nan_is_one_line_without_a_retry_and_keeps_the_last_checkpoint(tmp_pat
     weights = load_file(copy / "model.safetensors")
     weights["trunk.norm_final.weight" if "trunk.norm_final.weight" in weights else "head.weight"][:] = 3e38  # finite, unlike their products
     save_file(weights, copy / "model.safetensors")
-    outcome = cli("distill", file, "--out", tmp_path / "other")
+    outcome = outcome_of("distill", file, "--out", tmp_path / "other")
     assert_refused(outcome, "the loss is nan at update 0", code=1)
     assert {name: before[name] for name in before if name.startswith("training_state")} == {
         name: value for name, value in tree(state_of(out)).items() if name.startswith("training_state")}

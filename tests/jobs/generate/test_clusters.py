@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.commands import end, family, named, running
-from tests.jobs.generate.test_run import SHARDS, bytes_of, config_file, shards_in, wait_for
+from tests.commands import end, family, named, running, wait_for
+from tests.jobs.generate.test_run import SHARDS, bytes_of, config_file, shards_in
 from tests.support import make_dataset, present
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]

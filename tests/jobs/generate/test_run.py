@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from tests.commands import running
+from tests.commands import running, wait_for
 from tests.support import TinyModels, make_dataset, present, tiny_config
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.schemas.generate import GenerateConfig
@@ -35,13 +34,6 @@ def config_file(folder: Path, out: Path, models: TinyModels, **changes: object) 
     file = folder / f"{out.name}.yaml"
     file.write_text(yaml.safe_dump(config))
     return file
-
-
-def wait_for(condition, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def shards_in(out: Path) -> int:

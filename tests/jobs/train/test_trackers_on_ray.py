@@ -8,9 +8,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.commands import named, running
+from tests.commands import named, running, wait_for
 from tests.jobs.distill.test_run import step_of
-from tests.jobs.generate.test_run import wait_for
 from tests.support import copy_dataset, write_corpus
 from tsdfm.jobs.shell.trackers import RUNS_FILE
 from tsdfm.pipeline.models.folder import state_folder
@@ -102,7 +101,7 @@ def test_an_interrupt_ends_the_run_and_the_same_command_goes_on_in_it(tmp_path, 
         _, stderr = process.communicate(timeout=200)
     assert process.returncode == 130, stderr
     assert len(tracked("end")) == 1
-    with running(*line, "--workers", 1) as again:  # how the work is divided may change: this process goes on
+    with running(*line) as again:
         _, stderr = again.communicate(timeout=280)
     assert again.returncode == 0, stderr
     assert len({each["open"] for each in tracked("open")}) == 1
