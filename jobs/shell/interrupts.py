@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,13 +46,16 @@ def interruptible(first: str) -> Iterator[_Flag]:
     Nothing that is finished is lost.
     """
     flag = _Flag()
+    # By a thread: a handler runs in the midst of whatever the main one does, an import or the writing of a line that its own
+    # line needs, too. A daemon: no lock that the main one may hold just then is needed to start it.
+    teller = threading.Thread(target=_say_how_to_go_on, args=(first,), daemon=True)
 
     def handle(number: int, frame: FrameType | None) -> None:
         if flag.raised:
             interrupt(number, frame)
             return
         flag.raise_(number)
-        say(f"{first}; interrupt again to stop at once; resume with: {shlex.join(resume_command())}")
+        teller.start()
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -59,6 +63,12 @@ def interruptible(first: str) -> Iterator[_Flag]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if flag.raised:
+            teller.join()
+
+
+def _say_how_to_go_on(first: str) -> None:
+    say(f"{first}; interrupt again to stop at once; resume with: {shlex.join(resume_command())}")
 
 
 def resume_command() -> list[str]:

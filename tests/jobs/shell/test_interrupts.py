@@ -154,6 +154,37 @@ def test_an_interrupt_in_the_middle_of_a_fork_is_heard_soon_and_nothing_else_is_
     assert (done.stdout, done.stderr) == ("heard True False\n", "")
 
 
+# The first line of a command is in the making, and what rich needs for that in the midst of its import.
+SAYING = """
+import importlib.machinery, os, signal, sys
+from tsdfm.jobs.shell.console import say
+from tsdfm.jobs.shell.interrupts import interruptible
+assert "rich._emoji_codes" not in sys.modules
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "rich._emoji_codes":
+            return importlib.machinery.ModuleSpec(name, Finder)
+    def create_module(spec):
+        return None
+    def exec_module(module):
+        os.kill(os.getpid(), signal.SIGTERM)
+        sum(range(100_000))
+        module.EMOJI = {}
+sys.meta_path.insert(0, Finder)
+with interruptible("saving") as interrupted:
+    say("a line")
+print(bool(interrupted))
+"""
+
+
+def test_how_to_go_on_is_said_whatever_the_command_does_at_that_moment():
+    done = subprocess.run([sys.executable, "-c", SAYING], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+    line, how = sorted(done.stderr.splitlines())
+    assert line == "a line"
+    assert how.startswith("saving; interrupt again to stop at once; resume with: tsdfm-pipeline")
+
+
 def test_what_a_library_makes_of_an_interrupt_is_an_interrupt(cli, monkeypatch):
     """pydantic, say, raises an error of its own where an interrupt came in a function that it calls."""
     def swallowing() -> None:
