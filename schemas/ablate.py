@@ -31,8 +31,8 @@ class Evaluation(Frozen):
     corpus: CorpusConfig = CorpusConfig()
     seed: int = Field(1, ge=0, lt=2**32, description="seed of all sampling noise, the same in all trials")
 
-    def config(self, model: str, out: str | None, *, reference: bool) -> EvaluateConfig:
-        """`evaluate`'s config for one model, in one thread."""
+    def config(self, model: str, out: str, *, reference: bool) -> EvaluateConfig:
+        """`evaluate`'s config for one model, whose files go to the folder `out`, in one thread."""
         return EvaluateConfig(
             out=out, model=(model,), steps=self.steps, evaluator=self.evaluator, samples=self.samples, corpus=self.corpus,
             temperature=max(self.temperatures), frontier=len(self.temperatures) > 1, temperatures=self.temperatures,

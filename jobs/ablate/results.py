@@ -60,7 +60,7 @@ class Now:
     @cached_property
     def real(self) -> str | None:
         """The fingerprint of the row of real text beside the start."""
-        config = self.evaluation.config(str(self.start), None, reference=True)
+        config = self.evaluation.config(str(self.start), "any", reference=True)
         return _if_here(lambda progress: key_of(real_texts(config, load_denoiser(self.start), progress).identity))
 
     def corpus(self, config: CorpusConfig) -> str | None:

@@ -26,6 +26,7 @@ from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.schemas.ablate import Sweep, TrialRow
 from tsdfm.schemas.base import InputError, WorkError
+from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.evaluate import Perplexity
 
 TABLES = ("table.csv", "table.parquet", "table.md", "effects.csv", "report.html")
@@ -114,6 +115,33 @@ def test_an_evaluation_that_would_fail_is_refused_before_any_training(fields, ro
             run(fields, root, tmp_path / "out", evaluate={**fields["evaluate"], **change})
     assert not in_process
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["clocks", "tau", "trajectory-or-student"])
+def test_a_study_that_ships_passes_every_check(name, fields, root, tmp_path, tiny_models, monkeypatch):
+    """All that comes before the first trial, with its own evaluation: of small models, its temperatures and steps."""
+    monkeypatch.setattr(module, "_run", lambda work, keys, workers, address: dict.fromkeys(keys, "not run"))
+    study = read_sweep(name)
+    data = [f"{each}={tmp_path / each}" for each in study.datasets] or [str(root / "data")]
+    for index, each in enumerate(study.datasets):
+        make_dataset(tmp_path / each, tiny_models, trajectories=4, rollout={"steps": 8, "seed": index})
+    small = study.evaluate.model_copy(update={"evaluator": (str(tiny_models.ar),), "corpus": CorpusConfig(path=str(root / "corpus.txt")),
+                                              "samples": 8})
+    factors = {"init_blocks": [2, 1]} if "init_blocks" in study.factors else {}
+    study = study.model_copy(update={"base": study.base | {"init": str(tiny_models.mask)}, "evaluate": small,
+                                     "factors": study.factors | factors})
+    with pytest.raises(WorkError, match="not run"):
+        module.ablate(study, data, tmp_path / "out")
+
+
+def test_several_temperatures_are_in_the_table_and_compared_at_equal_entropy(fields, root, tmp_path, in_process):
+    evaluate = {**fields["evaluate"], "temperatures": [0.5, 1.0]}
+    report = run(fields, root, tmp_path / "out", evaluate=evaluate, factors={"data.arm": ["shaped", "blind"]})
+    assert {(row["steps"], row["temperature"]) for row in report["rows"] if row["levels"]} == {(n, t) for n in (2, 4) for t in (0.5, 1.0)}
+    assert {effect["steps"] for effect in report["effects"]} == {2, 4}
+    in_process.clear()
+    assert run(fields, root, tmp_path / "out", evaluate=evaluate, factors={"data.arm": ["shaped", "blind"]})["made"] == 0
+    assert not in_process
 
 
 # ------------------------------------------------------------------ which trials
