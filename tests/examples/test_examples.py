@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.examples.notebook import notebook
 
 HERE = Path(__file__).parent
@@ -15,6 +17,7 @@ def test_the_notebook_is_the_script():
     assert (HERE / "quickstart.ipynb").read_text() == notebook((HERE / "quickstart.py").read_text())
 
 
+@pytest.mark.slow
 def test_the_cells_run_one_after_another(tmp_path):
     """As a notebook does: each cell by itself, all in one namespace, from an empty folder."""
     cells = ["".join(cell["source"]) for cell in json.loads((HERE / "quickstart.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]

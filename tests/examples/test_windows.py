@@ -77,7 +77,7 @@ with open("rows.pickle", "wb") as file:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["mask", "uniform"])
+@pytest.mark.parametrize("source", ["mask", pytest.param("uniform", marks=pytest.mark.release)])
 def test_ray_data_gives_them_too(tmp_path, hub, tiny_models, monkeypatch, source, head):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = published(tmp_path, hub, tiny_models, source)

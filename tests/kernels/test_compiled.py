@@ -43,6 +43,7 @@ def test_every_entry_of_the_table(tmp_path):
     assert len(RECORDED["kernels"]) == len({(line["kernel"], line["sm"]) for line in RECORDED["kernels"]}) == 182
 
 
+@pytest.mark.slow
 def test_the_kernels_of_everyday_use(tmp_path):
     """They are compiled now, and are what the record says."""
     printed = aot(tmp_path, "--json", "philox uniform", "block_stats bf16 128", "gather_blocks bf16 16x128", "buckets bf16 128x64x16x3 k=1 ",

@@ -99,7 +99,7 @@ def test_opposite_extremes_in_one_row():
     assert out.tolist() == [0.0, -2e4, -1e4]
 
 
-@pytest.mark.parametrize("v", [2, 509])
+@pytest.mark.parametrize("v", [2, pytest.param(509, marks=pytest.mark.triton_slow)])
 def test_excluded_columns_have_no_mass(v):
     """-inf bias columns: the rest is a distribution of its own, and a target among them has log-probability -inf."""
     hidden, weight, b, _ = make(6, v, 7, bias=True)

@@ -50,6 +50,7 @@ def test_scalar_equals_the_independent_implementation(counter, key):
     assert tuple(int(w) for w in philox4x32(tensors(key), tensors(counter))) == oracle(counter, key)
 
 
+@pytest.mark.triton_slow
 @given(data=st.data())
 def test_broadcast_equals_scalar(data):
     """Every word of key and counter has its own broadcastable shape; each element is the scalar function of its words."""
@@ -69,6 +70,7 @@ def test_broadcast_equals_scalar(data):
         assert tuple(int(w[tuple(index)]) for w in out) == oracle(counter, (k0, k1))
 
 
+@pytest.mark.triton_slow
 @given(counter=st.tuples(word, word, word, word), key=st.tuples(word, word))
 def test_uniform_is_53_bits_of_the_first_two_words(counter, key):
     w0, w1, _, _ = oracle(counter, key)

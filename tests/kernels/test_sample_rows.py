@@ -103,7 +103,7 @@ def test_agrees_with_the_definition_token_for_token():
     assert torch.equal(out.tokens[clear], definition.tokens[clear])
 
 
-@pytest.mark.parametrize("v", [2, 4, 128, 256, 1024])
+@pytest.mark.parametrize("v", [2, 4, 128, 256, pytest.param(1024, marks=pytest.mark.triton_slow)])
 def test_borders_are_exact(v):
     """Equal logits and V a power of two: F is exact, and u = j/V is the first number that gives token j."""
     j = torch.arange(v, dtype=torch.float64)
@@ -124,9 +124,10 @@ def test_an_excluded_id_is_never_drawn(excluded):
 
 
 @pytest.mark.parametrize("closed", [
-    lambda v: v % 2 == 0, lambda v: v < 200, lambda v: v >= 100, lambda v: (v >= 100) & (v < 300), lambda v: v != 299,
-    lambda v: v != 0, lambda v: v != 255,
-], ids=["even", "head", "tail", "a whole block", "all but the last", "all but the first", "all but 255"])
+    lambda v: (v >= 100) & (v < 300), lambda v: v != 255,
+    *(pytest.param(each, marks=pytest.mark.triton_slow) for each in (
+        lambda v: v % 2 == 0, lambda v: v < 200, lambda v: v >= 100, lambda v: v != 299, lambda v: v != 0)),
+], ids=["a whole block", "all but 255", "even", "head", "tail", "all but the last", "all but the first"])
 def test_minus_infinity_columns(closed):
     """Tokens of bias -inf are not drawn, whatever block they fill; 0 gives the first of the rest and just below 1 the last."""
     shut = closed(torch.arange(300))
@@ -148,7 +149,7 @@ def test_exclusion_beside_minus_infinity_columns():
     assert out.tokens.tolist() == [[1, 1, 2, 2]]
 
 
-@pytest.mark.parametrize("size", [1e2, 1e4])
+@pytest.mark.parametrize("size", [pytest.param(1e2, marks=pytest.mark.triton_slow), 1e4])
 def test_extreme_logits(size):
     """Exact logits (D = 1). Tokens far below the peak have no mass in float32 and are not drawn; log-probabilities hold."""
     weight = torch.tensor([[-size], [size - 1], [size], [size - 2], [0.0]])
@@ -212,6 +213,7 @@ def test_draws_follow_the_softmax():
         assert chisquare(observed[keep].numpy(), (wanted[keep] * observed.sum() / wanted.sum()).numpy()).pvalue > 1e-4
 
 
+@pytest.mark.triton_slow
 def test_the_tail_is_drawn_as_often_as_it_should_be():
     """Uniform numbers in float32, as those of Gumbel noise often are, lose tokens rarer than 2^-24, which is sampling colder.
 
@@ -257,6 +259,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
         assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, together, strict=True))
 
 
+@pytest.mark.triton_slow
 def test_draw_k_does_not_depend_on_the_other_draws():
     """Candidate 0 of K draws is the draw of K = 1: what pairs the arms."""
     hidden, weight, bias, uniforms = make(30, 509, 7, k=8)
@@ -284,6 +287,7 @@ def test_never_holds_much_more_than_a_block(monkeypatch, v, k):
     assert seen.elements <= max(2 * block, inputs)
 
 
+@pytest.mark.triton_slow
 @pytest.mark.skipif(not TRITON, reason="the bound of the kernels")
 def test_kernels_hold_no_row_of_logits(monkeypatch):
     """40 rows of 5,000 tokens, in several lots or one: nowhere near 200,000 logits (the interpreter counts inputs in bytes)."""
@@ -373,6 +377,7 @@ def test_inputs_of_any_strides():
     assert torch.equal(argmax_rows(spread, weight.T.contiguous().T, repeated), argmax_rows(hidden, weight, bias))
 
 
+@pytest.mark.triton_slow
 def test_draws_of_one_row_are_independent():
     """60,000 pairs of draws (in the interpreter 1,000) at uniforms of their own fill the product of the softmax with itself."""
     weight = torch.tensor([[0.0], [0.5], [1.0], [1.5]])

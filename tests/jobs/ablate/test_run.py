@@ -465,6 +465,7 @@ def finish(file: Path, data: Path, out: Path, *flags: str):
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 def test_a_driver_that_is_killed_and_started_again_ends_in_the_same_table(long_sweep, root, tmp_path, head):
     whole, killed = tmp_path / "whole", tmp_path / "killed"

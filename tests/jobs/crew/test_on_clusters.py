@@ -45,6 +45,7 @@ def test_rows_of_two_nodes_are_those_of_one_process(cli, tmp_path, tiny_models):
     assert results(tmp_path / "there") == results(tmp_path / "here")
 
 
+@pytest.mark.release
 def test_a_sweep_on_two_nodes_ends_in_the_same_table(tmp_path, tiny_models, head):
     copy_dataset(tmp_path / "data", tiny_models)
     write_corpus(tmp_path / "corpus.txt", 400)
@@ -142,6 +143,7 @@ def test_a_training_that_loses_a_node_goes_on_where_there_is_room(tmp_path, tiny
     assert_same(out, reference)
 
 
+@pytest.mark.release
 def test_a_training_that_loses_its_only_node_says_what_it_waits_for_and_goes_on_with_another(tmp_path, tiny_models):
     copy_dataset(tmp_path / "data", tiny_models)
     reference, out = undisturbed(tmp_path, tmp_path / "data", 1), tmp_path / "student"

@@ -123,6 +123,7 @@ def ray():
 
 
 @pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray")
 def test_a_small_demo_and_its_rerun(cli, tmp_path):

@@ -91,6 +91,7 @@ def test_nothing_to_run_on_is_said_and_a_signal_ends_the_wait(tmp_path, tiny_mod
             assert "Traceback" not in stderr
 
 
+@pytest.mark.release
 def test_a_worker_that_is_stopped_is_ended_and_its_shard_made_by_another(tmp_path, tiny_models, reference):
     out = tmp_path / "out"
     with cluster(1) as nodes:
@@ -203,7 +204,7 @@ def test_a_cluster_that_starts_from_nothing_grows_and_shrinks(tmp_path, tiny_mod
     assert bytes_of(out) == reference
 
 
-@pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+@pytest.mark.parametrize("ended", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.release)], ids=["SIGKILL", "SIGSTOP"])
 def test_a_head_that_is_lost_ends_the_run_in_one_line_and_another_goes_on(ended, tmp_path, tiny_models, reference):
     out = tmp_path / "out"
     file = config_file(tmp_path, out, tiny_models)
@@ -242,7 +243,8 @@ run.make = make
 """
 
 
-@pytest.mark.parametrize(("cpus", "code", "why"), [(1, BETWEEN, "it gave no sign of life for 12 s"), (2, HANGING, "it took more than")], ids=["stops", "hangs"])
+@pytest.mark.parametrize(("cpus", "code", "why"), [
+    (1, BETWEEN, "it gave no sign of life for 12 s"), pytest.param(2, HANGING, "it took more than", marks=pytest.mark.release)], ids=["stops", "hangs"])
 def test_a_worker_that_stops_between_two_shards_or_hangs_over_one_is_ended(tmp_path, tiny_models, reference, cpus, code, why):
     out = tmp_path / "out"
     with cluster(cpus) as nodes:

@@ -79,7 +79,7 @@ def test_a_killed_worker_is_replaced_and_nothing_shows(tmp_path, tiny_models, re
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0, 5])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.release), 5])
 def test_a_killed_driver_resumes_to_the_same_bytes(after, tmp_path, tiny_models, reference, head):
     out = tmp_path / "out"
     file = config_file(tmp_path, out, tiny_models, workers=2, address=head.address)

@@ -18,7 +18,8 @@ SIZES = ["--length", "8", "--set", "vocab_size=300", "--set", "cond_dim=8",
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.release) for each in (signal.SIGHUP, signal.SIGINT))],
+                         ids=["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_training_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path, number):
     """Slurm and Kubernetes send SIGTERM, a closed terminal SIGHUP."""
     corpus, out = write_corpus(tmp_path / "text.txt", 2000), tmp_path / "teacher"
@@ -62,6 +63,7 @@ def test_an_interrupt_while_a_library_is_imported_ends_the_command_in_one_line(m
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_at_whatever_moment_of_its_start_a_command_is_interrupted_it_ends_in_one_line():
     """From the moment on that the command has the say: what Python does before that, in some hundredths of a second, is its own."""
     for hundredths in (15, 25, 35, 50, 75, 100, 150, 200):

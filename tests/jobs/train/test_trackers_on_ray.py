@@ -93,6 +93,7 @@ def test_one_run_gets_every_logged_update_whatever_is_killed(tmp_path, tiny_mode
     assert all("loss" in each["metrics"] for each in tracked("step"))
 
 
+@pytest.mark.release
 def test_an_interrupt_ends_the_run_and_the_same_command_goes_on_in_it(tmp_path, tiny_models, tracked):
     line = command(tmp_path, "distill", tiny_models)
     with running(*line) as process:

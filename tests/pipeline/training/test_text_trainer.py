@@ -155,7 +155,7 @@ def test_how_the_work_is_divided_may_change_when_a_run_goes_on(root, tmp_path):
     assert made.record.config.workers == 2
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.release])])
+@pytest.mark.parametrize("backend", [pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.release])])
 def test_compiled_blocks_give_the_same_model(root, tmp_path, monkeypatch, backend):
     """Traced as the compiler would have them, without it; and by the compiler, which takes minutes."""
     monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # more are processes, each with an import of torch
