@@ -258,15 +258,21 @@ def rolled(tiny_models):
 ROLLOUTS: list[dict[str, object]] = [{}, {"top_k": 0}, {"steps": 1}, {"solver": "rk4"}, {"temperature": 0.2}, {"length": 5}]
 
 
-@pytest.mark.parametrize("source", ["mask", "uniform"])
-@pytest.mark.parametrize(("arm", "select", "rollout"), [  # blind rollouts select nothing
+KINDS: list[tuple[str, str, dict[str, object]]] = [  # blind rollouts select nothing
     *(("shaped", "argmin", each) for each in ROLLOUTS), *(("blind", "argmin", each) for each in ROLLOUTS),
     ("shaped", "resample", {}), ("shaped", "resample", {"solver": "rk4"}),
-], ids=str)
-@pytest.mark.parametrize("newer", [
+]
+FEATURES: list[dict[str, object]] = [
     {}, {"given": (0, 1, 4)}, {"level": "token"}, {"level": "sequence_to_token", "sweeps": 2, "tau": 0.25}, {"logprobs": True},
     {"given": (2,), "level": "token", "logprobs": True},
-], ids=str)
+]
+# All settings of a rollout with no newer one, and all newer ones with few of them; the rest is for a release.
+CASES = [pytest.param(*kind, newer, id=f"{kind}-{newer}", marks=[pytest.mark.slow, pytest.mark.release] if newer and kind[2] not in ({}, {"steps": 1}) else ())
+         for newer in FEATURES for kind in KINDS]
+
+
+@pytest.mark.parametrize("source", ["mask", "uniform"])
+@pytest.mark.parametrize(("arm", "select", "rollout", "newer"), CASES)
 def test_a_rollout_passes_every_check(rolled, source, arm, select, rollout, newer):
     shaping = {"select": select, **{name: newer[name] for name in ("level", "sweeps", "tau") if name in newer}}
     made, grid = rolled(source, arm, rollout | {"logprobs": "logprobs" in newer}, shaping, given=newer.get("given", ()))
