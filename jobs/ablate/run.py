@@ -144,8 +144,9 @@ def ablate(sweep: Sweep, data: Sequence[str], out: Path) -> AblateReport:
 def _check_evaluation(work: Work) -> None:
     """Refuse an evaluation that would fail after the training, of each model that trials start from. Raises InputError."""
     with Stages() as progress:
+        out = str(work.folder(START) / "evaluation")  # nothing is written there yet
         for start in sorted({str(trial.start) for trial in work.trials.values()}):
-            check(work.evaluation.config(start, str(work.folder(START)), reference=start == str(work.first.start)), progress)
+            check(work.evaluation.config(start, out, reference=start == str(work.first.start)), progress)
 
 
 def anchored_evaluation(evaluation: Evaluation) -> Evaluation:

@@ -63,7 +63,7 @@ def interruptible(first: str) -> Iterator[_Flag]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        if flag.raised:
+        if teller.is_alive():  # not if a second signal came before it had begun
             teller.join()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.commands import running
 from tests.loopback_hub import TOKEN, environment
-from tests.support import assert_refused, copy_dataset
+from tests.support import assert_refused, copy_dataset, ray_here
 from tests.warm import warm
 from tsdfm.pipeline.training.distill import distill
 from tsdfm.schemas.distill import DistillConfig
@@ -87,9 +87,18 @@ def test_there_is_no_flag_for_a_token(cli):
     assert not re.search(r"--\S*token", cli("publish", "--help").stdout)
 
 
-def test_a_student_is_distilled_from_what_was_published(cli, hub, out, tmp_path, tiny_models):
+@pytest.fixture
+def ray(hub):
+    with ray_here(1) as address:  # whose workers know where the Hub is
+        yield address
+
+
+@pytest.mark.parametrize("where", ["here", pytest.param("on Ray", marks=[pytest.mark.slow, pytest.mark.release])])
+def test_a_student_is_distilled_from_what_was_published(where, cli, hub, out, tmp_path, tiny_models, request):  # noqa: PLR0913
+    address = "local" if where == "here" else request.getfixturevalue("ray")
     uri = json.loads(cli("publish", out, "--repo", "team/runs", "--json").stdout)["uri"]
-    outcome = cli("distill", "--data", uri, "--init", tiny_models.mask, "--updates", 4, "--batch-size", 4, "--budgets", "1,4", "--out", tmp_path / "remote")
+    outcome = cli("distill", "--data", uri, "--init", tiny_models.mask, "--updates", 4, "--batch-size", 4, "--budgets", "1,4", "--out", tmp_path / "remote",
+                  "--address", address)
     assert outcome.code == 0, outcome.stderr
     config = {"data": {"paths": [str(out)]}, "init": str(tiny_models.mask), "optim": {"steps": 4, "batch_size": 4}, "budgets": {1: 1, 4: 1}}
     assert distill(DistillConfig.model_validate(config), tmp_path / "local") is not None

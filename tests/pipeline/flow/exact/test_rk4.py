@@ -36,7 +36,8 @@ def test_rk4_equals_euler_if_neither_state_nor_time_matter(build, space, solver)
 @pytest.mark.parametrize("chained", [False, True], ids=["rk4", "rk4_chained"])
 @pytest.mark.parametrize(("candidates", "space"), [
     (1, Space("mask", 3, 2, 2)), (2, Space("mask", 3, 2, 2)), (1, Space("uniform", 3, None, 2)), (2, Space("uniform", 2, None, 2)),
-], ids=["1-mask", "2-mask", "1-uniform", "2-uniform"])
+    pytest.param(2, Space("uniform", 3, None, 2), marks=pytest.mark.slow),
+], ids=["1-mask", "2-mask", "1-uniform", "2-uniform of two tokens", "2-uniform"])
 def test_rk4_enumerated(build, space, chained, candidates):
     """Two positions, so that the sum over both midpoints and the end state is small; blind, and shaped in every stage."""
     steps = 2
