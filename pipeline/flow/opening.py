@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from tsdfm.pipeline.flow.compass import (
     CausalCompass,
@@ -159,7 +160,10 @@ def _check_level(config: GenerateConfig, models: Models) -> None:
 
 
 def _check_custom(compass: Compass | EnergyFunction, teacher: ModelFolder[Denoiser], length: int) -> None:
-    """Raises InputError where somebody's own compass says that it is too small (see `Compass`)."""
+    """Raises InputError where somebody's own compass is none, or says that it is too small (see `Compass`)."""
+    if not isinstance(compass, Compass) and not callable(compass):
+        raise InputError(f"compass: a {name_of(compass)} is neither a function of (states, t) nor has all of "
+                         "`needs_completion`, `proposal_weight` and `energy`; give it what it lacks")
     positions, ids = getattr(compass, "positions", None), getattr(compass, "vocab_size", None)
     if isinstance(positions, int) and positions < length:
         raise InputError(f"compass {name_of(compass)}: has {positions} positions, the texts have {length} tokens; give another")
@@ -175,9 +179,18 @@ def _highest_id(teacher: ModelFolder[Denoiser]) -> int:
 
 
 def _facts_of(compass: Compass | EnergyFunction) -> CompassFacts:
-    """What the manifest says of somebody's own compass: the fingerprint that it has, else that of its name."""
-    fingerprint = getattr(compass, "fingerprint", None) or hashlib.sha256(name_of(compass).encode()).hexdigest()
-    return CompassFacts(kind="custom", fingerprint=str(fingerprint))
+    """What the manifest says of somebody's own compass: the fingerprint that it has, else that of its name.
+
+    Raises InputError: its fingerprint is no sha256.
+    """
+    fingerprint = getattr(compass, "fingerprint", None)
+    if fingerprint is None:
+        fingerprint = hashlib.sha256(name_of(compass).encode()).hexdigest()
+    try:
+        return CompassFacts(kind="custom", fingerprint=fingerprint)
+    except ValidationError:
+        raise InputError(f"the compass {name_of(compass)} has the fingerprint {fingerprint!r}, which is no sha256 in 64 "
+                         "hexadecimal digits; make it hashlib.sha256(...).hexdigest() of what its energies depend on") from None
 
 
 def open_compass(

@@ -126,6 +126,35 @@ def test_an_own_compass_that_says_what_it_can(tmp_path, tiny_models, limits, wor
     assert open_models(config, CPU, compass).compass is compass
 
 
+@pytest.mark.parametrize("fingerprint", ["mine", 7, "", "0" * 63, "G" * 64])
+def test_a_fingerprint_that_is_no_sha256(tmp_path, tiny_models, fingerprint):
+    """Story: it was pydantic's own error, of a model that nobody has heard of."""
+    compass = Own()
+    vars(compass)["fingerprint"] = fingerprint
+    config = GenerateConfig.model_validate(tiny_config(tmp_path / "out", tiny_models))
+    with pytest.raises(InputError, match=r"Own has the fingerprint .*64 hexadecimal digits; make it hashlib\.sha256") as caught:
+        generate_dataset(config, compass=compass, maker=InThisProcess(CPU))
+    assert repr(fingerprint) in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    vars(compass)["fingerprint"] = "0a" * 32
+    assert present(open_models(config, CPU, compass).compass_facts).fingerprint == "0a" * 32
+
+
+class Half:
+    """Has no more of the protocol than this."""
+
+    energy = Own.energy
+
+
+@pytest.mark.parametrize("given", [Half(), "embedded", 3.0])
+def test_what_is_no_compass(tmp_path, tiny_models, given):
+    """Story: an object without all of the protocol's names was found out by the first jump, as 'not callable'."""
+    config = GenerateConfig.model_validate(tiny_config(tmp_path / "out", tiny_models))
+    with pytest.raises(InputError, match=r"is neither a function of .* nor has all of `needs_completion`"):
+        generate_dataset(config, compass=given, maker=InThisProcess(CPU))
+    assert not (tmp_path / "out").exists()
+
+
 # ------------------------------------------------------------------ energies that are not the model's
 
 @pytest.mark.parametrize("family", ["Cohere", "Gemma2"])
