@@ -1,10 +1,10 @@
-"""Which compass shapes best? `python tests/benchmarks/compasses.py --nce FOLDER [--texts N] [--work DIR] [--quick] [--json FILE]`.
+"""Which compass shapes best? `python tests/benchmarks/compasses.py [--ar NAME] [--nce FOLDER] [--contrast] [--grid G] [--json FILE]`.
 
 Rollouts of a mask teacher in 8 steps with spaced clocks and in 64 with independent ones, of which a compass keeps the best of K = 8
 whole candidates at every step, or from t = 0.25 on: `ar` (a causal language model), `nce` (a folder of `fit-compass --kind nce`), and the sum of both
-energies as they stand, through the protocol by which anybody's compass is taken. Asked of each: its perplexity over that of the blind
-teacher in the same steps and with the same clocks, cooled until its texts have the same entropy; and its CPU time over that of
-the blind teacher. The judge shares neither weights nor text with a compass. One seed.
+energies as they stand, through the protocol by which anybody's compass is taken, as is `contrast`, two language models (see `contrast.py`).
+Asked of each: its perplexity over that of the blind teacher in the same steps and with the same clocks, cooled until its texts have the
+same entropy, or the same distinct-2; and its CPU time over that of the blind teacher. The judge shares neither weights nor text with a compass. One seed.
 
 Texts are kept in DIR, so what was cut goes on, and a second run only judges.
 """
@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from contrast import Fitting
 from measure import machine, report, say, table
 from torch import Tensor
 
 from tsdfm.pipeline.evaluation.effects import JudgedTexts, Ratio, ratio_at_equal_entropy
 from tsdfm.pipeline.evaluation.judge import Judge
+from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import Samples, likelihood, measure, of_tokens
 from tsdfm.pipeline.flow.compass import Compass
@@ -142,14 +144,19 @@ def compare(bench: Bench, grid: str, judge: Judge, temperatures: tuple[float, ..
     blind = [judged(row) for row in curve]
     cost = {row.temperature: row.cpu_seconds for row in curve}
     rows, found = [_figures(row, judge, cost, None) for row in curve], list[dict[str, object]]()
+    by_distinct = [(float(str(row["distinct_2"])), float(str(row["perplexity"]))) for row in rows]
     for name in bench.compasses:
         for temperature in temperatures:
             row = bench.row(grid, name, temperature)
-            found.append(_figures(row, judge, cost, ratio_at_equal_entropy(judged(row), blind)))
-    columns = ("", "temperature", "ppl", "entropy, bits", "distinct-2", "at equal entropy", "CPU ms a text", "CPU / blind")
+            figures = _figures(row, judge, cost, ratio_at_equal_entropy(judged(row), blind))
+            there = perplexity_at_entropy(by_distinct, float(str(figures["distinct_2"])))
+            figures["over_cooled_blind_at_distinct_2"] = None if there is None else float(str(figures["perplexity"])) / there
+            found.append(figures)
+    columns = ("", "temperature", "ppl", "entropy, bits", "distinct-2", "at equal entropy", "at equal distinct-2", "CPU ms a text",
+               "CPU / blind")
     table(f"{grid} steps, {bench.texts} texts, K = {CANDIDATES}", columns, [
         (each["compass"], each["temperature"], each["perplexity"], f"{each['entropy_bits']:.3f}", each["distinct_2"],
-         _shown(each["over_cooled_blind"]), 1000 * float(str(each["cpu_seconds"])), each["cpu_over_blind"]) for each in [*rows, *found]])
+         _shown(each["over_cooled_blind"]), each.get("over_cooled_blind_at_distinct_2") or "-", 1000 * float(str(each["cpu_seconds"])), each["cpu_over_blind"]) for each in [*rows, *found]])
     return {"blind": rows, "shaped": found}
 
 
@@ -176,6 +183,7 @@ def main() -> None:
     """Roll out, judge, print."""
     parser = argparse.ArgumentParser(description="Which compass shapes best?")
     parser.add_argument("--nce", metavar="FOLDER", help="an nce compass of the teacher; left out: ar alone")
+    parser.add_argument("--contrast", action="store_true", help="the ar compass against its copy, fitted to the teacher's texts, too")
     parser.add_argument("--teacher", default="embedded", help="of the mask source")
     parser.add_argument("--ar", default="embedded", help="a causal language model of its vocabulary")
     parser.add_argument("--judge", default="embedded", help="another, of the other half of the corpus")
@@ -188,6 +196,9 @@ def main() -> None:
     torch.set_num_threads(1)
     names = {"ar": options.ar, **({"nce": options.nce} if options.nce else {})}
     bench = Bench(options.teacher, names, 16 if options.quick else options.texts, options.work)
+    if options.contrast:
+        compass = Fitting(bench.teacher, options.ar, options.work).compass()
+        bench.compasses["contrast"] = (compass, compass.fingerprint[:12])
     judge = open_judge(options.judge, CPU, [bench.teacher.vocabulary])
     shaped, cooled = ((1.0,), (1.0, 0.7)) if options.quick else (SHAPED, COOLED)
     grids = list(GRIDS) if options.grid == "all" else [options.grid]
