@@ -152,7 +152,7 @@ def make_data(setting: Setting) -> None:
     config = GenerateConfig.model_validate({
         "out": str(setting.data), "teacher": str(teacher), "compass": str(compass), "arm": "both",
         "trajectories": setting.trajectories, "shard_size": min(SHARD, setting.trajectories // 2),
-        "rollout": {"steps": STEPS, "top_k": TOP_K, "seed": SEED}, "shaping": {"candidates": CANDIDATES},
+        "rollout": {"steps": STEPS, "top_k": TOP_K, "logprobs": True, "seed": SEED}, "shaping": {"candidates": CANDIDATES},
     })
     say(f"generate {setting.data}, unless it is there ...")
     generate_dataset(config, maker=InThisProcess(torch.device("cpu")))  # refuses a dataset of other constants

@@ -1,6 +1,6 @@
 """Benchmarks run: each of these in its smallest setting, so that none is found broken on the day when its figures are wanted.
 
-Those whose smallest setting takes minutes are left out (`distill.py`, `joint.py`, `levels.py`, `million.py`, `plan.py`, `shaping.py`);
+Those whose smallest setting takes minutes are left out (`joint.py`, `levels.py`, `million.py`, `plan.py`, `shaping.py`);
 `contrast.py` fits for minutes, too; `claims.py` and `corpus.py` have tests of their own.
 """
 
@@ -14,6 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 SMALLEST = {
     "compasses": ["--quick", "--texts", "4", "--grid", "8 spaced", "--work", "work"],
+    "distill": ["--quick", "--rounds", "1"],
     "logprob": ["--quick", "--rows", "64", "--vocab", "512", "--depth", "32", "--sides", "plain"],
     "rollout": ["--quick", "--only", "blind", "--threads", "1"],
     "sample_rows": ["--quick", "--rows", "16"],
