@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
@@ -28,6 +29,7 @@ from tsdfm.schemas.base import InputError, WorkError, first_line
 CONNECT_SECONDS = 5.0
 STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
 END_SECONDS = 2.0  # for a thread in Ray's core to find out that it is over, or for a process to be gone
+GLANCE_SECONDS = 0.01  # until a thing that others do is looked at again
 LET_GO_SECONDS = 8.0  # for Ray to disconnect: it would wait for ever where the cluster's head is stopped
 SHORT = "/tmp"  # stands for the usual folder of temporary files where that has too long a name
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_00"  # below that folder, as Ray names it
@@ -79,7 +81,11 @@ def _let_go() -> None:
     """Disconnect from Ray, and end what of it was started here; where its head does not answer, only for a while."""
     letting_go = threading.Thread(target=ray.shutdown, daemon=True)
     letting_go.start()
-    letting_go.join(LET_GO_SECONDS)
+    waited = time.monotonic() + LET_GO_SECONDS
+    while letting_go.is_alive() and time.monotonic() < waited:
+        letting_go.join(GLANCE_SECONDS)
+        _heard_again()
+    _heard_again()
     if letting_go.is_alive():
         atexit.unregister(ray.shutdown)
         leave_at_once("Ray")
@@ -88,6 +94,13 @@ def _let_go() -> None:
         thread.join(END_SECONDS)
         if thread.is_alive():
             leave_at_once("a thread in Ray's core")
+
+
+def _heard_again() -> None:
+    """Give SIGTERM its handler back: as Ray's core ends, it leaves the default, under which a process ends without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def awaited_at_end(thread: threading.Thread) -> None:
@@ -120,7 +133,9 @@ def _short_folder() -> Iterator[str | None]:
 def _handlers_kept() -> Iterator[None]:
     """Keep the handler of SIGTERM, which Ray replaces by one that leaves at once, whatever is half started.
 
-    Its core takes the signal away, too; so where it would set its own handler, ours is set again.
+    Its core takes the signal away, too; so where it would set its own handler, ours is set again. In the third of a second for
+    which that core starts, holding Python's lock, nothing can be set: a SIGTERM that comes then is heeded all the same, but the
+    core writes some lines on it to standard error before ours.
     """
     kept, theirs = signal.getsignal(signal.SIGTERM), getattr(utils, "set_sigterm_handler", None)
     utils.set_sigterm_handler = lambda handler: signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
