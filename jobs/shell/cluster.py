@@ -10,10 +10,11 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
+from types import FrameType
 from urllib.parse import urlsplit
 
 import psutil
@@ -29,7 +30,7 @@ from tsdfm.schemas.base import InputError, WorkError, first_line
 CONNECT_SECONDS = 5.0
 STARTS = 3  # how often Ray on this machine is started, if need be: half a minute, its own limit, is little for a busy one
 END_SECONDS = 2.0  # for a thread in Ray's core to find out that it is over, or for a process to be gone
-GLANCE_SECONDS = 0.01  # until a thing that others do is looked at again
+GLANCE_SECONDS = 0.002  # for which SIGTERM may be as Ray's core leaves it
 LET_GO_SECONDS = 8.0  # for Ray to disconnect: it would wait for ever where the cluster's head is stopped
 SHORT = "/tmp"  # stands for the usual folder of temporary files where that has too long a name
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store_00"  # below that folder, as Ray names it
@@ -84,8 +85,8 @@ def _let_go() -> None:
     waited = time.monotonic() + LET_GO_SECONDS
     while letting_go.is_alive() and time.monotonic() < waited:
         letting_go.join(GLANCE_SECONDS)
-        _heard_again()
-    _heard_again()
+        _give_back(signal.getsignal(signal.SIGTERM))
+    _give_back(signal.getsignal(signal.SIGTERM))
     if letting_go.is_alive():
         atexit.unregister(ray.shutdown)
         leave_at_once("Ray")
@@ -96,9 +97,11 @@ def _let_go() -> None:
             leave_at_once("a thread in Ray's core")
 
 
-def _heard_again() -> None:
-    """Give SIGTERM its handler back: as Ray's core ends, it leaves the default, under which a process ends without a word."""
-    handler = signal.getsignal(signal.SIGTERM)
+def _give_back(handler: Callable[[int, FrameType | None], object] | int | None) -> None:
+    """Give SIGTERM its handler, which Ray takes away: as its core ends, it leaves the default, which ends a process unheard.
+
+    None, one that was not set by Python, can't be given back.
+    """
     if handler is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 
@@ -138,15 +141,14 @@ def _handlers_kept() -> Iterator[None]:
     core writes some lines on it to standard error before ours.
     """
     kept, theirs = signal.getsignal(signal.SIGTERM), getattr(utils, "set_sigterm_handler", None)
-    utils.set_sigterm_handler = lambda handler: signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    utils.set_sigterm_handler = lambda handler: _give_back(signal.getsignal(signal.SIGTERM))
     try:
         yield
     except SystemExit:  # which that handler has raised, if a version of Ray sets it otherwise
         raise KeyboardInterrupt from None
     finally:
         utils.set_sigterm_handler = theirs
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, kept)
+        _give_back(kept)
 
 
 def cores_here(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

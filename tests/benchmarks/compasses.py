@@ -12,14 +12,14 @@ Texts are kept in DIR, so what was cut goes on, and a second run only judges.
 import argparse
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from contrast import Fitting
+from contrast import contrast_of
 from measure import machine, report, say, table
 from torch import Tensor
 
@@ -148,25 +148,29 @@ def compare(bench: Bench, grid: str, judge: Judge, temperatures: tuple[float, ..
     for name in bench.compasses:
         for temperature in temperatures:
             row = bench.row(grid, name, temperature)
-            figures = _figures(row, judge, cost, ratio_at_equal_entropy(judged(row), blind))
-            there = perplexity_at_entropy(by_distinct, float(str(figures["distinct_2"])))
-            figures["over_cooled_blind_at_distinct_2"] = None if there is None else float(str(figures["perplexity"])) / there
-            found.append(figures)
+            found.append(_figures(row, judge, cost, ratio_at_equal_entropy(judged(row), blind), by_distinct))
     columns = ("", "temperature", "ppl", "entropy, bits", "distinct-2", "at equal entropy", "at equal distinct-2", "CPU ms a text",
                "CPU / blind")
     table(f"{grid} steps, {bench.texts} texts, K = {CANDIDATES}", columns, [
         (each["compass"], each["temperature"], each["perplexity"], f"{each['entropy_bits']:.3f}", each["distinct_2"],
-         _shown(each["over_cooled_blind"]), each.get("over_cooled_blind_at_distinct_2") or "-", 1000 * float(str(each["cpu_seconds"])), each["cpu_over_blind"]) for each in [*rows, *found]])
+         _shown(each["over_cooled_blind"]), each["over_cooled_blind_at_distinct_2"] or "-", 1000 * float(str(each["cpu_seconds"])),
+         each["cpu_over_blind"]) for each in [*rows, *found]])
     return {"blind": rows, "shaped": found}
 
 
-def _figures(row: Row, judge: Judge, cost: Mapping[float, float], ratio: Ratio | None) -> dict[str, object]:
+def _figures(
+    row: Row, judge: Judge, cost: Mapping[float, float], ratio: Ratio | None, blind: Sequence[tuple[float, float]] = ()
+) -> dict[str, object]:
+    """What is told of a row; `ratio`: at equal entropy; `blind`: distinct-2 and perplexity of the curve that it stands against."""
     found = measure(row.samples, [judge])
+    assert found.distinct_2 is not None
+    perplexity, there = found.judges[judge.name].perplexity, perplexity_at_entropy(blind, found.distinct_2)
     return {
-        "compass": row.compass, "temperature": row.temperature, "perplexity": found.judges[judge.name].perplexity,
+        "compass": row.compass, "temperature": row.temperature, "perplexity": perplexity,
         "entropy_bits": found.entropy_bits, "distinct_2": found.distinct_2, "cpu_seconds": row.cpu_seconds,
         "cpu_over_blind": row.cpu_seconds / cost[row.temperature] if row.temperature in cost else None,
-        "over_cooled_blind": None if ratio is None else {"ratio": ratio.value, "low": ratio.low, "high": ratio.high}}
+        "over_cooled_blind": None if ratio is None else {"ratio": ratio.value, "low": ratio.low, "high": ratio.high},
+        "over_cooled_blind_at_distinct_2": None if there is None else perplexity / there}
 
 
 def _shown(ratio: object) -> str:
@@ -197,7 +201,7 @@ def main() -> None:
     names = {"ar": options.ar, **({"nce": options.nce} if options.nce else {})}
     bench = Bench(options.teacher, names, 16 if options.quick else options.texts, options.work)
     if options.contrast:
-        compass = Fitting(bench.teacher, options.ar, options.work).compass()
+        compass = contrast_of(bench.teacher, options.ar, options.work)
         bench.compasses["contrast"] = (compass, compass.fingerprint[:12])
     judge = open_judge(options.judge, CPU, [bench.teacher.vocabulary])
     shaped, cooled = ((1.0,), (1.0, 0.7)) if options.quick else (SHAPED, COOLED)

@@ -12,21 +12,22 @@ makes a dataset shaped by it, both arms, from which `tsdfm-pipeline distill` sho
 import argparse
 import copy
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from measure import say
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from tsdfm.pipeline.flow.compass import CausalCompass
 from tsdfm.pipeline.flow.generate import generate_dataset
+from tsdfm.pipeline.flow.opening import open_compass
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.causal import CausalLM
 from tsdfm.pipeline.models.denoiser import Denoiser
-from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, embedded, load, load_model
+from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, load_model
+from tsdfm.pipeline.storage.atomic import write_atomic
 from tsdfm.pipeline.training.loop.trainer import seeded
 from tsdfm.schemas.generate import GenerateConfig, RolloutConfig, ShapingConfig
 
@@ -48,29 +49,21 @@ class Contrast:
         return text - teachers
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """Where the copy is kept, and of what."""
-
-    teacher: ModelFolder[Denoiser]
-    ar: str
-    work: Path
-
-    def compass(self) -> Contrast:
-        """The contrast of an `ar` compass with its copy, which is fitted now if it is not kept."""
-        opened = load(embedded("compass") if self.ar == EMBEDDED else Path(self.ar))
-        assert isinstance(opened.network, CausalLM)
-        file = self.work / f"contrast-{self.teacher.fingerprint[:12]}-{opened.fingerprint[:12]}.safetensors"
-        if not file.is_file():
-            self.work.mkdir(parents=True, exist_ok=True)
-            texts = blind_texts(self.teacher.network)
-            with seeded(0):
-                made = fitted(opened.network, texts)
-            save_file(made.state_dict(), file)
-        teachers = copy.deepcopy(opened.network)
-        teachers.load_state_dict(load_file(file))
-        fingerprint = hashlib.sha256(opened.fingerprint.encode() + file.read_bytes()).hexdigest()
-        return Contrast(opened.network, teachers, fingerprint)
+def contrast_of(teacher: ModelFolder[Denoiser], ar: str, work: Path) -> Contrast:
+    """The contrast of an `ar` compass, by its name, with its copy, which is fitted now if it is not kept in `work`."""
+    opened, facts = open_compass(ar, teacher, teacher.network.config.length, torch.device("cpu"))
+    assert isinstance(opened, CausalCompass)
+    assert facts is not None
+    file = work / f"contrast-{teacher.fingerprint[:12]}-{facts.fingerprint[:12]}.safetensors"
+    if not file.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        texts = blind_texts(teacher.network)
+        with seeded(0):
+            made = fitted(opened.network, texts)
+        write_atomic(file, save(made.state_dict()))
+    teachers = copy.deepcopy(opened.network)
+    teachers.load_state_dict(load_file(file))
+    return Contrast(opened.network, teachers, hashlib.sha256(facts.fingerprint.encode() + file.read_bytes()).hexdigest())
 
 
 def blind_texts(teacher: Denoiser) -> Tensor:
@@ -118,7 +111,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/benchmark-compasses"), help="where the fitted copy is kept")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    compass = Fitting(load_model(EMBEDDED), EMBEDDED, options.work).compass()
+    compass = contrast_of(load_model(EMBEDDED), EMBEDDED, options.work)
     config = GenerateConfig.model_validate({
         "out": options.out, "trajectories": options.trajectories, "arm": "both", "shaping": {"tau": options.tau},
         "rollout": {"steps": 8, "clocks": "spaced", "temperature": 0.9, "logprobs": True}})
