@@ -130,8 +130,16 @@ class NceConfig(Frozen):
     trunk: DenoiserConfig
 
 
-ModelConfig = Annotated[DenoiserConfig | CausalConfig | NceConfig, Field(discriminator="kind")]
-_ADAPTER: TypeAdapter[DenoiserConfig | CausalConfig | NceConfig] = TypeAdapter(ModelConfig)
+class ContrastConfig(Frozen):
+    """Two causal language models of the same sizes, one of text and one of a teacher's texts: the `contrast` compass."""
+
+    kind: Literal["contrast"] = "contrast"
+    each: CausalConfig
+
+
+AnyConfig = DenoiserConfig | CausalConfig | NceConfig | ContrastConfig
+ModelConfig = Annotated[AnyConfig, Field(discriminator="kind")]
+_ADAPTER: TypeAdapter[AnyConfig] = TypeAdapter(ModelConfig)
 
 
 MODELING = "modeling_tsdfm"  # the module beside a published student, and its classes
@@ -166,7 +174,7 @@ def _written(fields: dict[str, Any]) -> bytes:
     return to_json(fields, indent=2) + b"\n"
 
 
-def parse_model_config(text: str | bytes, where: str) -> DenoiserConfig | CausalConfig | NceConfig:
+def parse_model_config(text: str | bytes, where: str) -> AnyConfig:
     """Validate the JSON of a model folder's config. Raises InputError, naming `where` and the fields."""
     try:
         return _ADAPTER.validate_json(text)

@@ -12,7 +12,7 @@ from tsdfm.schemas.model import DenoiserConfig
 from tsdfm.schemas.publish import Receipt
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm, Layout
-from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
+from tsdfm.schemas.training_record import CausalRecord, ContrastRecord, NceRecord, PretrainRecord
 
 
 class GenerateReport(Frozen):
@@ -148,6 +148,12 @@ class CausalReport(CausalRecord):
 
 class NceReport(NceRecord):
     """`fit-compass`, of kind `nce`."""
+
+    out: str
+
+
+class ContrastReport(ContrastRecord):
+    """`fit-compass`, of kind `contrast`."""
 
     out: str
 

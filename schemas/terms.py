@@ -16,6 +16,6 @@ Until = Literal["end", "length"]  # where a text stops: at its end token, or at 
 Objective = Literal["event", "candidates", "endpoint", "tilt", "forward_kl", "reverse_kl"]  # what a student is fitted to
 Cleaning = Literal["none", "prose"]  # of a corpus's documents
 CorpusPart = Literal["all", "first", "second"]  # of a corpus's training documents
-CompassKind = Literal["nce", "ar", "denoiser", "custom"]  # custom: a user's own, through the Python API
+CompassKind = Literal["nce", "ar", "contrast", "denoiser", "custom"]  # custom: a user's own, through the Python API
 DeviceKind = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16"]  # of the weights of networks, and of what they compute, where nothing is learnt

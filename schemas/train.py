@@ -9,7 +9,7 @@ from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.model import KappaExponent, TransformerShape
 from tsdfm.schemas.optim import Divided
 from tsdfm.schemas.paths import PathName
-from tsdfm.schemas.terms import Source, Texts
+from tsdfm.schemas.terms import Clocks, Source, Texts
 
 
 class PretrainConfig(Divided):
@@ -54,19 +54,25 @@ class PretrainConfig(Divided):
 
 
 class CompassConfig(Divided):
-    """`tsdfm-pipeline fit-compass`: fit an energy (`nce`), or a causal LM (`ar`; a judge is one, too)."""
+    """`tsdfm-pipeline fit-compass`: fit an energy (`nce`, `contrast`), or a causal LM (`ar`; a judge is one, too)."""
 
-    kind: Literal["ar", "nce"] = Field("ar", description=(
+    kind: Literal["ar", "nce", "contrast"] = Field("ar", description=(
         "'ar' is a causal language model, whose energy is the negative log-likelihood of the text (a judge is one, too); 'nce' "
-        "a network that tells real texts from the teacher's at every time"))
+        "a network that tells real texts from the teacher's at every time; 'contrast' an 'ar' (`start`) and its copy that is "
+        "fitted further to the teacher's texts, whose energy is the difference of both"))
     teacher: PathName = Field("embedded", description=(
         "The teacher it is for, which gives tokenizer, length and source: 'embedded', 'embedded:uniform', a folder, or "
         "hub:USER/NAME[@REVISION]"))
     corpus: CorpusConfig = CorpusConfig(part="first")
     shape: TransformerShape = TransformerShape(hidden_size=128, n_blocks=3, n_heads=4)
     rollouts: int = Field(512, ge=2, lt=2**31, description=(
-        "Blind texts of the teacher that 'nce' learns to tell from real ones"))
+        "Blind texts of the teacher: 'nce' learns to tell them from real ones, a copy in 'contrast' to expect them"))
     rollout_steps: int = Field(32, ge=1, le=65536, description="Steps of those rollouts")
+    rollout_clocks: Clocks | None = Field(None, description=(
+        "Which positions jump together in those rollouts; null: as the teacher was trained for. Give those of `generate`"))
+    start: PathName | None = Field(None, description=(
+        "Of 'contrast': the 'ar' compass that is set against its own copy: 'embedded', a folder, or hub:USER/NAME[@REVISION]; "
+        "null: embedded"))
     init: Literal["teacher", "random"] | None = Field(None, description=(
         "What an 'nce' network starts from: 'teacher' is the teacher's weights, in its widths; 'random' is none, in the widths "
         "of `shape`; null: teacher for 'nce'; an 'ar' network has no other start than random"))
@@ -76,14 +82,20 @@ class CompassConfig(Divided):
 
     @model_validator(mode="after")
     def _of_nce(self) -> "CompassConfig":
-        if self.kind == "ar" and (self.init == "teacher" or self.hard_negatives):
+        if self.kind != "nce" and (self.init == "teacher" or self.hard_negatives):
             name = "hard_negatives" if self.hard_negatives else "init 'teacher'"
             raise ValueError(f"{name}: belongs to kind 'nce'; set that, or leave it out")
+        if self.kind != "contrast" and self.start is not None:
+            raise ValueError("start: belongs to kind 'contrast'; set that, or leave it out")
+        if self.kind == "ar" and self.rollout_clocks is not None:
+            raise ValueError("rollout_clocks: belongs to kinds 'nce' and 'contrast', for which the teacher writes texts; set "
+                             "one of them, or leave it out")
         return self
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, tracker="none", init=None, hard_negatives=0)
+        return without_newer(handler(self), info, tracker="none", init=None, hard_negatives=0, rollout_clocks=None,
+                             start=None)
 
     @model_validator(mode="after")
     def _halves(self) -> "CompassConfig":

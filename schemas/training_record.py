@@ -66,6 +66,22 @@ class NceRecord(Frozen):
     held_out_auc: list[Separation]
 
 
+class ContrastRecord(Frozen):
+    """Two causal LMs of `fit-compass`: a compass of kind `contrast`."""
+
+    config: CompassConfig
+    corpus: CorpusFacts
+    teacher: Sha256 = Field(description="fingerprint of the teacher whose texts the copy was fitted to")
+    start: Sha256 = Field(description="fingerprint of the `ar` compass that it was copied from")
+    rollouts: int
+    teachers_nats_before: float = Field(description="per token of the teacher's texts not learnt from, by the `ar` compass")
+    teachers_nats: float = Field(description="by its copy, when that is fitted")
+    held_out_auc: float = Field(description="of held-out text against those texts by their energies: 0.5 is chance")
+
+
+FittedRecord = CausalRecord | NceRecord | ContrastRecord
+
+
 class DatasetFacts(Frozen):
     """One dataset that a student was distilled from."""
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tsdfm.pipeline.dataset.manifest import read_manifest
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.computing import AT_ONCE
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import Network, save
@@ -25,7 +25,7 @@ from tsdfm.pipeline.text.split import Part, split_of, splits_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.manifest import DatasetManifest
-from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
+from tsdfm.schemas.model import CausalConfig, ContrastConfig, DenoiserConfig, NceConfig
 from tsdfm.schemas.terms import DeviceKind
 
 torch.set_num_threads(1)
@@ -38,13 +38,14 @@ SHAPE = {"hidden_size": 32, "n_blocks": 2, "n_heads": 2}
 
 @dataclass(frozen=True)
 class TinyModels:
-    """Model folders: two teachers, an `ar` and an `nce` compass for the mask teacher, and a teacher of another vocabulary."""
+    """Model folders: two teachers, three fitted compasses for the mask teacher, and a teacher of another vocabulary."""
 
     mask: Path
     uniform: Path
     ar: Path
     nce: Path
     foreign: Path
+    contrast: Path
 
 
 def present(value: T | None) -> T:
@@ -73,10 +74,12 @@ def scatter_weights(network: torch.nn.Module, seed: int, std: float = 0.3) -> No
 def make_models(root: Path) -> TinyModels:
     vocab, other = vocabulary(), vocabulary(310)
     mask = denoiser_config("mask", vocab)
+    causal = CausalConfig(**SHAPE, vocab_size=vocab.size - 1, length=LENGTH)
     networks: dict[str, tuple[Network, Vocabulary]] = {
         "mask": (Denoiser(mask), vocab), "uniform": (Denoiser(denoiser_config("uniform", vocab)), vocab),
-        "ar": (CausalLM(CausalConfig(**SHAPE, vocab_size=vocab.size - 1, length=LENGTH)), vocab),
+        "ar": (CausalLM(causal), vocab),
         "nce": (NceEncoder(NceConfig(trunk=mask)), vocab), "foreign": (Denoiser(denoiser_config("mask", other)), other),
+        "contrast": (ContrastLM(ContrastConfig(each=causal)), vocab),
     }
     for seed, (name, (network, words)) in enumerate(networks.items()):
         scatter_weights(network, seed)

@@ -17,7 +17,7 @@ from tsdfm.jobs.plan.rates import as_json
 from tsdfm.jobs.plan.rollouts import RolloutWork, makespan
 from tsdfm.jobs.shell.cluster import cluster, gpus_at
 from tsdfm.jobs.shell.console import Stages
-from tsdfm.pipeline.flow.compass import CausalCompass, NceCompass
+from tsdfm.pipeline.flow.compass import FittedCompass
 from tsdfm.pipeline.flow.generate import Standing, standing
 from tsdfm.pipeline.flow.opening import Models
 from tsdfm.pipeline.storage.in_order import in_order
@@ -136,7 +136,7 @@ class GenerateJob:
 def measured_for(identity: Identity, models: Models) -> dict[str, Any]:
     """What the rates of a dataset depend on: shapes of networks and settings, but not how many trajectories, or which."""
     compass = models.compass
-    shape = compass.network.config.model_dump(mode="json") if isinstance(compass, CausalCompass | NceCompass) else (
+    shape = compass.network.config.model_dump(mode="json") if isinstance(compass, FittedCompass) else (
         None if models.compass_facts is None else models.compass_facts.fingerprint)
     kind = None if models.compass_facts is None else models.compass_facts.kind
     return {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tsdfm.pipeline.dataset import shards
 from tsdfm.pipeline.dataset.manifest import ShardPlan, digest
-from tsdfm.pipeline.flow.compass import CausalCompass, Compass, NceCompass, TokenCompass, TokenSets
+from tsdfm.pipeline.flow.compass import Compass, FittedCompass, TokenCompass, TokenSets
 from tsdfm.pipeline.flow.generate import rows_of
 from tsdfm.pipeline.flow.mixture_path import MixturePath
 from tsdfm.pipeline.flow.opening import Models
@@ -158,7 +158,7 @@ class _Metered:
 
 def _network_of(compass: Compass | None) -> nn.Module | None:
     """The network that is a compass's own; None: it has none, or the teacher's."""
-    if isinstance(compass, CausalCompass | NceCompass):
+    if isinstance(compass, FittedCompass):
         return compass.network
     return compass.opened.model if isinstance(compass, TransformersCompass) else None
 

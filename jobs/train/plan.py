@@ -9,7 +9,7 @@ from tsdfm.jobs.shell.console import say_corpus
 from tsdfm.jobs.shell.trackers import check_tracker
 from tsdfm.jobs.train.run import with_anchored_paths
 from tsdfm.pipeline.models.folder import load_denoiser, teacher_folder
-from tsdfm.pipeline.training.fit_compass import fit_at
+from tsdfm.pipeline.training.fit_compass import check, fit_at
 from tsdfm.pipeline.training.pretrain import pretrain_at
 from tsdfm.pipeline.training.text_trainer import given_vocabulary
 from tsdfm.schemas.optim import DIVISION
@@ -36,10 +36,11 @@ def plan_fit_compass(config: CompassConfig, wish: PlanWish, out: Path, *, half: 
     check_tracker(config.tracker)
     check_writable(out)
     config = with_anchored_paths(config)
+    check(config)
     teacher = load_denoiser(teacher_folder(config.teacher)).network.config
     done = updates_done(out, config.model_dump(mode="json", exclude={"teacher": True, **DIVISION}))
     say_corpus(config.corpus, [config.teacher])
-    shape = {"teacher": teacher.model_dump(mode="json"),
-             **config.model_dump(mode="json", include={"shape", "kind", "rollouts", "rollout_steps", "init", "hard_negatives"})}
+    settings = {"shape", "kind", "rollouts", "rollout_steps", "rollout_clocks", "start", "init", "hard_negatives"}
+    shape = {"teacher": teacher.model_dump(mode="json"), **config.model_dump(mode="json", include=settings)}
     return plan_of(TrainingJob("fit-compass", partial(fit_at, half=half), config, out.absolute(), done, teacher.length, shape,
                                started_seconds()), wish)

@@ -9,7 +9,8 @@ from tsdfm.jobs.crew.names import anchored
 from tsdfm.jobs.crew.training.progress import stopped, told, training_progress
 from tsdfm.jobs.shell.console import FINISHED, say, say_corpus, say_left_out
 from tsdfm.jobs.shell.trackers import check_tracker, tracked, untracked
-from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, load_denoiser, state_folder, teacher_folder
+from tsdfm.pipeline.models.folder import TRAINING_FILE, check_target, state_folder
+from tsdfm.pipeline.training.fit_compass import check
 from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.loop.trainer import Watch
 from tsdfm.pipeline.training.text_trainer import corpus_of
@@ -17,12 +18,12 @@ from tsdfm.schemas.base import parse_json
 from tsdfm.schemas.corpus import HUB, NAMED
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import CompassConfig, PretrainConfig, TextTraining
-from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
+from tsdfm.schemas.training_record import CausalRecord, ContrastRecord, NceRecord, PretrainRecord
 
 NO_FOLDERS = (*NAMED, HUB.rstrip(":"), "embedded")  # of corpora and teachers: what stands before a ':' in their names
 
 C = TypeVar("C", bound=PretrainConfig | CompassConfig)
-R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
+R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord, ContrastRecord)
 
 
 def train(label: str, loop: Any, is_made: Any, config: C, out: Path, kind: type[R]) -> R:
@@ -40,7 +41,7 @@ def train(label: str, loop: Any, is_made: Any, config: C, out: Path, kind: type[
     """
     check_tracker(config.tracker)
     if isinstance(config, CompassConfig) and _is_here(config):
-        load_denoiser(teacher_folder(config.teacher))  # refused now, before anything is read or written
+        check(config)  # refused now, before anything is read or written
     say_corpus(config.corpus, [config.teacher] if isinstance(config, CompassConfig) else ())
     if _finished(label, is_made, config if config.alone else with_anchored_paths(config), out):
         say(f"{out}: {FINISHED}")
@@ -92,6 +93,8 @@ def with_anchored_paths(config: C) -> C:
     changes: dict[str, Any] = {"corpus": corpus}
     if isinstance(config, CompassConfig):
         changes["teacher"] = anchored(pinned(config.teacher))
+        if config.start is not None:
+            changes["start"] = anchored(pinned(config.start))
     elif config.tokenizer is not None:
         changes["tokenizer"] = anchored(config.tokenizer)
     found: C = config.model_copy(update=changes)  # type: ignore[assignment]  # mypy takes the bound's Self for the union
@@ -100,6 +103,6 @@ def with_anchored_paths(config: C) -> C:
 
 def _is_here(config: TextTraining) -> bool:
     """Whether this machine has what the corpus's tokens are made from; nodes of a cluster may have what it has not."""
-    made_with = config.teacher if isinstance(config, CompassConfig) else config.tokenizer
-    files = [name for name in (config.corpus.path, made_with) if name and name.partition(":")[0] not in NO_FOLDERS]
+    made_with = [config.teacher, config.start] if isinstance(config, CompassConfig) else [config.tokenizer]
+    files = [name for name in (config.corpus.path, *made_with) if name and name.partition(":")[0] not in NO_FOLDERS]
     return config.address == "local" or all(Path(name).exists() for name in files)

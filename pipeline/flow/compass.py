@@ -3,10 +3,10 @@
 All energies are in nats per token (divided by L), and score the same positions of every candidate of a set, so that they
 compare like with like. They are rounded to 1/1024 nat before any choice: what is stored is exactly what was chosen by.
 
-Of a model of padded texts `ar` and `denoiser` score those positions that were written in all candidates of a set: up to the end
-of the shortest, that included. They are divided by their number. So each energy is a mean over written tokens, a candidate that
-ends is weighed against what others have in the end's place, and none is preferred for being shorter or longer. `nce` scores
-states whole, as it was fitted to, with padding behind an end.
+Of a model of padded texts `ar`, `contrast` and `denoiser` score those positions that were written in all candidates of a set:
+up to the end of the shortest, that included. They are divided by their number. So each energy is a mean over written tokens, a
+candidate that ends is weighed against what others have in the end's place, and none is preferred for being shorter or longer.
+`nce` scores states whole, as it was fitted to, with padding behind an end.
 
 For the choice by token a compass scores single tokens: the candidates of one position in the text as it stands. Such *token
 energies* are in nats, not divided by L, and rounded to 1/128. A token that has e nats more than another adds e / L nats per
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tsdfm.kernels.linear_logprob import linear_logprob, linear_logprobs, summed_nll
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.computing import AtOnce, at_once
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
@@ -228,6 +228,30 @@ class CausalCompass:
         return -flat.view(targets.shape)
 
 
+class ContrastCompass:
+    """E = the energy of an `ar` compass, less that of another which was fitted to the teacher's texts.
+
+    An estimate of -(log p_data(x) - log p_teacher(x)), nats per token: what both models find likely, dull text above all,
+    counts for nothing (an expert less an amateur, as in contrastive decoding: Li et al. 2023, arXiv 2210.15097). `nce`
+    estimates the same ratio by a classifier. Token energies are differences, too.
+    """
+
+    needs_completion = True
+    proposal_weight = 0.0
+
+    def __init__(self, network: ContrastLM, end_id: int | None = None) -> None:
+        self.network = network
+        self.text, self.teachers = CausalCompass(network.text, end_id), CausalCompass(network.teachers, end_id)
+
+    def energy(self, states: Tensor, t: Tensor, completion: Tensor | None) -> Tensor:
+        """See `Compass.energy`."""
+        return self.text.energy(states, t, completion) - self.teachers.energy(states, t, completion)
+
+    def token_energy(self, states: Tensor, t: Tensor, completion: Tensor | None, sets: TokenSets) -> Tensor:
+        """See `TokenCompass.token_energy`."""
+        return self.text.token_energy(states, t, completion, sets) - self.teachers.token_energy(states, t, completion, sets)
+
+
 class DenoiserCompass:
     """E = the teacher's block pseudo-likelihood of the completed candidate (Besag 1975), per token.
 
@@ -284,3 +308,6 @@ class MaskedDenoiserCompass(DenoiserCompass):
         hidden = torch.stack([self.network.hidden(texts.masked_fill(scored, mask_id), time) for scored in (~odd, odd)])
         rows = hidden[sets.positions % 2, sets.owner, sets.positions]
         return -linear_logprobs(rows, head.weight, head.bias, sets.tokens)
+
+
+FittedCompass = NceCompass | CausalCompass | ContrastCompass  # has a network of its own, of a folder of `fit-compass`

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 from tsdfm.pipeline.flow.compass import (
     CausalCompass,
     Compass,
+    ContrastCompass,
     DenoiserCompass,
     EnergyFunction,
+    FittedCompass,
     FunctionCompass,
     MaskedDenoiserCompass,
     NceCompass,
@@ -22,7 +24,7 @@ from tsdfm.pipeline.flow.prompts import Given, Prompt, prompts_in
 from tsdfm.pipeline.flow.rings.clocks import clocks_of
 from tsdfm.pipeline.flow.texts.blocks import Extent
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.computing import compute_in, prepare
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import EMBEDDED, ModelFolder, Network, embedded, load, load_denoiser, teacher_folder
@@ -35,7 +37,7 @@ from tsdfm.schemas.former import FORMER_TOKENIZERS
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.given import BlockFacts
 from tsdfm.schemas.manifest import CompassFacts, Identity, TeacherFacts
-from tsdfm.schemas.model import DenoiserConfig
+from tsdfm.schemas.model import DenoiserConfig, NceConfig
 from tsdfm.schemas.terms import Dtype
 
 TRAJECTORIES = 256  # of a dataset, where nothing says how many
@@ -62,7 +64,7 @@ class Models:
 
     def compass_in(self, dtype: Dtype) -> None:
         """Have the compass compute in a dtype (see `models.computing`)."""
-        if isinstance(self.compass, CausalCompass | NceCompass):
+        if isinstance(self.compass, FittedCompass):
             compute_in(self.compass.network, dtype)
         elif isinstance(self.compass, TransformersCompass):
             self.compass.opened.model.to(getattr(torch, dtype))
@@ -70,7 +72,7 @@ class Models:
     def to(self, device: torch.device) -> None:
         """Move both; somebody's own compass is left where it is."""
         self.teacher.network.to(device)
-        if isinstance(self.compass, CausalCompass | NceCompass):
+        if isinstance(self.compass, FittedCompass):
             self.compass.network.to(device)
         elif isinstance(self.compass, TransformersCompass):
             self.compass.opened.model.to(device)
@@ -221,6 +223,9 @@ def open_compass(
     _check_fit(folder, network, teacher.network.config, length)
     if isinstance(network, CausalLM):
         return CausalCompass(network, teacher.network.config.end_id), CompassFacts(kind="ar", fingerprint=opened.fingerprint)
+    if isinstance(network, ContrastLM):
+        end_id = teacher.network.config.end_id
+        return ContrastCompass(network, end_id), CompassFacts(kind="contrast", fingerprint=opened.fingerprint)
     return NceCompass(network), CompassFacts(kind="nce", fingerprint=opened.fingerprint)
 
 
@@ -232,7 +237,7 @@ def _or_a_former_one(teacher: ModelFolder[Denoiser], compass: ModelFolder[Networ
     return "" if of_compass is None else f"; it has that of the embedded models of tsdfm-pipeline {of_compass}"
 
 
-def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserConfig, length: int) -> None:
+def _check_fit(folder: Path, network: CausalLM | NceEncoder | ContrastLM, teacher: DenoiserConfig, length: int) -> None:
     """Raises InputError unless a compass was fitted to the teacher's source and vocabulary, and to texts of `length` tokens."""
     if isinstance(network, NceEncoder):
         trunk = network.config.trunk
@@ -245,7 +250,8 @@ def _check_fit(folder: Path, network: CausalLM | NceEncoder, teacher: DenoiserCo
         if trunk.end_id != teacher.end_id:
             raise InputError(f"compass {folder}: was fitted to {trunk.texts} texts, the teacher's are {teacher.texts}; fit a "
                              "compass with this teacher")
-    longest = network.config.trunk.length if isinstance(network, NceEncoder) else network.config.length
+    of_texts = network.config.each if isinstance(network, ContrastLM) else network.config
+    longest = of_texts.trunk.length if isinstance(of_texts, NceConfig) else of_texts.length
     if longest < length:
         raise InputError(f"compass {folder}: was fitted to texts of {longest} tokens, these have {length}; fit a compass "
                          "with this teacher, or give a shorter --length")

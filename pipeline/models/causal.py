@@ -1,7 +1,7 @@
 """A small causal language model over the teacher's vocabulary, with a key-value cache.
 
-It serves as the `ar` compass and, fitted on the other half of a corpus, as an independent judge. Pre-norm blocks, rotary
-attention, no time conditioning; the head is tied to the embedding.
+It serves as the `ar` compass and, fitted on the other half of a corpus, as an independent judge; two of them are the `contrast`
+compass. Pre-norm blocks, rotary attention, no time conditioning; the head is tied to the embedding.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tsdfm.kernels.linear import linear
 from tsdfm.pipeline.models.layers import MLP, LayerNorm, Linear, Recomputable, merge_heads, rotary, rotate, split_heads
-from tsdfm.schemas.model import CausalConfig
+from tsdfm.schemas.model import CausalConfig, ContrastConfig
 
 
 @dataclass(frozen=True)
@@ -93,3 +93,12 @@ class CausalLM(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, L, V] of each token given those before it: for training and tests."""
         return linear(self.hidden(self.inputs(tokens))[0], self.head_weight)
+
+
+class ContrastLM(nn.Module):
+    """Two causal language models: of text, and of a teacher's texts. Each is asked by itself."""
+
+    def __init__(self, config: ContrastConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.text, self.teachers = CausalLM(config.each), CausalLM(config.each)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.denoiser import Denoiser, Trunk
 from tsdfm.pipeline.models.layers import compile_blocks
 from tsdfm.pipeline.models.masked import MaskedTrunk
@@ -47,7 +47,7 @@ def at_once(device: torch.device) -> AtOnce:
     return AT_ONCE["cuda" if device.type == "cuda" else "cpu"]
 
 
-def compute_in(network: Denoiser | CausalLM | NceEncoder, dtype: Dtype) -> None:
+def compute_in(network: Denoiser | CausalLM | NceEncoder | ContrastLM, dtype: Dtype) -> None:
     """Have a network compute in `dtype` from now on, by holding its weights so. It was opened in float32.
 
     In bfloat16 stay, in float32: the features of times, the bias of a vocabulary head and the head of an `nce` encoder. Kernels
@@ -56,7 +56,7 @@ def compute_in(network: Denoiser | CausalLM | NceEncoder, dtype: Dtype) -> None:
     if dtype == "float32":
         return
     narrow = getattr(torch, dtype)
-    if isinstance(network, CausalLM):
+    if isinstance(network, CausalLM | ContrastLM):
         network.to(narrow)
         return
     _narrow_trunk(network.trunk, narrow)

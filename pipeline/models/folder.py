@@ -19,7 +19,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.models.transformers import check_no_code, is_transformers_folder
@@ -29,7 +29,15 @@ from tsdfm.pipeline.storage.store import explained
 from tsdfm.pipeline.text.vocabulary import FILE as TOKENIZER_FILE
 from tsdfm.pipeline.text.vocabulary import MASK, Vocabulary
 from tsdfm.schemas.base import Frozen, InputError, WorkError, first_line, plain_json, to_json
-from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig, own_config, parse_model_config
+from tsdfm.schemas.model import (
+    AnyConfig,
+    CausalConfig,
+    ContrastConfig,
+    DenoiserConfig,
+    NceConfig,
+    own_config,
+    parse_model_config,
+)
 from tsdfm.schemas.publish import RECEIPT_FILE
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.terms import Source
@@ -37,7 +45,7 @@ from tsdfm.schemas.terms import Source
 CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, CARD_FILE = "config.json", "model.safetensors", "training.json", "README.md"
 REPLACED = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, TRAINING_FILE, CARD_FILE, RECEIPT_FILE}  # what a new model may replace
 NAMED = 3  # files in a message
-Network = Denoiser | CausalLM | NceEncoder
+Network = Denoiser | CausalLM | NceEncoder | ContrastLM
 N = TypeVar("N", bound=Network, covariant=True)
 EMBEDDED = "embedded"
 
@@ -52,11 +60,20 @@ class ModelFolder(Generic[N]):
     path: Path
 
 
-def build(config: DenoiserConfig | CausalConfig | NceConfig) -> Network:
+def build(config: AnyConfig) -> Network:
     """The network of a config, freshly initialised."""
     if isinstance(config, DenoiserConfig):
         return Denoiser(config)
-    return CausalLM(config) if isinstance(config, CausalConfig) else NceEncoder(config)
+    if isinstance(config, CausalConfig):
+        return CausalLM(config)
+    return NceEncoder(config) if isinstance(config, NceConfig) else ContrastLM(config)
+
+
+def _of_tokens(config: AnyConfig) -> DenoiserConfig | CausalConfig:
+    """The part of a config that says what tokens its network takes."""
+    if isinstance(config, ContrastConfig):
+        return config.each
+    return config.trunk if isinstance(config, NceConfig) else config
 
 
 def embedded(name: str) -> Path:
@@ -202,7 +219,7 @@ def _missing(folder: Path, name: str) -> InputError:
                       f"and {TOKENIZER_FILE}")
 
 
-def _built(config: DenoiserConfig | CausalConfig | NceConfig, shapes: dict[str, tuple[int, ...]], where: str) -> Network:
+def _built(config: AnyConfig, shapes: dict[str, tuple[int, ...]], where: str) -> Network:
     """The network of a config without its weights. Raises InputError unless a file's tensors have the shapes that it wants."""
     try:
         with torch.device("meta"), undrawn():  # nothing is allocated or drawn: what a config says is not yet to be trusted
@@ -255,7 +272,7 @@ def load(folder: Path) -> ModelFolder[Network]:
     config_bytes, file = own_config(_read(folder, CONFIG_FILE)), folder / WEIGHTS_FILE
     config = parse_model_config(config_bytes, str(folder / CONFIG_FILE))
     vocabulary = Vocabulary.load(folder)
-    _check_vocabulary(config.trunk if isinstance(config, NceConfig) else config, vocabulary, folder)
+    _check_vocabulary(_of_tokens(config), vocabulary, folder)
     if not file.is_file():
         raise _missing(folder, WEIGHTS_FILE)
     network = _built(config, stored_shapes(file), str(file))

@@ -1,4 +1,6 @@
-"""Fit a compass: a causal LM (`ar`; also how a judge is made) or an NCE encoder (`nce`), and say how well it separates."""
+"""Fit a compass, and say how well it does: a causal LM (`ar`; also how a judge is made), an NCE encoder (`nce`), or two causal
+LMs (`contrast`).
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -6,25 +8,28 @@ from pathlib import Path
 
 import torch
 
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.flow.rings.clocks import clocks_of
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import ModelFolder, Network, holds_whole, load, load_denoiser, save, teacher_folder
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.corpus import Corpus, corpus_sha256, prepare
 from tsdfm.pipeline.training.contrast.loss import Candidates, NoiseContrast
+from tsdfm.pipeline.training.contrast.of_texts import OfTexts, start_of
 from tsdfm.pipeline.training.contrast.separation import LINE_TEXTS, auc_per_bin, scalars_of
 from tsdfm.pipeline.training.contrast.states import kept_states
 from tsdfm.pipeline.training.loop.data_parallel import Place, state_owned
 from tsdfm.pipeline.training.loop.trainer import UNWATCHED, Report, Watch, finite, seeded
 from tsdfm.pipeline.training.losses import CausalNLL
-from tsdfm.pipeline.training.text_trainer import Texts, TextTrainer, held_out_texts, record_in, texts_of
-from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
+from tsdfm.pipeline.training.text_trainer import Texts, TextsInMemory, TextTrainer, held_out_texts, record_in, texts_of
+from tsdfm.schemas.generate import RolloutConfig
+from tsdfm.schemas.model import CausalConfig, ContrastConfig, DenoiserConfig, NceConfig
 from tsdfm.schemas.optim import DIVISION
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.train import CompassConfig
-from tsdfm.schemas.training_record import CausalRecord, NceRecord
+from tsdfm.schemas.training_record import CausalRecord, ContrastRecord, FittedRecord, NceRecord
 
-HELD_OUT_SHARE = 0.2  # of the rollouts, kept for the AUC
+HELD_OUT_SHARE = 0.2  # of the rollouts, kept for what is measured
 MOST_NATS = 709.0  # per token, of which exp is a float64
 
 
@@ -32,8 +37,8 @@ MOST_NATS = 709.0  # per token, of which exp is a float64
 class Fit:
     """A fitted network, how it was made, and what was measured on held-out data."""
 
-    network: CausalLM | NceEncoder
-    record: CausalRecord | NceRecord
+    network: CausalLM | NceEncoder | ContrastLM
+    record: FittedRecord
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Setting:
         report: called in the first process every `optim.log_every` updates with (update, scalars); returning True saves and
             stops.
         watch: who watches; its `progress` is of reading the corpus, and of the teacher's rollouts
-            that `nce` starts with.
+            that `nce` and `contrast` start with.
         place: this process. With others, torch.distributed must be initialised.
     """
 
@@ -75,24 +80,32 @@ def is_made(config: CompassConfig, out: Path, *, half: bool, progress: Progress 
 
     Raises as `fit` where the teacher can't be opened, or the text can't be read.
     """
-    record = record_in(out, CausalRecord) if config.kind == "ar" else record_in(out, NceRecord)
+    record = _record_in(config, out)
     if record is None or _identity(record.config, "", "") != _identity(config, "", "") or not holds_whole(out, half=half):
         return False
     teacher = load_denoiser(teacher_folder(config.teacher))
+    if isinstance(record, ContrastRecord) and record.start != start_of(config, teacher).fingerprint:
+        return False
     return _is_for(record, load(out), teacher) and corpus_sha256(config.corpus, progress) == record.corpus.sha256
 
 
-def _is_for(record: CausalRecord | NceRecord, made: ModelFolder[Network], teacher: ModelFolder[Denoiser]) -> bool:
+def _record_in(config: CompassConfig, out: Path) -> FittedRecord | None:
+    if config.kind == "ar":
+        return record_in(out, CausalRecord)
+    return record_in(out, NceRecord) if config.kind == "nce" else record_in(out, ContrastRecord)
+
+
+def _is_for(record: FittedRecord, made: ModelFolder[Network], teacher: ModelFolder[Denoiser]) -> bool:
     """Whether a network was fitted for a teacher as it is now."""
-    if isinstance(record, NceRecord):
+    if not isinstance(record, CausalRecord):
         return record.teacher == teacher.fingerprint
     as_long = isinstance(made.network, CausalLM) and made.network.config.length == teacher.network.config.length
     return record.tokenizer == teacher.vocabulary.fingerprint and as_long
 
 
 def fit(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
-    """Fit a compass, or a judge, for a teacher: by `fit_ar` or `fit_nce`, whose words on arguments and errors hold."""
-    return fit_ar(config, opened, setting) if config.kind == "ar" else fit_nce(config, opened, setting)
+    """Fit a compass, or a judge, for a teacher: by `fit_ar`, whose words on arguments and errors hold, or another."""
+    return {"ar": fit_ar, "nce": fit_nce, "contrast": fit_contrast}[config.kind](config, opened, setting)
 
 
 def fit_ar(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
@@ -160,6 +173,43 @@ def fit_nce(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setti
     separation = auc_per_bin(model, held, states[cut:])
     return Fit(model.cpu(), NceRecord(
         config=config, corpus=corpus.facts, teacher=opened.fingerprint, rollouts=len(states), held_out_auc=separation))
+
+
+def fit_contrast(config: CompassConfig, opened: ModelFolder[Denoiser], setting: Setting) -> Fit | None:
+    """Fit a copy of an `ar` compass further, to finished texts of blind teacher rollouts, which the processes divide.
+
+    Measured, with rollouts that are not learnt from: their nats per token before and after, and how well the difference of both
+    models tells held-out text from them. All else as `fit_ar`; InputError, too, if `config.start` is no such compass.
+    """
+    start, vocabulary = start_of(config, opened), opened.vocabulary
+    corpus = prepare(config.corpus, vocabulary, vocabulary.size, setting.watch.progress)
+    held = held_out_texts(corpus, opened.network.config.length, opened.network.config.end_id)
+    texts = kept_states(config, opened, setting.folder, setting.watch.progress, setting.place)[:, -1].long()
+    cut = max(1, int(len(texts) * (1 - HELD_OUT_SHARE)))
+    pair = ContrastLM(ContrastConfig(each=start.network.config))
+    for part in (pair.text, pair.teachers):
+        part.load_state_dict(start.network.state_dict())
+    measure = OfTexts(pair, held, texts[cut:], opened.network.config.end_id, setting.place.device)
+    before = measure.teachers_nats()
+    copy = pair.teachers.train().requires_grad_(True)
+    loss = CausalNLL(copy, opened.network.config.end_id)
+    learnt = TextsInMemory(texts[:cut], config.optim.batch_size, config.optim.seed)
+    trainer = TextTrainer(copy, loss, learnt, config, setting.place)
+    identity = {**_identity(config, corpus.facts.sha256, opened.fingerprint), "start_fingerprint": start.fingerprint}
+    if not trainer.run(setting.folder, identity, setting.report, setting.watch.stop, measure.scalars):
+        return None
+    record = ContrastRecord(
+        config=config, corpus=corpus.facts, teacher=opened.fingerprint, start=start.fingerprint, rollouts=len(texts),
+        teachers_nats_before=before, teachers_nats=measure.teachers_nats(), held_out_auc=measure.auc())
+    return Fit(pair.cpu(), record)
+
+
+def check(config: CompassConfig) -> None:
+    """Raises InputError where the models that a fit needs are not there, or don't fit together; nothing is read but them."""
+    teacher = load_denoiser(teacher_folder(config.teacher))
+    clocks_of(RolloutConfig(clocks=config.rollout_clocks), teacher.network.config)
+    if config.kind == "contrast":
+        start_of(config, teacher)
 
 
 def _encoder(config: CompassConfig, teacher: Denoiser) -> NceEncoder:

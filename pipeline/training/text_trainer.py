@@ -22,10 +22,10 @@ from tsdfm.schemas.optim import OptimConfig
 from tsdfm.schemas.progress import Progress, unheard
 from tsdfm.schemas.regular import read_regular
 from tsdfm.schemas.train import PretrainConfig, TextTraining
-from tsdfm.schemas.training_record import CausalRecord, NceRecord, PretrainRecord
+from tsdfm.schemas.training_record import CausalRecord, ContrastRecord, NceRecord, PretrainRecord
 from tsdfm.schemas.words import count
 
-R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord)
+R = TypeVar("R", PretrainRecord, CausalRecord, NceRecord, ContrastRecord)
 LEAST_DOCUMENTS = 2
 EPOCH_STREAM = 0x5EED0000  # keeps the generators of epochs apart from those of updates
 
@@ -130,6 +130,26 @@ class TokenWindows:
             self._epoch = epoch
         start = int(self._order[index]) * self.length + self._offset
         return self.stream[start : start + self.length].long()
+
+
+class TextsInMemory:
+    """Texts [R, L] that are at hand: the batch of update s is a pure function of (seed, s). Every epoch shuffles them."""
+
+    def __init__(self, texts: Tensor, batch_size: int, seed: int) -> None:
+        self.texts, self.batch_size, self.seed = texts, batch_size, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def batch(self, step: int) -> Tensor:
+        """See `Texts`."""
+        rows = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.texts[torch.stack([self._place(row) for row in rows])]
+
+    def _place(self, row: int) -> Tensor:
+        epoch, index = divmod(row, len(self.texts))
+        if epoch != self._epoch:
+            self._order = torch.randperm(len(self.texts), generator=generator_of(self.seed, EPOCH_STREAM + epoch))
+            self._epoch = epoch
+        return self._order[index]
 
 
 class TextTrainer:

@@ -1,1 +1,1 @@
-"""What an `nce` compass is fitted to, noise that it learns to tell from text, and how well it does."""
+"""What compasses that set text against the teacher's are fitted to, `nce` and `contrast`, and how well they tell both."""

@@ -1,4 +1,4 @@
-"""How well an encoder tells real states from a teacher's: the area under the ROC curve, by time."""
+"""How well a compass tells real states from a teacher's: the area under the ROC curve."""
 
 from collections.abc import Iterator
 

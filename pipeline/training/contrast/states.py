@@ -34,7 +34,8 @@ def kept_states(
     """
     place, file = place or Place.alone(), folder / FILE
     shape = (config.rollouts, config.rollout_steps, opened.network.config.length)
-    made_of = json.dumps({"teacher": opened.fingerprint, "shape": shape, "seed": config.optim.seed})
+    clocks = {} if config.rollout_clocks is None else {"clocks": config.rollout_clocks}
+    made_of = json.dumps({"teacher": opened.fingerprint, "shape": shape, "seed": config.optim.seed, **clocks})
     found = _read(file, made_of) if place.rank == 0 else None
     if place.any(found is not None):
         return place.summed(torch.zeros(shape, dtype=torch.int32) if found is None else found)
@@ -69,7 +70,7 @@ def noise_states(
     of their number, so it does not matter which process makes which. `teacher` is left on the CPU.
     """
     place = place or Place.alone()
-    rollout = RolloutConfig(steps=config.rollout_steps, seed=config.optim.seed)
+    rollout = RolloutConfig(steps=config.rollout_steps, seed=config.optim.seed, clocks=config.rollout_clocks)
     states = torch.zeros(config.rollouts, config.rollout_steps, teacher.config.length, dtype=torch.int32)
     teacher.to(place.device)
     for start in range(place.rank * ROLLOUT_BATCH, config.rollouts, place.world * ROLLOUT_BATCH):

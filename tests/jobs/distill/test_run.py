@@ -100,7 +100,7 @@ def faults(data: dict[str, Path], models: TinyModels) -> dict[str, Fault]:
 
 
 @pytest.mark.parametrize("name", faults(dict.fromkeys(("mask", "blind", "uniform", "unfinished", "empty"), Path("x")),
-                                        TinyModels(*[Path("x")] * 5)))
+                                        TinyModels(*[Path("x")] * 6)))
 def test_bad_input_is_one_line_and_leaves_nothing(name, cli, data, tmp_path, tiny_models):
     arguments, words = faults(data, tiny_models)[name]
     before = tree(data["mask"].parent)

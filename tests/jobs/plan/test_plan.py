@@ -168,10 +168,11 @@ def test_pretrain_counts_what_it_does_and_goes_on(tmp_path, cli, monkeypatch):
     assert_refused(cli(*train, "--plan", "--corpus", tmp_path / "none.txt", "--out", tmp_path / "x"), "none.txt")
 
 
-@pytest.mark.parametrize(("kind", "texts"), [("ar", 1), ("nce", 2)])
+@pytest.mark.parametrize(("kind", "texts"), [("ar", 1), ("nce", 2), ("contrast", 1)])
 def test_fit_compass_tells_its_work(tiny_models, tmp_path, cli, kind, texts):
     corpus = write_corpus(tmp_path / "text.txt", 600)
-    found = planned(cli("fit-compass", "--corpus", corpus, "--teacher", tiny_models.mask, "--kind", kind, "--updates", 9, "--batch-size",
+    start = ["--start", tiny_models.ar] if kind == "contrast" else []
+    found = planned(cli("fit-compass", "--corpus", corpus, "--teacher", tiny_models.mask, "--kind", kind, *start, "--updates", 9, "--batch-size",
                         4, "--rollouts", 4, "--rollout-steps", 2, "--out", tmp_path / "compass", "--plan", "--json"))
     assert found.work["passes forward and backward"] == 9 * 4 * texts
     assert {path.name for path in tmp_path.iterdir()} == {"text.txt"}

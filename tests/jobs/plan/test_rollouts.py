@@ -38,7 +38,7 @@ def opened(models, tmp_path, **changes):
     return found, identity_of(config, found, CPU)
 
 
-@pytest.mark.parametrize("compass", ["ar", "nce", "denoiser"])
+@pytest.mark.parametrize("compass", ["ar", "nce", "contrast", "denoiser"])
 def test_work_is_what_a_real_shard_takes(tiny_models, tmp_path, compass):
     named = "denoiser" if compass == "denoiser" else str(getattr(tiny_models, compass))
     models, identity = opened(tiny_models, tmp_path, compass=named, trajectories=64, shard_size=64,
@@ -56,7 +56,7 @@ def test_work_is_what_a_real_shard_takes(tiny_models, tmp_path, compass):
     assert meter.forwards == counted  # outside, nothing is counted
 
 
-@pytest.mark.parametrize(("compass", "passes"), [("ar", 1), ("denoiser", 2)])
+@pytest.mark.parametrize(("compass", "passes"), [("ar", 1), ("contrast", 1), ("denoiser", 2)])
 def test_a_choice_by_token_scores_a_text_a_sweep(tiny_models, tmp_path, compass, passes):
     models, identity = opened(tiny_models, tmp_path, compass=str(getattr(tiny_models, compass, compass)), trajectories=64,
                               shard_size=64, arm="shaped", rollout={"steps": 8, "batch_size": 16},

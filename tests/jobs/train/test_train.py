@@ -52,15 +52,19 @@ def test_from_text_to_a_dataset(cli, configs, tmp_path, tiny_models):
     assert facts["held_out_negative_elbo"] > 0
     assert any((tmp_path / "teacher.training" / "tensorboard").iterdir())
     folders = {}
-    for kind in ("ar", "nce"):
+    for kind in ("ar", "nce", "contrast"):
         folders[kind] = tmp_path / kind
-        outcome = cli("fit-compass", configs / "compass.yaml", "--kind", kind, "--teacher", teacher, "--out", folders[kind], "--json")
+        start = ["--start", folders["ar"], "--rollout-clocks", "spaced"] if kind == "contrast" else []
+        outcome = cli("fit-compass", configs / "compass.yaml", "--kind", kind, *start, "--teacher", teacher, "--out", folders[kind], "--json")
         assert outcome.code == 0, outcome.stderr
         fitted = json.loads(outcome.stdout)
         if kind == "ar":
             assert fitted["held_out_perplexity"] < 300
-        else:
+        elif kind == "nce":
             assert len(fitted["held_out_auc"]) == 8
+        else:
+            assert fitted["teachers_nats"] < fitted["teachers_nats_before"]
+            assert fitted["start"] == load(folders["ar"]).fingerprint
         manifest = make_dataset(tmp_path / f"out-{kind}", tiny_models, teacher=str(teacher), compass=str(folders[kind]))
         compass = present(manifest.identity.compass)
         assert compass.kind == kind
@@ -109,12 +113,13 @@ def test_training_into_the_folder_of_another_config_is_refused(cli, configs, tmp
     assert load(out).fingerprint == before
 
 
-@pytest.mark.parametrize("kind", ["teacher", "ar", "nce"])
+@pytest.mark.parametrize("kind", ["teacher", "ar", "nce", "contrast"])
 def test_what_is_finished_is_said_to_be_and_nothing_is_started(cli, configs, tmp_path, tiny_models, monkeypatch, kind):
     """By one worker or several, also without the training state; what is damaged, or asked for in another precision, is made anew."""
     out, few = tmp_path / "out", ["--updates", 2]
     command = (["pretrain", configs / "teacher.yaml", *few] if kind == "teacher" else
                ["fit-compass", configs / "compass.yaml", "--kind", kind, "--teacher", tiny_models.mask, *few])
+    command += ["--start", tiny_models.ar] if kind == "contrast" else []
     first = cli(*command, "--out", out, "--json")
     assert first.code == 0, first.stderr
     shutil.rmtree(tmp_path / "out.training")

@@ -269,6 +269,7 @@ def refused(name, *words):
 def test_models_that_are_no_judge_are_refused(tiny_models):
     refused(tiny_models.mask, "kind 'denoiser'", "causal LM")
     refused(tiny_models.nce, "kind 'nce'", "causal LM")
+    refused(tiny_models.contrast, "kind 'contrast'", "causal LM")
     refused("/nowhere", "no such model folder")
     refused("/nowhere/model.gguf", "no such file")
 

@@ -10,8 +10,10 @@ from tsdfm.pipeline.flow.compass import (
     ENERGY_RESOLUTION,
     PSEUDO_TIME,
     CausalCompass,
+    ContrastCompass,
     DenoiserCompass,
     NceCompass,
+    TokenSets,
     complete,
     first_of_equals,
     quantise,
@@ -20,11 +22,11 @@ from tsdfm.pipeline.flow.noise import Noise
 from tsdfm.pipeline.flow.rings.visits import Ringing
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.flow.shaping import Shaper, StepState
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.schemas.generate import RolloutConfig, ShapingConfig
-from tsdfm.schemas.model import CausalConfig, DenoiserConfig, NceConfig
+from tsdfm.schemas.model import CausalConfig, ContrastConfig, DenoiserConfig, NceConfig
 
 V, L = 23, 9
 SHAPE = {"hidden_size": 16, "n_blocks": 2, "n_heads": 2}
@@ -341,6 +343,31 @@ def test_a_text_of_one_token_has_a_pseudo_likelihood(masked):
     close(DenoiserCompass(masked).energy(states, torch.ones(1), None), naive_pseudo_likelihood(masked, states))
 
 
+# ------------------------------------------------------------------ contrast
+
+def test_the_energy_of_a_contrast_is_the_difference_of_both_models():
+    network = scattered(ContrastLM(ContrastConfig(each=CausalConfig(**SHAPE, vocab_size=V, length=L))))
+    states = random_states(3, 4, vocab=V)
+    wanted = naive_causal(network.text, states) - naive_causal(network.teachers, states)
+    assert wanted.std() > 0.01
+    close(ContrastCompass(network).energy(states, torch.ones(3), None), wanted)
+    network.teachers.load_state_dict(network.text.state_dict())
+    assert ContrastCompass(network).energy(states, torch.ones(3), None).eq(0).all()  # what both find as likely counts for nothing
+
+
+def test_so_are_its_token_energies():
+    network = scattered(ContrastLM(ContrastConfig(each=CausalConfig(**SHAPE, vocab_size=V, length=L))))
+    text, completion = random_states(2, 1, vocab=V)[:, 0], torch.full((2, L), -1)
+    completion[:, -1] = 3
+    sets = TokenSets(torch.tensor([0, 1, 1]), torch.tensor([0, 2, L - 1]), torch.tensor([[1, 2], [0, 4], [2, 3]]))
+    found = ContrastCompass(network).token_energy(text, torch.ones(2), completion, sets)
+    for row, (owner, position) in enumerate(zip(sets.owner, sets.positions, strict=True)):
+        for k, token in enumerate(sets.tokens[row]):
+            whole = torch.where(completion >= 0, completion, text)[owner][None]
+            of_text, of_teachers = (float(part(whole)[0, position].log_softmax(-1)[token]) for part in (network.text, network.teachers))
+            assert float(found[row, k]) == pytest.approx(of_teachers - of_text, abs=1e-5)
+
+
 # ------------------------------------------------------------------ nce
 
 def test_nce_energy_is_minus_the_logit_per_token():
@@ -359,4 +386,5 @@ def test_nce_energy_is_minus_the_logit_per_token():
 def test_what_each_compass_asks_for(masked, causal):
     assert (CausalCompass(causal).needs_completion, CausalCompass(causal).proposal_weight) == (True, 1.0)
     assert (DenoiserCompass(masked).needs_completion, DenoiserCompass(masked).proposal_weight) == (True, 1.0)
+    assert (ContrastCompass.needs_completion, ContrastCompass.proposal_weight) == (True, 0.0)
     assert (NceCompass.needs_completion, NceCompass.proposal_weight) == (False, 0.0)

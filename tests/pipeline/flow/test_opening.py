@@ -11,14 +11,14 @@ from tests.support import LENGTH, SHAPE, present, scatter_weights, tiny_config, 
 from tsdfm.pipeline.flow.generate import InThisProcess, generate_dataset
 from tsdfm.pipeline.flow.opening import open_models
 from tsdfm.pipeline.flow.transformers_compass import TransformersCompass
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.folder import load, save
 from tsdfm.pipeline.models.nce import NceEncoder
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.former import FORMER_TOKENIZERS
 from tsdfm.schemas.generate import GenerateConfig
-from tsdfm.schemas.model import CausalConfig, NceConfig
+from tsdfm.schemas.model import CausalConfig, ContrastConfig, NceConfig
 
 CPU = torch.device("cpu")
 LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
@@ -65,14 +65,15 @@ def energies(tiny_models, compass):
 
 # ------------------------------------------------------------------ too small
 
-@pytest.mark.parametrize("kind", ["ar", "nce"])
+@pytest.mark.parametrize("kind", ["ar", "nce", "contrast"])
 def test_a_compass_that_was_fitted_to_shorter_texts(tmp_path, tiny_models, kind):
     opened = load(getattr(tiny_models, kind))
-    network: CausalLM | NceEncoder
+    shorter = CausalConfig(**SHAPE, vocab_size=299, length=LENGTH - 1)
+    network: CausalLM | NceEncoder | ContrastLM
     if isinstance(opened.network, NceEncoder):
         network = NceEncoder(NceConfig(trunk=opened.network.config.trunk.model_copy(update={"length": LENGTH - 1})))
     else:
-        network = CausalLM(CausalConfig(**SHAPE, vocab_size=299, length=LENGTH - 1))
+        network = CausalLM(shorter) if kind == "ar" else ContrastLM(ContrastConfig(each=shorter))
     scatter_weights(network, 0)
     save(tmp_path / kind, network, opened.vocabulary, None)
     refused(tiny_models, tmp_path / kind, f"{LENGTH - 1} tokens", f"have {LENGTH}")
@@ -253,7 +254,7 @@ def test_every_command_refuses_the_wrong_kind_in_one_line(cli, tmp_path, tiny_mo
     empty.mkdir()
     generate = ["generate", "--out", tmp_path / "out", "--trajectories", "2", "--teacher"]
     wrong = {
-        ("sample", "--model"): [tiny_models.ar, tiny_models.nce, foreign, file, empty, tmp_path / "nowhere"],
+        ("sample", "--model"): [tiny_models.ar, tiny_models.nce, tiny_models.contrast, foreign, file, empty, tmp_path / "nowhere"],
         ("evaluate", "--steps", "2", "-n", "2", "--no-reference", "--model"): [tiny_models.ar, tiny_models.nce, foreign, file, empty],
         ("evaluate", "--steps", "2", "-n", "2", "--no-reference", "--model", tiny_models.mask, "--evaluator"): [
             tiny_models.mask, tiny_models.nce, file, empty, tmp_path / "nowhere"],

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support import present
-from tsdfm.pipeline.flow.compass import CausalCompass, NceCompass
+from tsdfm.pipeline.flow.compass import CausalCompass, ContrastCompass, NceCompass
 from tsdfm.pipeline.models.computing import AT_ONCE, at_once, compile_trunk, compute_in, prepare
 from tsdfm.pipeline.models.folder import load, load_denoiser
 from tsdfm.pipeline.models.student import student_of
@@ -51,7 +51,7 @@ def test_a_student_in_bfloat16_is_told_its_steps(tiny_models, tokens):
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ar", CausalCompass), ("nce", NceCompass)])
+@pytest.mark.parametrize(("name", "kind"), [("ar", CausalCompass), ("nce", NceCompass), ("contrast", ContrastCompass)])
 def test_energies_are_float32_in_bfloat16(tiny_models, tokens, name, kind):
     """And finer than bfloat16 could tell them: candidates that differ little have energies that differ."""
     wide, narrow = (load(getattr(tiny_models, name)).network for _ in range(2))

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tsdfm.pipeline.models import folder as checkpoint
-from tsdfm.pipeline.models.causal import CausalLM
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.denoiser import Denoiser
 from tsdfm.pipeline.models.folder import CONFIG_FILE, TRAINING_FILE, WEIGHTS_FILE, load, load_denoiser, save
 from tsdfm.pipeline.models.nce import NceEncoder
@@ -47,7 +47,8 @@ def edit(path, **changes):
     path.write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
 
 
-@pytest.mark.parametrize(("name", "kind"), [("mask", Denoiser), ("uniform", Denoiser), ("ar", CausalLM), ("nce", NceEncoder)])
+@pytest.mark.parametrize(("name", "kind"), [("mask", Denoiser), ("uniform", Denoiser), ("ar", CausalLM), ("nce", NceEncoder),
+                                            ("contrast", ContrastLM)])
 def test_round_trip(tmp_path, tiny_models, name, kind):
     opened = load(getattr(tiny_models, name))
     assert type(opened.network) is kind

@@ -7,13 +7,17 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.support import SHAPE, present, write_corpus
+from tests.support import SHAPE, present, with_other_weights, write_corpus
+from tsdfm.pipeline.flow.compass import ContrastCompass
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models import folder as checkpoint
+from tsdfm.pipeline.models.causal import CausalLM, ContrastLM
 from tsdfm.pipeline.models.nce import NceEncoder
+from tsdfm.pipeline.training.contrast.of_texts import OfTexts
 from tsdfm.pipeline.training.contrast.states import noise_states
-from tsdfm.pipeline.training.fit_compass import fit_at, is_made
+from tsdfm.pipeline.training.fit_compass import check, fit_at, is_made
 from tsdfm.pipeline.training.loop.data_parallel import Place
+from tsdfm.pipeline.training.text_trainer import TextsInMemory
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.generate import GenerateConfig, ShapingConfig
 from tsdfm.schemas.train import CompassConfig
@@ -152,3 +156,97 @@ def test_what_only_nce_has_is_refused_of_others():
             CompassConfig.model_validate({"kind": "ar", **wrong})
     assert CompassConfig(kind="ar", init="random").init == "random"
     assert not {"init", "hard_negatives"} & CompassConfig(kind="nce").model_dump().keys()
+
+
+# ------------------------------------------------------------------ contrast
+
+def contrast_of(corpus, models, **changes):
+    return config_of(corpus, models.mask, kind="contrast", start=str(models.ar), **changes)
+
+
+def test_a_contrast_keeps_what_it_starts_from_and_fits_a_copy_to_the_teachers_texts(corpus, tiny_models, tmp_path):
+    """Cut and resumed it ends in the same bits; its record says how much likelier the copy finds texts that it has not learnt from."""
+    config = contrast_of(corpus, tiny_models, rollouts=100, optim={"steps": 40, "lr": 1e-2})
+    lines: list[dict[str, float]] = []
+    whole = fitted(config, tmp_path / "whole", lambda update, scalars: lines.append(scalars))
+    assert isinstance(whole.network, ContrastLM)
+    start = checkpoint.load(tiny_models.ar)
+    for name, weight in start.network.state_dict().items():
+        assert torch.equal(whole.network.text.state_dict()[name], weight)
+    assert not torch.equal(whole.network.teachers.head_weight, whole.network.text.head_weight)
+    record = json.loads((tmp_path / "whole" / "training.json").read_text())
+    assert record["teachers_nats"] < record["teachers_nats_before"] - 0.5
+    assert (record["start"], record["rollouts"]) == (start.fingerprint, 100)
+    assert lines[-1]["held_out/auc"] == pytest.approx(record["held_out_auc"], abs=1e-6)  # of the averaged weights, as they are saved
+    assert not fit_at(HERE, config, tmp_path / "cut", lambda update, scalars: update == 8)
+    assert fitted(config, tmp_path / "cut").fingerprint == whole.fingerprint
+
+
+def test_the_auc_of_a_contrast_is_that_of_its_energies(corpus, tiny_models):
+    """Text of which one model is sure, and the other is not, is told from the teacher's: 1; the other way round: 0; by equal models: 1/2."""
+    network = checkpoint.load(tiny_models.contrast).network
+    assert isinstance(network, ContrastLM)
+    texts = torch.randint(299, (64, 16), generator=torch.Generator().manual_seed(0))
+    energies = ContrastCompass(network).energy(texts[:, None], torch.ones(64), None)[:, 0]
+    lower, higher = texts[energies.argsort()].split(32)
+    assert OfTexts(network, lower, higher, None, HERE.device).auc() == 1
+    assert OfTexts(network, higher, lower, None, HERE.device).auc() == 0
+    assert 0.2 < OfTexts(network, texts[:32], texts[32:], None, HERE.device).auc() < 0.8
+    network.teachers.load_state_dict(network.text.state_dict())
+    assert OfTexts(network, lower, higher, None, HERE.device).auc() == 0.5
+
+
+def test_a_start_that_is_changed_is_another_contrast(corpus, tiny_models, tmp_path):
+    shutil.copytree(tiny_models.ar, tmp_path / "ar")
+    config = config_of(corpus, tiny_models.mask, kind="contrast", start=str(tmp_path / "ar"))
+    fitted(config, tmp_path / "out")
+    assert is_made(config, tmp_path / "out", half=False)
+    shutil.rmtree(tmp_path / "ar")
+    with_other_weights(tiny_models.ar, tmp_path / "ar")
+    assert not is_made(config, tmp_path / "out", half=False)
+    with pytest.raises(InputError, match="another config"):
+        fit_at(HERE, config, tmp_path / "out", lambda update, scalars: False)
+
+
+def test_what_is_no_start(corpus, tiny_models, tmp_path):
+    for start, words in ((tiny_models.nce, "holds a model of kind 'nce'"), ("embedded", "its tokenizer is not the teacher's"),
+                         (tmp_path / "none", "no such model folder")):
+        with pytest.raises(InputError, match=words):
+            check(config_of(corpus, tiny_models.mask, kind="contrast", start=str(start)))
+    opened = checkpoint.load(tiny_models.ar)
+    assert isinstance(opened.network, CausalLM)
+    short = opened.network.config.model_copy(update={"length": 8})
+    checkpoint.save(tmp_path / "short", CausalLM(short), opened.vocabulary, None)
+    with pytest.raises(InputError, match="texts of 8 tokens, the teacher's have 16"):
+        check(config_of(corpus, tiny_models.mask, kind="contrast", start=str(tmp_path / "short")))
+
+
+def test_clocks_of_the_rollouts(corpus, tiny_models, tmp_path):
+    """Other texts by other clocks, and none where the teacher's source has no such clocks; a fit without them is what it was."""
+    teacher = checkpoint.load_denoiser(tiny_models.mask)
+    usual, spaced = (noise_states(config_of(corpus, tiny_models.mask, **clocks), teacher.network)
+                     for clocks in ({}, {"rollout_clocks": "spaced"}))
+    assert not torch.equal(usual, spaced)
+    written = spaced.ne(present(teacher.network.config.mask_id)).sum(2)
+    assert (written == torch.arange(2, 17, 2)).all()  # spaced: as many in each step
+    with pytest.raises(InputError, match="'even' is of the uniform source"):
+        check(config_of(corpus, tiny_models.mask, rollout_clocks="even"))
+
+
+def test_what_only_some_kinds_have_is_refused_of_others():
+    for given, words in (({"kind": "nce", "start": "x"}, "start: belongs to kind 'contrast'"),
+                         ({"kind": "ar", "rollout_clocks": "spaced"}, "rollout_clocks: belongs to kinds 'nce' and 'contrast'"),
+                         ({"kind": "contrast", "hard_negatives": 2}, "hard_negatives: belongs to kind 'nce'")):
+        with pytest.raises(ValidationError, match=words):
+            CompassConfig.model_validate(given)
+
+
+def test_every_epoch_has_every_text_once_in_another_order():
+    texts = torch.arange(10)[:, None]
+    batches = [TextsInMemory(texts, 4, seed=3).batch(step)[:, 0].tolist() for step in range(5)]
+    rows = [text for batch in batches for text in batch]
+    assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+    assert rows[:10] != rows[10:]
+    again = TextsInMemory(texts, 4, seed=3)
+    assert [again.batch(step)[:, 0].tolist() for step in (4, 0, 2)] == [batches[4], batches[0], batches[2]]
+    assert TextsInMemory(texts, 4, seed=4).batch(0)[:, 0].tolist() != batches[0]
