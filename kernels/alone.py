@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Lock, Thread
+from threading import Barrier, Lock, Thread
 from typing import TypeVar
 
 import torch
@@ -35,10 +35,24 @@ def each_alone(work: Callable[[P], R], parts: Sequence[P]) -> list[R]:
 
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="tsdfm-alone", initializer=_alone)
+    """A pool all of whose threads have begun.
+
+    One that begins changes, for a moment, how many threads those to come will have, and holds a lock meanwhile. Were it left
+    to begin while others compute, its caller might have gone on by then: to start a thread, or to fork.
+    """
+    pool, begun = ThreadPoolExecutor(threads, thread_name_prefix="tsdfm-alone", initializer=_alone), Barrier(threads)
+    list(pool.map(lambda _: begun.wait(), range(threads)))
+    return pool
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads are not inherited
+def _forget() -> None:
+    """In a forked process, which inherits no threads, but locks as they were held."""
+    global _SETTING
+    _SETTING = Lock()
+    _pool.cache_clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _alone() -> None:

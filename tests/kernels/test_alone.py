@@ -1,11 +1,14 @@
 """Threads that compute alone: order, errors, the settings of the process, and log-probabilities that no number of threads moves."""
 
+import itertools
 import multiprocessing
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from tsdfm.kernels import alone as module
 from tsdfm.kernels.alone import each_alone
 from tsdfm.kernels.linear_buckets import SHARE_ROWS, linear_buckets
 from tsdfm.kernels.linear_logprob import linear_logprob
@@ -37,6 +40,25 @@ def test_the_process_keeps_its_number_of_threads():
         assert anew.submit(torch.get_num_threads).result() == 2
 
 
+def test_all_threads_have_begun_when_the_parts_are_done(monkeypatch):
+    """Also those for which no part was left: one that began later would change settings of the process behind its caller's back."""
+    numbers, begun, usual = itertools.count(), list[int](), module._alone
+
+    def slowly():
+        number = next(numbers)
+        time.sleep(0.3 * number)
+        usual()
+        begun.append(number)
+
+    module._pool.cache_clear()
+    monkeypatch.setattr(module, "_alone", slowly)
+    try:
+        assert each_alone(lambda part: part, range(4)) == [0, 1, 2, 3]
+        assert begun == [0, 1]
+    finally:
+        module._pool.cache_clear()  # no other test has that pool
+
+
 def test_an_error_of_a_part_is_that_of_the_call():
     with pytest.raises(ZeroDivisionError):
         each_alone(lambda part: 1 / part, [1, 0, 2])
@@ -46,11 +68,24 @@ def forked(pipe):
     pipe.send(each_alone(lambda part: part + 1, range(3)))
 
 
+def test_a_process_that_is_forked_while_threads_begin_has_a_lock_of_its_own():
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    with module._SETTING:
+        process = context.Process(target=forked, args=(theirs,), daemon=True)
+        process.start()
+    try:
+        assert mine.poll(30)
+        assert mine.recv() == [1, 2, 3]
+    finally:
+        process.kill()
+
+
 def test_a_forked_process_has_threads_of_its_own():
     each_alone(settings_of, range(4))
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe()
-    process = context.Process(target=forked, args=(theirs,))
+    process = context.Process(target=forked, args=(theirs,), daemon=True)
     process.start()
     assert mine.poll(30)
     assert mine.recv() == [1, 2, 3]
