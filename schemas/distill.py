@@ -120,12 +120,16 @@ class DistillConfig(Divided):
         "otherwise every position does"))
     patience: int | None = Field(None, ge=1, lt=2**31, description=(
         "Stop when the held-out loss has not fallen for so many log lines, and keep the weights of its lowest; null: never"))
+    interpolate: float = Field(1.0, gt=0, le=1, description=(
+        "Where the student's weights lie between those that it started from (0) and the trained ones (1): below 1 it keeps "
+        "more of what the teacher knows and few trajectories don't show"))
     real: RealConfig = RealConfig()
     optim: DistillOptim = DistillOptim()
 
     @model_serializer(mode="wrap")
     def _without_newer(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
-        return without_newer(handler(self), info, tracker="none", event_weight=0.0, alike=False, patience=None)
+        return without_newer(handler(self), info, tracker="none", event_weight=0.0, alike=False, patience=None,
+                             interpolate=1.0)
 
     @model_validator(mode="after")
     def _says_nothing_idle(self) -> "DistillConfig":

@@ -24,7 +24,7 @@ from tsdfm.pipeline.text.corpus import Corpus, prepare
 from tsdfm.pipeline.text.ends.written import is_written
 from tsdfm.pipeline.training.held_out.measure import HeldOut
 from tsdfm.pipeline.training.loop.data_parallel import DataParallel, Place
-from tsdfm.pipeline.training.loop.trainer import Part, Report, Stop, Trainer, never, seeded
+from tsdfm.pipeline.training.loop.trainer import Ending, Part, Report, Stop, Trainer, never, seeded
 from tsdfm.pipeline.training.objectives import StudentLoss
 from tsdfm.pipeline.training.text_trainer import texts_of
 from tsdfm.schemas.distill import DistillConfig
@@ -91,7 +91,8 @@ def train(start: Start, folder: Path, place: Place, report: Report, stop: Stop =
     held_out = None
     if config.data.held_out:
         held_out = HeldOut(config, reader.budget_shares, student.eval(), proposal_temperature(start))
-    trainer = Trainer(student, config.optim, folder, identity, writes=place.rank == 0, patience=config.patience)
+    trainer = Trainer(student, config.optim, folder, identity, writes=place.rank == 0,
+                      ending=Ending(config.patience, config.interpolate))
     trainer.resume()
     if config.recompute:
         recompute_blocks(student)

@@ -1,8 +1,8 @@
-"""Which compass shapes best? `python tests/benchmarks/compasses.py [--ar NAME] [--nce FOLDER] [--contrast] [--grid G] [--json FILE]`.
+"""Which compass shapes best? `python tests/benchmarks/compasses.py [--ar NAME] [--nce FOLDER] [--contrast FOLDER] [--grid G] [--json FILE]`.
 
 Rollouts of a mask teacher in 8 steps with spaced clocks and in 64 with independent ones, of which a compass keeps the best of K = 8
-whole candidates at every step, or from t = 0.25 on: `ar` (a causal language model), `nce` (a folder of `fit-compass --kind nce`), and the sum of both
-energies as they stand, through the protocol by which anybody's compass is taken, as is `contrast`, two language models (see `contrast.py`).
+whole candidates at every step, or from t = 0.25 on, or at every position its own best: `ar` (a causal language model), `nce` and `contrast`
+(folders of `fit-compass` of these kinds), and the sum of the energies of `ar` and `nce` as they stand, through the protocol by which anybody's compass is taken.
 Asked of each: its perplexity over that of the blind teacher in the same steps and with the same clocks, cooled until its texts have the
 same entropy, or the same distinct-2; and its CPU time over that of the blind teacher. The judge shares neither weights nor text with a compass. One seed.
 
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from contrast import contrast_of
 from measure import machine, report, say, table
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from tsdfm.pipeline.evaluation.judge import Judge
 from tsdfm.pipeline.evaluation.measures.frontier import perplexity_at_entropy
 from tsdfm.pipeline.evaluation.open_judge import open_judge
 from tsdfm.pipeline.evaluation.samples import Samples, likelihood, measure, of_tokens
-from tsdfm.pipeline.flow.compass import Compass
+from tsdfm.pipeline.flow.compass import Compass, TokenCompass, TokenSets
 from tsdfm.pipeline.flow.opening import open_compass
 from tsdfm.pipeline.flow.rollout import roll_out
 from tsdfm.pipeline.models.denoiser import Denoiser
@@ -40,10 +39,25 @@ CPU = torch.device("cpu")
 CANDIDATES = 8
 BATCH = 32
 COOLED = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # temperatures of the blind teacher, its curve
-SHAPED = (1.0, 0.9)
 SPACED, INDEPENDENT = {"steps": 8, "clocks": "spaced"}, {"steps": 64, "clocks": "independent"}
-GRIDS: dict[str, tuple[dict[str, object], float]] = {  # the rollout, and the time from which a compass chooses
-    "8 spaced": (SPACED, 0.0), "8 spaced from t = 0.25": (SPACED, 0.25), "64": (INDEPENDENT, 0.0)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is rolled out, how a compass chooses, and at which temperatures."""
+
+    rollout: dict[str, object]
+    shaping: dict[str, object]
+    temperatures: tuple[float, ...] = (1.0, 0.9)
+
+    def takes(self, compass: Compass) -> bool:
+        """Whether a compass can choose so."""
+        return self.shaping.get("level") != "token" or isinstance(compass, TokenCompass)
+
+
+GRIDS = {
+    "8 spaced": Grid(SPACED, {}), "8 spaced from t = 0.25": Grid(SPACED, {"tau": 0.25}),
+    "8 spaced by token": Grid(SPACED, {"level": "token"}, (1.0, 0.9, 0.8)), "64": Grid(INDEPENDENT, {})}
 
 
 class Sum:
@@ -101,9 +115,10 @@ class Bench:
         file = self.work / f"{self.teacher.fingerprint[:12]}-{grid.replace(' ', '-')}-{known}-{temperature:g}-{self.texts}.json"
         if not file.is_file():
             say(f"{grid}: {compass}, temperature {temperature:g} ...")
-            settings, tau = GRIDS[grid]
-            rollout = RolloutConfig.model_validate({"temperature": temperature, **settings})
-            made = roll(self.teacher.network, model, rollout, ShapingConfig(candidates=CANDIDATES, tau=tau), self.texts)
+            settings = GRIDS[grid]
+            rollout = RolloutConfig.model_validate({"temperature": temperature, **settings.rollout})
+            shaping = ShapingConfig.model_validate({"candidates": CANDIDATES, **settings.shaping})
+            made = roll(self.teacher.network, model, rollout, shaping, self.texts)
             self.work.mkdir(parents=True, exist_ok=True)
             write_atomic(file, json.dumps(made).encode())
         kept = json.loads(file.read_bytes())
@@ -134,9 +149,16 @@ class _Quiet:
         """See `Compass.energy`; of a set of one candidate 0."""
         return torch.zeros(states.shape[:2]) if states.shape[1] == 1 else self.compass.energy(states, t, completion)
 
+    def token_energy(self, states: Tensor, t: Tensor, completion: Tensor | None, sets: TokenSets) -> Tensor:
+        """See `TokenCompass.token_energy`."""
+        assert isinstance(self.compass, TokenCompass)
+        return self.compass.token_energy(states, t, completion, sets)
 
-def compare(bench: Bench, grid: str, judge: Judge, temperatures: tuple[float, ...], cooled: tuple[float, ...]) -> dict[str, object]:
-    """The blind curve of a grid, and every compass against it."""
+
+def compare(bench: Bench, grid: str, judge: Judge, *, quick: bool) -> dict[str, object]:
+    """The blind curve of a grid, and every compass against it; `quick`: at few temperatures."""
+    temperatures, cooled = ((1.0,), (1.0, 0.7)) if quick else (GRIDS[grid].temperatures, COOLED)
+
     def judged(row: Row) -> JudgedTexts:
         return JudgedTexts(likelihood(row.samples, judge), row.samples.entropies)
 
@@ -145,7 +167,7 @@ def compare(bench: Bench, grid: str, judge: Judge, temperatures: tuple[float, ..
     cost = {row.temperature: row.cpu_seconds for row in curve}
     rows, found = [_figures(row, judge, cost, None) for row in curve], list[dict[str, object]]()
     by_distinct = [(float(str(row["distinct_2"])), float(str(row["perplexity"]))) for row in rows]
-    for name in bench.compasses:
+    for name in [name for name, (compass, _) in bench.compasses.items() if GRIDS[grid].takes(compass)]:
         for temperature in temperatures:
             row = bench.row(grid, name, temperature)
             found.append(_figures(row, judge, cost, ratio_at_equal_entropy(judged(row), blind), by_distinct))
@@ -187,7 +209,7 @@ def main() -> None:
     """Roll out, judge, print."""
     parser = argparse.ArgumentParser(description="Which compass shapes best?")
     parser.add_argument("--nce", metavar="FOLDER", help="an nce compass of the teacher; left out: ar alone")
-    parser.add_argument("--contrast", action="store_true", help="the ar compass against its copy, fitted to the teacher's texts, too")
+    parser.add_argument("--contrast", metavar="FOLDER", help="a contrast compass of the teacher")
     parser.add_argument("--teacher", default="embedded", help="of the mask source")
     parser.add_argument("--ar", default="embedded", help="a causal language model of its vocabulary")
     parser.add_argument("--judge", default="embedded", help="another, of the other half of the corpus")
@@ -198,15 +220,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON object to FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    names = {"ar": options.ar, **({"nce": options.nce} if options.nce else {})}
+    names = {"ar": options.ar} | {kind: given for kind in ("nce", "contrast") if (given := getattr(options, kind))}
     bench = Bench(options.teacher, names, 16 if options.quick else options.texts, options.work)
-    if options.contrast:
-        compass = contrast_of(bench.teacher, options.ar, options.work)
-        bench.compasses["contrast"] = (compass, compass.fingerprint[:12])
     judge = open_judge(options.judge, CPU, [bench.teacher.vocabulary])
-    shaped, cooled = ((1.0,), (1.0, 0.7)) if options.quick else (SHAPED, COOLED)
     grids = list(GRIDS) if options.grid == "all" else [options.grid]
-    found = {grid: compare(bench, grid, judge, shaped, cooled) for grid in grids}
+    found = {grid: compare(bench, grid, judge, quick=options.quick) for grid in grids}
     report({"machine": machine(1), "texts": bench.texts, "teacher": bench.teacher.fingerprint, "grids": found,
             "auc": auc_of(options.nce) if options.nce else None}, options.json)
 

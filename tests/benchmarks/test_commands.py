@@ -1,7 +1,7 @@
 """Benchmarks run: each of these in its smallest setting, so that none is found broken on the day when its figures are wanted.
 
 Those whose smallest setting takes minutes are left out (`joint.py`, `levels.py`, `million.py`, `plan.py`, `shaping.py`);
-`contrast.py` fits for minutes, too; `claims.py` and `corpus.py` have tests of their own.
+`claims.py` and `corpus.py` have tests of their own.
 """
 
 import os

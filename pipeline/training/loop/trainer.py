@@ -106,18 +106,32 @@ def finite(name: str, value: float, step: int, folder: Path) -> float:
     return value
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Which weights a training leaves.
+
+    patience: it stops once the scalar HELD_OUT_LOSS of that many lines was no lower than before, and leaves the weights that
+    gave the lowest. interpolate: how far on the way from the first weights to the EMA weights those lie that it leaves
+    (Wortsman et al. 2022, arXiv 2109.01903).
+    """
+
+    patience: int | None = None
+    interpolate: float = 1.0
+
+
+USUAL = Ending()
+
+
 class Trainer:
-    """Trains `model` in place of `steps` updates; afterwards `model` holds the EMA weights.
+    """Trains `model` in place of `steps` updates; afterwards `model` holds the EMA weights, or what `ending` says.
 
     `identity` is what must not change between a run and its resumption (the whole config); a mismatch is refused. Of the
-    data-parallel processes of one run only the first `writes` checkpoints and logs. With `patience` the training stops once
-    the scalar HELD_OUT_LOSS of that many lines was no lower than before, and the model then holds the EMA weights of the
-    lowest.
+    data-parallel processes of one run only the first `writes` checkpoints and logs.
     """
 
     def __init__(
         self, model: nn.Module, config: OptimConfig, folder: Path, identity: dict[str, object], *, writes: bool = True,
-        patience: int | None = None,
+        ending: Ending = USUAL,
     ) -> None:
         self.model, self.config, self.folder, self.identity, self.writes = model, config, folder, identity, writes
         matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -128,7 +142,8 @@ class Trainer:
         )
         self.parameters: list[Tensor] = [*matrices, *vectors]
         self.average = [p.detach().clone() for p in self.parameters]
-        self.early = None if patience is None else EarlyStop(patience, self.average)
+        self.ending, self.start = ending, None if ending.interpolate == 1 else [p.clone() for p in self.average]
+        self.early = None if ending.patience is None else EarlyStop(ending.patience, self.average)
         self.step = 0
 
     @property
@@ -136,12 +151,20 @@ class Trainer:
         """The update whose weights a finished training leaves."""
         return self.step if self.early is None else self.early.step
 
+    @property
+    def left(self) -> list[Tensor]:
+        """The weights that would be saved now, as `parameters`."""
+        if self.start is None:
+            return self.average
+        with torch.no_grad():
+            return list(torch._foreach_lerp(self.start, self.average, self.ending.interpolate))
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The model as it would be saved now: with the EMA weights, not training. Afterwards it is as it was before."""
+        """The model as it would be saved now, not training. Afterwards it is as it was before."""
         kept = [parameter.detach().clone() for parameter in self.parameters]
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average)
+            torch._foreach_copy_(self.parameters, self.left)
         self.model.eval()
         try:
             yield
@@ -254,7 +277,7 @@ class Trainer:
                            "lr": learning_rate(self.config, self.step - 1), **gauges()}
                 window.clear()
                 if self.early is not None:
-                    self.early.hear(mean(scalars[HELD_OUT_LOSS]), self.average, self.step)
+                    self.early.hear(mean(scalars[HELD_OUT_LOSS]), self.left, self.step)
                 if writer:
                     for name, scalar in scalars.items():
                         writer.add_scalar(name, scalar, self.step)
@@ -269,7 +292,7 @@ class Trainer:
         if not self._ended:
             return False
         with torch.no_grad():
-            torch._foreach_copy_(self.parameters, self.average if self.early is None else self.early.best)
+            torch._foreach_copy_(self.parameters, self.left if self.early is None else self.early.best)
         self.model.eval()
         return True
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tsdfm.pipeline.training.held_out.early_stop import EarlyStop
-from tsdfm.pipeline.training.loop.trainer import Trainer, whole
+from tsdfm.pipeline.training.loop.trainer import Ending, Trainer, whole
 from tsdfm.schemas.base import InputError
 from tsdfm.schemas.optim import HELD_OUT_LOSS, OptimConfig
 
@@ -31,7 +31,7 @@ def run(folder, stop_at=None, patience=3, report=lambda *_: None):
     """A weight that is pulled to 1, and a held-out loss that is least where it passes 0.4."""
     model = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(model.weight)
-    trainer = Trainer(model, CONFIG, folder, {"patience": patience}, patience=patience)
+    trainer = Trainer(model, CONFIG, folder, {"patience": patience}, ending=Ending(patience))
     trainer.resume()
 
     def measured():

@@ -18,13 +18,13 @@ from tests.support import present, write_corpus
 from tsdfm.pipeline.text.corpus import prepare, windows_of
 from tsdfm.pipeline.text.vocabulary import Vocabulary
 from tsdfm.pipeline.training.loop.checkpoint import HEADER_FILE, STATE_FILE
-from tsdfm.pipeline.training.loop.trainer import Trainer, Watch, generator_of, learning_rate, whole
+from tsdfm.pipeline.training.loop.trainer import Ending, Trainer, Watch, generator_of, learning_rate, whole
 from tsdfm.pipeline.training.pretrain import evaluate, pretrain
 from tsdfm.pipeline.training.text_trainer import TokenWindows
 from tsdfm.schemas.base import InputError, WorkError
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.former import FORMER, FormerModel
-from tsdfm.schemas.optim import OptimConfig
+from tsdfm.schemas.optim import HELD_OUT_LOSS, OptimConfig
 from tsdfm.schemas.train import PretrainConfig
 
 OPTIM = OptimConfig(steps=17, batch_size=4, lr=0.05, warmup=3, log_every=4, checkpoint_every=5, seed=1)
@@ -270,6 +270,39 @@ def test_the_saved_model_is_the_ema(tmp_path, monkeypatch):
     for mine, expected, last in zip(model.parameters(), average, raw[-1], strict=True):
         torch.testing.assert_close(mine.detach().double(), expected, rtol=0, atol=1e-5)
         assert not torch.allclose(mine.detach().double(), last, atol=1e-4)
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_between_the_start_and_the_trained_weights(tmp_path, patience):
+    """Saved, and measured at each line, is what lies so far on the way; the training itself is another's bit for bit, cut or not."""
+    def trained(name, interpolate, stops=()):
+        lines = []
+        for stop in (*stops, 10**6):
+            model = model_of()
+            trainer = Trainer(model, OPTIM, tmp_path / name, {}, ending=Ending(patience, interpolate))
+            trainer.resume()
+
+            def gauges(trainer=trainer, model=model):
+                with trainer.averaged():
+                    lines.append([p.detach().clone() for p in model.parameters()])
+                return {HELD_OUT_LOSS: float(trainer.step)}  # the first line's is the lowest
+
+            def report(step, scalars, stop=stop):
+                return step >= stop
+
+            if trainer.run(whole(loss_of(model)), report, gauges):
+                return list(model.parameters()), lines
+        raise AssertionError
+
+    start, (full, lines), (half, half_lines) = list(model_of().parameters()), trained("full", 1.0), trained("half", 0.25)
+    for begun, trained_there, between in zip(start, full, half, strict=True):
+        torch.testing.assert_close(between, begun + 0.25 * (trained_there - begun), rtol=0, atol=1e-6)
+        assert not torch.equal(between, trained_there)
+    for at_line, at_half_line in zip(lines, half_lines, strict=True):
+        for begun, there, between in zip(start, at_line, at_half_line, strict=True):
+            torch.testing.assert_close(between, begun + 0.25 * (there - begun), rtol=0, atol=1e-6)
+    cut, _ = trained("cut", 0.25, stops=(4,))
+    assert all(torch.equal(one, other) for one, other in zip(cut, half, strict=True))
 
 
 def test_updates_are_adamw_with_clipping_and_decay_of_matrices_only(tmp_path):
