@@ -7,7 +7,7 @@ from pydantic import Field, SerializationInfo, SerializerFunctionWrapHandler, mo
 from tsdfm.schemas.base import Frozen, without_newer
 
 HELD_OUT_LOSS = "held_out/loss"  # the scalar of a training by which it ends early, where it has patience
-HELD_OUT_AUC = "held_out/auc"  # of an `nce` compass, how well it separates; with _ and a range of t behind it, in that alone
+HELD_OUT_AUC = "held_out/auc"  # how well a compass separates; with _ and a range of t behind it, in that alone
 Tracker = Literal["none", "wandb", "trackio", "mlflow"]
 
 

@@ -32,7 +32,7 @@ class Use(IntEnum):
 
     MAKE = 0  # a dataset (`generate`)
     MEASURE = 1  # texts of a model, to be read or judged (`sample`, `evaluate`, and with it `ablate` and `demo`)
-    CONTRAST = 2  # what an `nce` compass learns to tell from real text (`fit-compass`)
+    CONTRAST = 2  # what `nce` and `contrast` compasses set real text against (`fit-compass`)
 
 
 class Noise:

@@ -233,7 +233,7 @@ def _texts(config: CompassConfig, corpus: Corpus, teacher: Denoiser) -> Texts:
 
 def _identity(config: CompassConfig, corpus: str, made_for: str) -> dict[str, object]:
     """What a resumed run must share; `corpus`: the sha256 of its documents, `made_for`: fingerprint of the tokenizer (`ar`), or
-    of the teacher (`nce`).
+    of the teacher (`nce`, `contrast`).
     """
     settings = config.model_dump(mode="json", exclude={"teacher": True, **DIVISION})
     return {**settings, "corpus_sha256": corpus, "made_for": made_for}

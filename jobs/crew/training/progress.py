@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def told(scalars: Mapping[str, float]) -> str:
-    """How a training goes, in a few words: its loss and, of an `nce` compass, the held-out AUC at late times."""
+    """How a training goes, in a few words: its loss and, of a compass that separates, the held-out AUC."""
     loss = f"loss {scalars['loss']:.4f}"
     return f"{loss}  AUC {scalars[HELD_OUT_AUC]:.2f}" if HELD_OUT_AUC in scalars else loss
 

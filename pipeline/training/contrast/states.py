@@ -1,4 +1,4 @@
-"""The noise of noise-contrastive estimation: states of a teacher's blind rollouts, kept for a training that is resumed."""
+"""What real text is set against: states of a teacher's blind rollouts, kept for a training that is resumed."""
 
 import json
 from pathlib import Path
@@ -78,7 +78,7 @@ def noise_states(
         for log in roll_out_blind(teacher, rollout, ids, Use.CONTRAST):
             for step in range(config.rollout_steps):
                 states[log.trajectory_id, step] = torch.from_numpy(log.state_after(step, teacher.config.mask_id))
-        progress("rolling out noise", min(start + place.world * ROLLOUT_BATCH, config.rollouts), config.rollouts)
+        progress("rolling out the teacher", min(start + place.world * ROLLOUT_BATCH, config.rollouts), config.rollouts)
     teacher.cpu()
     states = place.summed(states)  # each state is zero in all processes but one
     return padded_state(states, teacher.config.end_id, teacher.config.mask_id).int()
