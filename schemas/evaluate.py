@@ -15,6 +15,7 @@ from pydantic import (
 from tsdfm.schemas.base import Frozen, without_newer
 from tsdfm.schemas.corpus import CorpusConfig
 from tsdfm.schemas.extent import Overlap, StopsAt
+from tsdfm.schemas.frontier import Compared
 from tsdfm.schemas.measures import Bound, Distances, Memorised
 from tsdfm.schemas.paths import PathName
 from tsdfm.schemas.prompts import PROMPT_FIELD, PromptField, PromptFile, refuse_idle
@@ -70,6 +71,9 @@ class EvaluateConfig(Frozen):
         "Sweep the sampling temperature and draw the frontier: perplexity against entropy, for a model that is only cooler has "
         "lower perplexity, too"))
     temperatures: Temperatures = Field((0.6, 0.7, 0.8, 0.9, 1.0, 1.1), description="Temperatures of the frontier")
+    against: PathName | None = Field(None, description=(
+        "Model, of those named, that all others are set against where temperatures are swept: their perplexity over its own at "
+        "the temperature that makes its texts as diverse; null: the first that is named"))
     reference: bool = Field(True, description="Measure real held-out text, too")
     naive: bool = Field(False, description=(
         "Measure naive samplers, too, which are made from the corpus's training text and are known to be bad: a measure that "
@@ -128,12 +132,16 @@ class EvaluateConfig(Frozen):
         return without_newer(handler(self), info, protocol=None, dtype="float32", compile=False, address="local", clocks=None,
                              naive=False, memorisation=True, trajectories_of=None, length=None, distances=False,
                              likelihood=False, text=None, sampling=True, until=None, overlap=None, prompts=None,
-                             prompt_field=PROMPT_FIELD, prompt_tokens=None)
+                             prompt_field=PROMPT_FIELD, prompt_tokens=None, against=None)
 
     @model_validator(mode="after")
     def _frontier_needs_out(self) -> "EvaluateConfig":
         if self.frontier and self.out is None:
             raise ValueError("the frontier is written to files; give --out a folder")
+        if self.against is not None and not self.frontier:
+            raise ValueError("against: curves over temperatures are compared; give --frontier, or leave it out")
+        if self.against is not None and self.against not in self.model:
+            raise ValueError(f"against: {self.against} is none of the models; name it with --model, too")
         return self
 
     @model_validator(mode="after")
@@ -265,39 +273,6 @@ class JudgeFacts(Frozen):
     reads_tokens: bool = Field(False, description="whether the tokens of all models are its own: else it reads decoded text")
 
 
-class FrontierPoint(Frozen):
-    """One set of texts on the plane of perplexity and entropy."""
-
-    temperature: float | None = Field(description="null for real text")
-    entropy_bits: float
-    perplexity: float
-    low: float = Field(description="95 % bootstrap interval over texts")
-    high: float
-
-
-class FrontierCurve(Frozen):
-    """One model at one step count, by rising temperature."""
-
-    model: str
-    steps: int | None
-    points: list[FrontierPoint]
-    at_reference_entropy: float | None = Field(description=(
-        "perplexity at the entropy of real text of its vocabulary and length; null where the curve doesn't reach it"))
-
-
-class JudgeFrontier(Frozen):
-    """All curves under one judge, and real text."""
-
-    curves: list[FrontierCurve]
-    reference: list[FrontierPoint]
-
-
-class Frontier(Frozen):
-    """OUT/frontier.json: perplexity against entropy over the sampling temperature, by evaluator."""
-
-    judges: dict[str, JudgeFrontier]
-
-
 class Results(Frozen):
     """OUT/results.json."""
 
@@ -313,6 +288,8 @@ class Results(Frozen):
     remarks: list[str] = Field(default_factory=list, description="what to know before reading a figure")
     rows: list[Row]
     likelihood: list[Bound] = Field(default_factory=list, description="bounds of the models' likelihood of real text")
+    compared: list[Compared] = Field(default_factory=list, description=(
+        "models at equal diversity, where temperatures were swept"))
     reference: list[Row] = Field(description="real held-out text, once per vocabulary and length of the models; may be empty")
     naive: list[Row] = Field(default_factory=list, description=(
         "texts of naive samplers, as often as real text: 'model' says which (unigram, shuffled, repeated, copied), and what "

@@ -7,7 +7,8 @@ from tsdfm.pipeline.evaluation.effects import Ratio
 from tsdfm.pipeline.evaluation.measures.frontier import curve_of, point_of
 from tsdfm.schemas.ablate import Effect, Sweep, TrialRow
 from tsdfm.schemas.distill import DistillConfig
-from tsdfm.schemas.evaluate import Frontier, JudgeFrontier, Perplexity, Row
+from tsdfm.schemas.evaluate import Perplexity, Row
+from tsdfm.schemas.frontier import Frontier, JudgeFrontier
 from tsdfm.schemas.reports import DemoRole
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm

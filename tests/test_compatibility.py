@@ -23,7 +23,8 @@ from tsdfm.pipeline.training.loop.data_parallel import Place
 from tsdfm.pipeline.training.student_card import student_card
 from tsdfm.schemas.base import parse_json, to_json
 from tsdfm.schemas.distill import RealConfig
-from tsdfm.schemas.evaluate import Frontier, Results
+from tsdfm.schemas.evaluate import Results
+from tsdfm.schemas.frontier import Frontier
 from tsdfm.schemas.generate import GenerateConfig
 from tsdfm.schemas.training_record import NceRecord, StudentRecord
 

@@ -11,7 +11,8 @@ from tsdfm.pipeline.evaluation.effects import Ratio
 from tsdfm.pipeline.evaluation.figures import count, maybe, ppl, ppl_interval, share
 from tsdfm.schemas.corpus import BIBLE, PYTHON
 from tsdfm.schemas.distill import DistillConfig
-from tsdfm.schemas.evaluate import Frontier, Perplexity, Row
+from tsdfm.schemas.evaluate import Perplexity, Row
+from tsdfm.schemas.frontier import Frontier
 from tsdfm.schemas.reports import DemoRole
 from tsdfm.schemas.summary import DatasetSummary
 from tsdfm.schemas.terms import Arm

@@ -22,7 +22,8 @@ from tsdfm.pipeline.evaluation.sample_cache import METHOD, SampleCache, identity
 from tsdfm.pipeline.evaluation.samples import Samples, likelihood, of_tokens
 from tsdfm.pipeline.evaluation.samples import summarise as measures_of
 from tsdfm.pipeline.models.folder import embedded, load_denoiser
-from tsdfm.schemas.evaluate import Frontier, JudgeFrontier, Results, Row
+from tsdfm.schemas.evaluate import Results, Row
+from tsdfm.schemas.frontier import Frontier, JudgeFrontier
 from tsdfm.schemas.reports import DemoRole
 
 SHOWN = 4  # texts side by side

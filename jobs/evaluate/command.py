@@ -6,7 +6,7 @@ from rich.table import Table
 from tsdfm.jobs.plan.show import show_plan
 from tsdfm.jobs.shell.console import print_whole, say
 from tsdfm.jobs.shell.flags import Planner, config_command, flags_of
-from tsdfm.pipeline.evaluation.figures import corrected, count, maybe, plus_minus, ppl_interval, share, short_names
+from tsdfm.pipeline.evaluation.figures import corrected, count, maybe, plus_minus, ppl_interval, ratio, share, short_names
 from tsdfm.schemas.evaluate import EvaluateConfig, Results, Row
 from tsdfm.schemas.plan import Plan, PlanWish
 
@@ -17,6 +17,8 @@ def show_results(results: Results) -> None:
     """Print the rows as a table, real text first, then naive samplers; and a table of likelihood bounds."""
     if results.settings.sampling:
         _show_texts(results)
+    if results.compared:
+        _show_compared(results)
     if results.likelihood:
         _show_bounds(results)
 
@@ -54,6 +56,20 @@ def _show_texts(results: Results) -> None:
         table.add_row(models[row.model], str(row.steps), f"{row.temperature:g}", f"{row.nfe:.2f}", *_figures(row, results),
                       f"{row.tokens_per_second:,.0f}")
     print_whole(table, keys=3)
+
+
+def _show_compared(results: Results) -> None:
+    """Models at equal diversity: the answer to whether one is better, or only duller."""
+    judges, models, first = short_names(list(results.judges)), short_names(list(results.settings.model)), results.compared[0]
+    title = f"perplexity over that of {models[first.against]}, cooled or heated until as diverse; with 95 % interval"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    measured = [f"{what}, {judges[name]}" for name in results.judges for what in ("at equal entropy", "at equal distinct-2")]
+    for index, column in enumerate(["model", "n", "T", f"n of {models[first.against]}", *measured]):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in results.compared:
+        cells = [cell for found in row.judges.values() for cell in (ratio(found.entropy), maybe(found.distinct_2, ".2f"))]
+        table.add_row(models[row.model], str(row.steps), f"{row.temperature:g}", str(row.against_steps), *cells)
+    print_whole(table, keys=4)
 
 
 def _in_windows(results: Results) -> list[str]:
@@ -100,8 +116,8 @@ def _plan(config: EvaluateConfig, wish: PlanWish) -> Plan:
 @config_command("evaluate", EvaluateConfig, planner=Planner(_plan, show_plan),
                 flags=flags_of(EvaluateConfig, FLAGS, skipped=("corpus.part",)),
                 shown=show_results, common=(
-    "--model --steps --evaluator -n --number --temperature --frontier --reference --naive --trajectories-of --distances "
-    "--likelihood --text --prompts --prompt-tokens --protocol --corpus --out --address --seed --plan"))
+    "--model --steps --evaluator -n --number --temperature --frontier --against --reference --naive --trajectories-of "
+    "--distances --likelihood --text --prompts --prompt-tokens --protocol --corpus --out --address --seed --plan"))
 def evaluate_command(config: EvaluateConfig) -> Results:
     """Measure models at several step counts: perplexity under judges, entropy, diversity and cost, beside real text.
 

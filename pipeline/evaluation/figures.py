@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tsdfm.schemas.evaluate import Perplexity
+from tsdfm.schemas.frontier import PerplexityRatio
 from tsdfm.schemas.measures import Bound, Corrected
 from tsdfm.schemas.words import count as count
 
@@ -20,6 +21,11 @@ def ppl(value: float) -> str:
 def ppl_interval(found: Perplexity | Bound) -> str:
     """A perplexity with its 95 % interval: '57.3 (55.6-59.0)'."""
     return f"{ppl(found.perplexity)} ({ppl(found.low)}-{ppl(found.high)})"
+
+
+def ratio(found: PerplexityRatio | None) -> str:
+    """A perplexity over another with its 95 % interval: '0.93 (0.85-1.02)'."""
+    return NONE if found is None else f"{found.value:.2f} ({found.low:.2f}-{found.high:.2f})"
 
 
 def corrected(found: Corrected) -> str:

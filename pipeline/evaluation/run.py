@@ -19,8 +19,10 @@ from typing import Any
 import torch
 
 from tsdfm.pipeline.evaluation.cells import Maker, Subject, device_name, open_subject, rollout_of
+from tsdfm.pipeline.evaluation.effects import JudgedTexts
 from tsdfm.pipeline.evaluation.figures import short_names
 from tsdfm.pipeline.evaluation.judge import Judge, Likelihood
+from tsdfm.pipeline.evaluation.measures.compared import Where, compared
 from tsdfm.pipeline.evaluation.measures.corpus_texts import (
     CorpusTexts,
     Kind,
@@ -77,7 +79,8 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = config.model_copy(update={  # so that the results name the commits
-        "model": tuple(map(pinned, config.model)), "evaluator": tuple(map(pinned, config.evaluator))})
+        "model": tuple(map(pinned, config.model)), "evaluator": tuple(map(pinned, config.evaluator)),
+        "against": config.against and pinned(config.against)})
     prompts = read_prompts(config)
     with _folder(config.out) as folder:
         subjects = [open_subject(name, config, device) for name in config.model]
@@ -100,6 +103,7 @@ def evaluate(config: EvaluateConfig, progress: Progress = unheard, command: str 
             device=", ".join(sorted(devices)) or device_name(device),
             threads=torch.get_num_threads(), rows=rows, reference=reference, naive=naive, likelihood=likelihood,
             remarks=[*run.told([*reference, *naive, *rows], likelihood), *run.memory.remarks, *since],
+            compared=compared(rows, run.judged, config.against or config.model[0]) if config.frontier else [],
             judges={judge.name: _facts(judge, vocabularies) for judge in judges})
         run.cache.write(RESULTS_FILE, (results.model_dump_json(indent=2) + "\n").encode())
         if config.frontier:
@@ -134,6 +138,7 @@ class _Run:
     memory: Memory
     remarks: dict[tuple[str, str], str] = field(default_factory=dict)  # by judge and vocabulary
     real: dict[Kind, RealTexts] = field(default_factory=dict)
+    judged: dict[Where, dict[str, JudgedTexts]] = field(default_factory=dict)  # of the models' rows, by judge
 
     def rows(self, subjects: list[Subject]) -> list[Row]:
         """Sample and judge every model at every step count and temperature."""
@@ -199,6 +204,8 @@ class _Run:
                 self._note(judge, samples, found[judge.name])
             tell(number * len(samples.texts), f"; judge {self.names[judge.name]}")
         self.memory.add(identity, samples, subject.name)
+        self.judged[subject.name, steps, temperature] = {
+            name: JudgedTexts(replace(each, features=None), samples.entropies) for name, each in found.items()}
         return _row_of(summarise(samples, found), model=subject.name, fingerprint=opened.fingerprint,
                        vocabulary=samples.vocabulary, texts=opened.network.config.texts, steps=steps, temperature=temperature,
                        prompts=subject.key,

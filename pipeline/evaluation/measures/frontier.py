@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from tsdfm.pipeline.evaluation.figures import count, short_names
-from tsdfm.schemas.evaluate import Frontier, FrontierCurve, FrontierPoint, JudgeFrontier, Results, Row
+from tsdfm.schemas.evaluate import Results, Row
+from tsdfm.schemas.frontier import Frontier, FrontierCurve, FrontierPoint, JudgeFrontier
 
 # Okabe & Ito (2008): told apart with any colour vision, each with a marker of its own; 7 x 9 curves before one repeats.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5B5B5B"]

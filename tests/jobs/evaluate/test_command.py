@@ -410,6 +410,33 @@ def test_the_frontier_is_written(cli, arguments, tmp_path, tiny_models):
     assert "frontier.png" in outcome.stderr
 
 
+def test_models_are_set_against_the_first_or_the_one_that_is_named(cli, arguments, tiny_models):
+    models = str(tiny_models.mask), str(tiny_models.uniform)
+    sweep = ("--frontier", "--temperatures", "0.5,0.8", "--steps", "4")
+    for base, other, flags in ((*models, ()), (*models[::-1], ("--against", models[1]))):
+        report, _ = run(cli, arguments, *sweep, *flags)
+        assert [(row["model"], row["steps"], row["against"], row["against_steps"]) for row in report["compared"]] == [(other, 4, base, 4)] * 3
+        assert "cooled or heated until as diverse" in cli(*arguments, *sweep, *flags).stdout
+        rows = {(row["model"], row["temperature"]): row for row in report["rows"]}
+        for row in report["compared"]:
+            [found] = row["judges"].values()
+            curve = [rows[base, t]["entropy_bits"] for t in (0.5, 0.8, 1.0)]
+            entropy = rows[other, row["temperature"]]["entropy_bits"]
+            if not min(curve) <= entropy <= max(curve):
+                assert found["entropy"] is None
+            elif found["entropy"] is not None:
+                assert found["entropy"]["low"] <= found["entropy"]["value"] <= found["entropy"]["high"]
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (("--against", "OTHER", "--frontier"), ("against", "OTHER", "--model")), (("--against", "embedded"), ("against", "--frontier"))])
+def test_what_is_set_against_is_a_model_with_a_curve(cli, tmp_path, flags, words):
+    outcome = cli("evaluate", "--out", tmp_path / "out", *flags)
+    assert outcome.code == 2
+    assert len(outcome.stderr.strip().splitlines()) == 1
+    assert all(word in outcome.stderr for word in words)
+
+
 def test_a_file_of_settings_and_flags_over_it(cli, tmp_path, tiny_models):
     file = tmp_path / "evaluate.yaml"
     file.write_text(yaml.safe_dump({"model": str(tiny_models.mask), "evaluator": [str(tiny_models.ar)], "steps": [2, 4],
