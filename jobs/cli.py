@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -76,6 +77,13 @@ class Commands(click.Group):
         if LOG_LEVEL not in command.params:  # it is taken before and after the name of a command
             command.params.append(LOG_LEVEL)
         return command
+
+    def resolve_command(self, context: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is asked for; of a name that is none, the nearest one is told."""
+        near = get_close_matches(args[0], PLACES, n=1)
+        if args[0] not in PLACES and near:
+            raise click.UsageError(f"No such command {args[0]!r}. (Did you mean {near[0]!r}?)", context)
+        return super().resolve_command(context, args)
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command. An interrupt is told in one line; click would put an empty one before it."""
@@ -160,7 +168,7 @@ def _thread_fault(fault: threading.ExceptHookArgs) -> None:
 def _told(error: Exception) -> tuple[str, int]:
     """What an error says in one line, and the exit code. Raises it if it is a defect and TSDFM_TRACEBACK is set."""
     if isinstance(error, click.ClickException):
-        return error.format_message().replace("\n", " "), 2
+        return _refused(error), 2
     if isinstance(error, InputError | WorkError):
         return str(error), 2 if isinstance(error, InputError) else CODE if isinstance(error, Interrupted) else 1
     if isinstance(error, MemoryError):
@@ -172,6 +180,16 @@ def _told(error: Exception) -> tuple[str, int]:
         raise error
     return (f"unexpected {type(error).__name__}: {first_line(error, 300)}; this is a defect, please report it "
             "(TSDFM_TRACEBACK=1 shows where)"), 1
+
+
+def _refused(error: click.ClickException) -> str:
+    """Click's own words of a command line that it refused, and where to read what there is, where they don't say it."""
+    said = error.format_message().replace("\n", " ")
+    of_a_value = isinstance(error, click.BadOptionUsage | click.BadParameter) and not isinstance(error, click.MissingParameter)
+    if not isinstance(error, click.UsageError) or of_a_value or "Did you mean" in said:
+        return said
+    asked = error.ctx.command_path if error.ctx else "tsdfm-pipeline"
+    return f"{said.rstrip('.')}; `{asked} --help` tells what there is"
 
 
 def _fail(message: str, code: int) -> None:

@@ -84,6 +84,18 @@ def test_one_opener_of_datasets_for_every_command(cli, hub):
         assert_refused(cli(*arguments, "hf://datasets/team/nothing"), "hf://datasets/team/nothing", "no such repository")
 
 
+@pytest.mark.parametrize(("line", "words"), [
+    ("verfy OUT", ("verfy", "'verify'")), ("zzz", ("zzz", "`tsdfm-pipeline --help`")), ("verify", ("OUT", "`tsdfm-pipeline verify --help`")),
+    ("verify --data OUT", ("--data", "`tsdfm-pipeline verify --help`")), ("generate --cloks spaced", ("--cloks", "'--clocks'")),
+    ("generate --steps x", ("--steps", "'x'", "integer"))])
+def test_a_wrong_command_line_is_told_with_where_to_read_on(cli, line, words):
+    outcome = cli(*line.split())
+    assert outcome.code == 2
+    assert len(outcome.stderr.strip().splitlines()) == 1
+    for word in words:
+        assert word in outcome.stderr
+
+
 def test_python_m_runs_it():
     done = subprocess.run([sys.executable, "-m", "tsdfm.jobs", "--version"], capture_output=True, text=True, check=True)
     assert version("tsdfm-pipeline") in done.stdout
