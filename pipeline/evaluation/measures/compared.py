@@ -28,18 +28,24 @@ def compared(rows: Sequence[Row], judged: Judged, against: str) -> list[Compared
 
     Returns:
         In the order of the rows. Log perplexity is linear in entropy, or in distinct-2, between neighbouring temperatures; a
-        ratio is None where the curve does not reach that entropy or distinct-2, for curves are not extrapolated.
+        ratio is None where the curve does not reach that entropy or distinct-2, for curves are not extrapolated. Rows of
+        another tokenizer or length are left out: diversity is of a model's own tokens.
     """
     most, found = max((row.steps or 0 for row in rows), default=0), []
     for row in rows:
         model, steps, temperature = where(row)
         for against_steps in dict.fromkeys((steps, most)):
-            curve = [each for each in rows if (each.model, each.steps) == (against, against_steps)]
+            curve = [each for each in rows if (each.model, each.steps, *_of(each)) == (against, against_steps, *_of(row))]
             if (model, steps) != (against, against_steps) and curve:
                 found.append(Compared(
                     model=model, steps=steps, temperature=temperature, against=against, against_steps=against_steps,
                     judges={judge: _at_equal_diversity(row, curve, judged, judge) for judge in row.judges}))
     return found
+
+
+def _of(row: Row) -> tuple[str, int]:
+    """What makes diversities comparable."""
+    return row.vocabulary, row.length
 
 
 def _at_equal_diversity(row: Row, curve: Sequence[Row], judged: Judged, judge: str) -> AtEqualDiversity:

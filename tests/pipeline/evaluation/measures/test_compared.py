@@ -69,3 +69,9 @@ def test_where_the_curve_does_not_reach_there_is_no_ratio(rows):
 
 def test_one_curve_alone_is_set_against_nothing(rows):
     assert compared(rows[:2], {where(each): texts(each) for each in rows}, "t") == []
+
+
+@pytest.mark.parametrize("other", [{"vocabulary": "w"}, {"length": 9}])
+def test_models_of_other_tokens_are_not_compared(rows, other):
+    rows = [*rows[:-1], rows[-1].model_copy(update=other)]
+    assert {each.model for each in compared(rows, {where(each): texts(each) for each in rows}, "t")} == {"t"}
