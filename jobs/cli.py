@@ -80,8 +80,7 @@ class Commands(click.Group):
 
     def resolve_command(self, context: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The command that is asked for; of a name that is none, the nearest one is told."""
-        near = get_close_matches(args[0], PLACES, n=1)
-        if args[0] not in PLACES and near:
+        if args[0] not in PLACES and (near := get_close_matches(args[0], PLACES, n=1)):
             raise click.UsageError(f"No such command {args[0]!r}. (Did you mean {near[0]!r}?)", context)
         return super().resolve_command(context, args)
 
